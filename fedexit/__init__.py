@@ -1,0 +1,35 @@
+"""fedexit: federated fine-tuning of self-supervised speech models with early exits (Guo et al., Interspeech 2026).
+
+The public names live here; each is loaded on first use, so that the command line answers without importing torch.
+"""
+
+from importlib import import_module
+
+from fedexit.errors import FedexitError
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "load_backbone": "fedexit.backbone",
+    "MultiExitModel": "fedexit.exits",
+    "Update": "fedexit.aggregation",
+    "aggregate": "fedexit.aggregation",
+    "layer_of": "fedexit.aggregation",
+    "open_corpus": "fedexit.corpora",
+    "Client": "fedexit.clients",
+    "LocalTraining": "fedexit.clients",
+    "local_round": "fedexit.clients",
+    "federate": "fedexit.federation",
+}
+
+__all__ = ["FedexitError", "__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'fedexit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,131 @@
+"""Layer-wise, depth-aware aggregation, Eq. (1) of the paper, and the two baselines it must be told apart from.
+
+    w_l(t+1) = sum_{i in S_l} (n_i * L_i^g) * w_{l,i}(t+1) / sum_{j in S_l} (n_j * L_j^g)
+
+S_l = the clients that trained layer l, n_i = local examples, L_i = depth, g = depth exponent (1 in the paper).
+Pure functions on named tensors: nothing here knows what a model is.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedexit.errors import FedexitError
+
+METHODS = ("layerwise", "masked", "stale")
+
+_LAYER = re.compile(r"(?:^|\.)(?<!adapter\.)layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sends: weights by name, the number of examples n_i and the depth L_i it trained to."""
+
+    weights: Mapping[str, Tensor]
+    examples: int
+    depth: int
+
+
+def layer_of(name: str) -> int | None:
+    """Transformer layer (1-based) that the parameter `name` belongs to; None for all that lies outside the layers.
+
+    The one place that reads layers from names: `encoder.layers.0.attention.k_proj.weight` is layer 1; the convolutions,
+    the projection, the positional convolution and the heads are None.
+    """
+    match = _LAYER.search(name)
+    return int(match.group(1)) + 1 if match else None
+
+
+def client_weight(update: Update, method: str, depth_exponent: float) -> float:
+    """n_i * L_i^g for `layerwise` (Eq. 1), n_i for `masked` and `stale`."""
+    return update.examples * update.depth**depth_exponent if method == "layerwise" else float(update.examples)
+
+
+class Aggregator:
+    """Streaming weighted mean: one accumulator of the global model's size, whatever the number of clients.
+
+    Linear in what a client sends (n_i L_i^g w_i and n_i L_i^g, summed), so it can run under secure aggregation, and the
+    order of clients matters only by float rounding.
+    """
+
+    def __init__(self, global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0):
+        if method not in METHODS:
+            raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(METHODS)}")
+        self.global_weights, self.method, self.depth_exponent = global_weights, method, depth_exponent
+        self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, float] = {}
+        self._all_clients = 0.0
+
+    def add(self, update: Update) -> None:
+        """Take in one client. Raises FedexitError for unknown names, other shapes and n_i or L_i below 1."""
+        if update.examples < 1 or update.depth < 1:
+            raise FedexitError(
+                f"an update needs examples >= 1 and depth >= 1, not {update.examples} and {update.depth}"
+            )
+        weight = client_weight(update, self.method, self.depth_exponent)
+        self._all_clients += weight
+        for name, tensor in update.weights.items():
+            self._check(name, tensor)
+            if self._trained(name, update.depth):
+                self._accumulate(name, tensor, weight)
+
+    def _trained(self, name: str, depth: int) -> bool:
+        """Whether the client is in S_l. Plain FedAvg does not ask: it averages whatever comes back."""
+        layer = layer_of(name)
+        return self.method == "stale" or layer is None or layer <= depth
+
+    def _check(self, name: str, tensor: Tensor) -> None:
+        if name not in self.global_weights:
+            raise FedexitError(f"an update holds {name!r}, which the global model has not")
+        if tensor.shape != self.global_weights[name].shape:
+            expected = tuple(self.global_weights[name].shape)
+            raise FedexitError(
+                f"an update's {name!r} has shape {tuple(tensor.shape)}; the global model's is {expected}"
+            )
+
+    def _accumulate(self, name: str, tensor: Tensor, weight: float) -> None:
+        if name not in self._sums:
+            self._sums[name] = torch.zeros_like(self.global_weights[name], dtype=torch.float32)
+            self._totals[name] = 0.0
+        self._sums[name].add_(tensor.to(torch.float32), alpha=weight)
+        self._totals[name] += weight
+
+    def result(self) -> dict[str, Tensor]:
+        """The new global weights. A name that nobody trained keeps its very tensor, bit for bit.
+
+        Raises FedexitError when a mean is not finite: one diverged client would otherwise spoil the model in silence.
+        """
+        return {name: self._mean(name, old) for name, old in self.global_weights.items()}
+
+    def _mean(self, name: str, old: Tensor) -> Tensor:
+        if name not in self._sums:
+            return old
+        total, mean = self._totals[name], self._sums[name].clone()
+        if self.method == "stale":  # the clients that did not send it hold an untouched copy: it counts with their n_i
+            mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
+            total = self._all_clients
+        mean.div_(total)
+        if not torch.isfinite(mean).all():
+            raise FedexitError(f"the average of {name!r} is not finite: a client diverged; lower its learning rate")
+        return mean.to(old.dtype)
+
+
+def aggregate(
+    global_weights: Mapping[str, Tensor],
+    updates: Iterable[Update],
+    method: str = "layerwise",
+    depth_exponent: float = 1.0,
+) -> dict[str, Tensor]:
+    """New global weights from the clients' updates, layer by layer, by parameter name.
+
+    method: `layerwise` is Eq. (1) with exponent g = `depth_exponent`; `masked` weights by n_i alone over S_l (ReeFL's
+    rule, Eq. (1) with g = 0); `stale` is plain FedAvg over whole models, where a shallow client's deep layers are
+    untouched copies. A layer that no one trained keeps its bits. Raises FedexitError for malformed updates.
+    """
+    aggregator = Aggregator(global_weights, method, depth_exponent)
+    for update in updates:
+        aggregator.add(update)
+    return aggregator.result()

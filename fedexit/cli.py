@@ -1,0 +1,127 @@
+"""The command `fedexit`. Handlers import what they need, so that --help and mistakes answer at once."""
+
+import argparse
+import errno
+import sys
+
+from fedexit.errors import FedexitError
+
+# exit codes: 0 done, 1 a notebook or the machine failed, 2 wrong input, 130 interrupted (Ctrl-C)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with `arguments` (default: those of the process) and return its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.handler(args) or 0
+    except FedexitError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again, it resumes", 130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _complain("disk full; free space and run the same command again, it resumes", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"fedexit: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedexit", description="Federated fine-tuning of speech models, reproducibly."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(
+        commands, "run", _run, "run notebooks that are out of date", "fedexit run 02_aggregation -p rounds=3"
+    )
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all; what it needs runs first")
+    run.add_argument("--profile", default="default", help="set of parameters in nbs_ci.yml (default: %(default)s)")
+    run.add_argument(
+        "-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter, as YAML"
+    )
+    run.add_argument("--force", action="store_true", help="run the named notebooks (or all) even if up to date")
+    status = _command(commands, "status", _status, "say what is out of date and why", "fedexit status --profile smoke")
+    status.add_argument("--profile", default="default", help="set of parameters in nbs_ci.yml (default: %(default)s)")
+    _add_data_commands(commands)
+    return parser
+
+
+def _add_data_commands(commands: argparse._SubParsersAction) -> None:
+    data = commands.add_parser("data", help="list, fetch and convert corpora", epilog="example: fedexit data list")
+    parts = data.add_subparsers(required=True, metavar="COMMAND")
+    _command(parts, "list", _data_list, "corpora and where they are", "fedexit data list")
+    fetch = _command(parts, "fetch", _data_fetch, "download a corpus", "fedexit data fetch speech_commands")
+    fetch.add_argument("name", metavar="NAME", help="a name of `fedexit data list`")
+    fetch.add_argument(
+        "--from", dest="source", metavar="FILE", help="use this downloaded archive instead of the network"
+    )
+    example = "fedexit data manifest queen --out queen.csv"
+    manifest = _command(parts, "manifest", _data_manifest, "write the manifest of a corpus", example)
+    manifest.add_argument("corpus", metavar="CORPUS", help="a corpus or a folder of your own")
+    manifest.add_argument("--out", required=True, metavar="FILE.csv", help="where to write it")
+    example = "fedexit data convert my_mp3s my_corpus"
+    convert = _command(parts, "convert", _data_convert, "make a corpus (16 kHz, mono) of a folder of audio", example)
+    convert.add_argument("folder", metavar="FOLDER", help="audio of any rate and format")
+    convert.add_argument("out", metavar="OUT", help="new folder, not there yet")
+
+
+def _command(commands: argparse._SubParsersAction, name: str, handler, text: str, example: str):
+    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=f"example: {example}")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from fedexit.runner import run
+
+    return 0 if run(args.profile, args.notebooks, dict(map(_parameter, args.parameters)), args.force) else 1
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    """NAME=VALUE, the value read as YAML: a number, text, true, null or a list of these."""
+    from fedexit.manifest import parse_yaml
+
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise FedexitError(f"-p {text}: write -p NAME=VALUE, for example -p rounds=3")
+    if name == "profile":
+        raise FedexitError(f"-p {text}: write --profile {value}")
+    parsed = parse_yaml(value, f"-p {text}")
+    if not isinstance(parsed, str | int | float | list | None):
+        raise FedexitError(f"-p {text}: give a number, text, true, null or a list of these")
+    return name, parsed
+
+
+def _status(args: argparse.Namespace) -> None:
+    from fedexit.runner import status
+
+    status(args.profile)
+
+
+def _data_list(args: argparse.Namespace) -> None:
+    from fedexit.corpora import list_corpora
+
+    print(list_corpora().to_string(index=False))
+
+
+def _data_fetch(args: argparse.Namespace) -> None:
+    from fedexit.corpora import fetch_corpus
+
+    corpus = fetch_corpus(args.name, args.source)
+    print(f"{args.name}: {len(corpus.dataset)} clips in {corpus.folder}")
+
+
+def _data_manifest(args: argparse.Namespace) -> None:
+    from fedexit.corpora import write_manifest
+
+    print(f"manifest of {args.corpus}: {write_manifest(args.corpus, args.out)}")
+
+
+def _data_convert(args: argparse.Namespace) -> None:
+    from fedexit.corpora import convert_folder
+
+    corpus = convert_folder(args.folder, args.out)
+    print(f"{args.folder}: {len(corpus.dataset)} clips in {corpus.folder}")

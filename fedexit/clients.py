@@ -1,0 +1,105 @@
+"""One client and its local round: a pure function from global weights and data to an update (paper, sec. 2.2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedexit.aggregation import Update
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.streams import numpy_stream, seeded
+
+Example = tuple[Tensor, int]
+
+
+@dataclass(frozen=True)
+class Client:
+    """A participant: its clips, as a sequence of (waveform (T,) float32 at 16 kHz, label index), its depth and tier."""
+
+    name: str
+    data: Sequence[Example]
+    depth: int
+    tier: str = ""
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs."""
+
+    epochs: int = 1
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    clip_norm: float = 1.0
+    optimiser: str = "adam"
+
+
+def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero mean and unit variance per clip (as wav2vec 2.0 expects), zero-padded.
+
+    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,). Raises FedexitError for an empty clip.
+    """
+    clips = [clip for clip, _ in examples]
+    if any(clip.numel() == 0 for clip in clips):
+        raise FedexitError("a clip holds no samples; drop it from the manifest")
+    clips = [(clip - clip.mean()) / (clip.std(correction=0) + 1e-7) for clip in clips]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    waveforms = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    return waveforms, lengths, torch.tensor([label for _, label in examples])
+
+
+def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch of collated batches in an order drawn from `rng`."""
+    order = rng.permutation(len(data))
+    for start in range(0, len(order), size):
+        yield collate([data[int(i)] for i in order[start : start + size]])
+
+
+def local_round(
+    model: MultiExitModel,
+    global_weights: dict[str, Tensor],
+    client: Client,
+    training: LocalTraining,
+    stream: tuple[str | int, ...],
+) -> tuple[Update, dict[str, float]]:
+    """Train `client` from `global_weights` and return what it sends, and its mean loss in the last epoch.
+
+    `model` is scratch space of the client's depth (`client_model`): the result depends on the other arguments alone.
+    The loss is the task's at exit L_i only, as in the paper; layers above L_i do not exist here. Randomness comes from
+    the stream named `stream`. Raises FedexitError for a client without data and a loss that is not finite.
+    """
+    if not len(client.data):
+        raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
+    model.load_weights(global_weights)
+    model.train()
+    device = next(model.parameters()).device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = make_optimiser(parameters, training)
+    losses: list[tuple[float, int]] = []
+    with seeded(*stream, "dropout"):
+        for epoch in range(training.epochs):
+            losses.clear()
+            rng = numpy_stream(*stream, "batches", epoch)
+            for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
+                logits = model(waveforms.to(device), lengths, exits=[client.depth])[client.depth]
+                loss = torch.nn.functional.cross_entropy(logits, labels.to(device))
+                if not torch.isfinite(loss):
+                    raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+                optimiser.step()
+                losses.append((loss.item(), len(labels)))
+    weights = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
+    mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+    return Update(weights, examples=len(client.data), depth=client.depth), {"loss": mean_loss}
+
+
+def make_optimiser(parameters: list[Tensor], training: LocalTraining) -> torch.optim.Optimizer:
+    """A fresh optimiser: its state never outlives the round. Raises FedexitError for an unknown name."""
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    if training.optimiser not in kinds:
+        raise FedexitError(f"unknown optimiser {training.optimiser!r}; known: {', '.join(kinds)}")
+    return kinds[training.optimiser](parameters, lr=training.learning_rate)

@@ -1,0 +1,119 @@
+"""Prediction heads on the exits, and the multi-exit model they make with a backbone (paper, sec. 2.1 and 3)."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fedexit.backbone import Backbone, backbone_from_config, config_of, default_exits
+from fedexit.errors import FedexitError
+from fedexit.streams import seeded
+
+
+def statistics_pooling(states: Tensor, frames: Tensor) -> Tensor:
+    """Mean and standard deviation over a clip's own frames: (B, F, D), (B,) -> (B, 2D)."""
+    inside = (torch.arange(states.shape[1], device=states.device) < frames[:, None])[..., None]  # (B, F, 1)
+    count = frames[:, None].to(states.dtype)
+    mean = (states * inside).sum(1) / count  # (B, D)
+    variance = ((states - mean[:, None]).square() * inside).sum(1) / count
+    return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)  # 1e-5: a one-frame clip has no finite gradient at 0
+
+
+class Head(nn.Module):
+    """Statistics pooling, then one linear layer: the paper's utterance-level head."""
+
+    def __init__(self, width: int, labels: int):
+        super().__init__()
+        self.linear = nn.Linear(2 * width, labels)
+
+    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+        """(B, F, D), (B,) -> logits (B, labels)."""
+        return self.linear(statistics_pooling(states, frames))
+
+
+class MultiExitModel(nn.Module):
+    """A backbone with an independent head on each exit.
+
+    `labels` are the class names, in the order of the logits. Parameters are named `backbone.model.encoder.layers.{l-1}.*`
+    and `heads.{exit}.*`, the same at every depth: aggregation goes by these names.
+    """
+
+    def __init__(self, backbone: Backbone, labels: Iterable[str], exits: Iterable[int] | None = None, seed: int = 0):
+        super().__init__()
+        self.backbone, self.labels = backbone, list(labels)
+        self.exits = sorted(exits) if exits is not None else default_exits(backbone.layers)
+        for depth in self.exits:
+            check_exit(depth, range(1, backbone.layers + 1), backbone.name)
+        with seeded(seed, "heads"):
+            self.heads = nn.ModuleDict({str(depth): Head(backbone.width, len(self.labels)) for depth in self.exits})
+
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
+    ) -> dict[int, Tensor]:
+        """Logits (B, labels) at each of `exits` (default all), in one pass that stops at the deepest of them.
+
+        waveforms: (B, T) float32 at 16 kHz, zero-padded; lengths: (B,) samples. Raises FedexitError for unknown exits.
+        """
+        asked = self.exits if exits is None else sorted(exits)
+        for depth in asked:
+            check_exit(depth, self.exits, self.backbone.name)
+        states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
+        return {depth: self.heads[str(depth)](states[depth], frames) for depth in asked}
+
+    def client_model(self, depth: int) -> "MultiExitModel":
+        """What a client of this depth holds, as a copy of its own: layers 1..depth and the head of exit `depth`.
+
+        Raises FedexitError when `depth` is not an exit.
+        """
+        check_exit(depth, self.exits, self.backbone.name)
+        shallow = MultiExitModel(self.backbone.truncated(depth), self.labels, [depth])
+        shallow.heads.load_state_dict({k: v for k, v in self.heads.state_dict().items() if k.startswith(f"{depth}.")})
+        return shallow
+
+    def trainable_weights(self) -> dict[str, Tensor]:
+        """The weights that training changes, by name, detached but not copied: what a client receives and sends."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Copy into the model those of `weights` (by name) that it holds. Raises KeyError when one of its own is missing."""
+        with torch.no_grad():
+            for name, parameter in self.trainable_weights().items():
+                parameter.copy_(weights[name])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` to `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "backbone": config_of(self.backbone),
+            "backbone_name": self.backbone.name,
+            "pretrained": self.backbone.pretrained,
+            "exits": self.exits,
+            "labels": self.labels,
+        }
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "MultiExitModel":
+        """Read back what `save_pretrained` wrote. Raises FedexitError for a missing, foreign or damaged folder."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
+            model = cls(backbone, config["labels"], config["exits"])
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FedexitError(f"{folder} is not a multi-exit model written by save_pretrained: {reason}") from error
+        return model.eval()
+
+
+def check_exit(depth: int, known: Iterable[int], name: str) -> None:
+    """Raise FedexitError when `depth` is not among the `known` exits of the model `name`."""
+    if depth not in known:
+        raise FedexitError(f"exit {depth} does not exist in {name}; known: {', '.join(map(str, known))}")

@@ -1,0 +1,152 @@
+"""The round loop: sample clients, run their local rounds, aggregate layer by layer, evaluate every exit (paper, sec. 2)."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedexit.aggregation import Aggregator
+from fedexit.clients import Client, Example, LocalTraining, local_round
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.metrics import error_rates, predict
+from fedexit.progress import progress
+from fedexit.streams import numpy_stream
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What `federate` gives back.
+
+    model: the global model; table: error of every exit on `dev` per round (`round, exit, value, n`); clients: one row per
+    local round (`round, client, tier, depth, examples, loss, bytes`, the bytes one way).
+    """
+
+    model: MultiExitModel
+    table: pd.DataFrame
+    clients: pd.DataFrame
+
+
+def federate(
+    model: MultiExitModel,
+    clients: Sequence[Client],
+    method: str = "layerwise",
+    rounds: int = 10,
+    seed: int = 0,
+    depth_exponent: float = 1.0,
+    fraction: float = 1.0,
+    training: LocalTraining | None = None,
+    dev: Sequence[Example] = (),
+    evaluate_every: int = 1,
+    checkpoint: str | Path | None = None,
+) -> Federation:
+    """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
+
+    Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights, and
+    the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round, every
+    `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run that
+    finds it goes on from there and ends with the same bits as one that was never stopped.
+    Raises FedexitError for an empty federation, a depth that is no exit, bad numbers and a checkpoint of another run.
+    """
+    training = training or LocalTraining()
+    _check(model, clients, rounds, fraction)
+    scratch = {depth: model.client_model(depth) for depth in sorted({c.depth for c in clients})}
+    identity = _identity(clients, method, seed, depth_exponent, fraction, training)
+    state = _resume(model, checkpoint, identity)
+    if not state["evaluations"]:
+        state["evaluations"] += _evaluate(model, dev, 0)
+    done = state["round"]
+    for number in progress(range(done + 1, rounds + 1), f"{method}, seed {seed}"):
+        aggregator = Aggregator(model.trainable_weights(), method, depth_exponent)
+        for client in sample(clients, fraction, seed, number):
+            stream = (seed, "round", number, "client", client.name)
+            update, metrics = local_round(scratch[client.depth], aggregator.global_weights, client, training, stream)
+            aggregator.add(update)
+            state["clients"].append(_client_row(number, client, metrics["loss"], update.weights))
+        model.load_weights(aggregator.result())
+        if number % evaluate_every == 0 or number == rounds:
+            state["evaluations"] += _evaluate(model, dev, number)
+        state["round"] = number
+        _save(model, checkpoint, identity, state)
+    table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "value", "n"])
+    return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
+
+
+def sample(clients: Sequence[Client], fraction: float, seed: int, number: int) -> list[Client]:
+    """The clients of round `number`: a share `fraction` (at least one) drawn without replacement, in listed order."""
+    count = max(1, round(fraction * len(clients)))
+    drawn = numpy_stream(seed, "sampling", number).choice(len(clients), size=count, replace=False)
+    return [clients[i] for i in sorted(drawn)]
+
+
+def _evaluate(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
+    if not len(dev):
+        return []
+    rates = error_rates(predict(model, dev))
+    return [[number, int(row.exit), float(row.value), int(row.n)] for row in rates.itertuples()]
+
+
+def _client_row(number: int, client: Client, loss: float, weights: dict[str, Tensor]) -> dict:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    return dict(
+        round=number, client=client.name, tier=client.tier, depth=client.depth, examples=len(client.data), loss=loss,
+        bytes=size,
+    )  # fmt: skip
+
+
+def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fraction: float) -> None:
+    if not clients:
+        raise FedexitError("a federation needs at least one client; the list is empty")
+    names = [client.name for client in clients]
+    if len(set(names)) < len(names):
+        raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
+    if rounds < 1 or not 0 < fraction <= 1:
+        raise FedexitError(f"rounds must be >= 1 and fraction in (0, 1], not {rounds} and {fraction}")
+    for client in clients:
+        if client.depth not in model.exits:
+            known = ", ".join(map(str, model.exits))
+            raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
+
+
+def _identity(clients: Sequence[Client], *settings: object) -> dict:
+    """What must be equal for a checkpoint to be this run's: settings and clients (the number of rounds may grow)."""
+    *plain, training = settings
+    roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
+    return {"settings": [*plain, asdict(training)], "clients": roster}
+
+
+def _save(model: MultiExitModel, checkpoint: str | Path | None, identity: dict, state: dict) -> None:
+    """Weights and history in one file, replaced in one step: a kill leaves the old state or the new one."""
+    if checkpoint is None:
+        return
+    path = Path(checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(
+        model.trainable_weights(), partial, metadata={"identity": json.dumps(identity), "state": json.dumps(state)}
+    )
+    os.replace(partial, path)
+
+
+def _resume(model: MultiExitModel, checkpoint: str | Path | None, identity: dict) -> dict:
+    """State to go on from: the checkpoint's (its weights are loaded into `model`), or a fresh one."""
+    if checkpoint is None or not Path(checkpoint).exists():
+        return {"round": 0, "evaluations": [], "clients": []}
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise FedexitError(
+            f"checkpoint {Path(checkpoint).name} is damaged ({error}); delete it and run again"
+        ) from error
+    if json.loads(metadata.get("identity", "null")) != json.loads(json.dumps(identity)):
+        raise FedexitError(f"checkpoint {Path(checkpoint).name} belongs to another run; delete it or name another file")
+    model.load_weights(weights)
+    return json.loads(metadata["state"])

@@ -1,0 +1,154 @@
+"""Many federations side by side: the cells of an experiment's grid, each resumable, on as many processes as wished.
+
+A cell runs in one process with one thread, so its bits do not depend on how many cells run beside it.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from fedexit.backbone import load_backbone
+from fedexit.clients import Client, LocalTraining
+from fedexit.corpora import open_corpus
+from fedexit.exits import MultiExitModel
+from fedexit.federation import Federation, federate
+from fedexit.metrics import error_rates, predict
+from fedexit.partition import assign_depths, device_of, make_clients, tier_name
+from fedexit.progress import progress
+from fedexit.streams import numpy_stream
+from fedexit.tasks import Clips, Task, make_task
+
+HOMOGENEOUS = "homogeneous"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One federation: `method` is `homogeneous` (all clients at `depth`) or a way to aggregate clients of mixed depth."""
+
+    task: str
+    method: str
+    seed: int
+    depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """File name of the cell's state."""
+        return f"{self.task}-{self.method}{self.depth or ''}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a grid share. `depths` are the tiers of the mixed federations, in equal shares of the devices."""
+
+    corpus: str
+    backbone: str
+    depths: tuple[int, ...]
+    rounds: int
+    fraction: float
+    training: LocalTraining
+    partition: str = "group"
+    min_clips: int = 8
+    max_seconds: float = 3.0
+    dev_clips: int = 200
+    evaluate_every: int = 5
+
+
+def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Run one cell, or go on with it from its checkpoint in the folder `state`.
+
+    Returns (errors, traffic). Errors: `method, task, seed, round, tier, exit, split, value, n`: every trained exit on dev
+    as training goes (tier `all`), on test after the last round, for all clips and for each tier's devices. Traffic: one
+    row per local round (`round, client, tier, depth, examples, loss, bytes`), with the cell's columns.
+    """
+    task = make_task(cell.task, open_corpus(setting.corpus))
+    homes = make_clients(task, _everybody(task, 1), min_clips=setting.min_clips)
+    tiers = assign_depths([device_of(client.name) for client in homes], setting.depths, cell.seed)
+    depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
+    clients = make_clients(task, depths, setting.partition, setting.min_clips, setting.max_seconds, cell.seed)
+    result = _federate(cell, setting, task, clients, state)
+    test = task.rows.query("split == 'test'").reset_index(drop=True)
+    predictions = predict(result.model, Clips(task.corpus, test, setting.max_seconds))
+    device = test["group"].map(device_of)
+    predictions["tier"] = (
+        device.map(tiers).map(tier_name, na_action="ignore").fillna("no client")[predictions["item"]].to_numpy()
+    )
+    rates = pd.concat([error_rates(predictions).assign(tier="all"), error_rates(predictions, ["tier", "exit"])])
+    dev = result.table.assign(split="dev", tier="all")
+    errors = pd.concat([dev, rates.assign(split="test", round=setting.rounds)])
+    about = dict(method=cell.method, task=cell.task, seed=cell.seed)
+    columns = ["method", "task", "seed", "round", "tier", "exit", "split", "value", "n"]
+    return errors.assign(**about)[columns], result.clients.assign(**about)
+
+
+def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All cells' errors and traffic, in the order of `cells`; what is already in the folder `state` is not run again."""
+    cells = list(cells)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        jobs = [pool.submit(_stored_cell, cell, setting, state) for cell in cells]
+        try:
+            for job in progress(as_completed(jobs), "federations", total=len(jobs)):
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    errors, traffic = zip(*(job.result() for job in jobs), strict=True)
+    return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
+
+
+def _federate(cell: Cell, setting: Setting, task: Task, clients: list[Client], state: Path) -> Federation:
+    backbone = load_backbone(setting.backbone)
+    if cell.method == HOMOGENEOUS:
+        model = MultiExitModel(backbone.truncated(cell.depth), task.labels, [cell.depth])
+    else:
+        model = MultiExitModel(backbone, task.labels, setting.depths)
+    rows = task.rows.query("split == 'dev'")
+    chosen = sorted(numpy_stream("dev", task.name).permutation(len(rows))[: setting.dev_clips])
+    return federate(
+        model,
+        clients,
+        method="masked" if cell.method == HOMOGENEOUS else cell.method,
+        rounds=setting.rounds,
+        seed=cell.seed,
+        fraction=setting.fraction,
+        training=setting.training,
+        dev=Clips(task.corpus, rows.iloc[chosen], setting.max_seconds),
+        evaluate_every=setting.evaluate_every,
+        checkpoint=state / f"{cell.name}.safetensors",
+    )
+
+
+def _everybody(task: Task, depth: int) -> dict[str, int]:
+    return {device_of(group): depth for group in task.rows["group"]}
+
+
+def _stored_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`run_cell`, with its result kept beside its checkpoint."""
+    files = [state / f"{cell.name}.{kind}.csv" for kind in ("errors", "traffic")]
+    if not all(file.exists() for file in files):
+        for file, frame in zip(files, run_cell(cell, setting, state), strict=True):
+            partial = file.with_suffix(".partial")
+            frame.to_csv(partial, index=False)  # pandas writes floats so that they come back bit for bit
+            os.replace(partial, file)
+    return tuple(pd.read_csv(file) for file in files)
+
+
+def _start_worker() -> None:
+    """One thread (two on a busy core are ten times slower), and no life beyond the parent's, however that ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Wait for the parent's end; a killed parent cannot tell its workers to stop."""
+    wait([parent])
+    os._exit(1)

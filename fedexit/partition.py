@@ -1,0 +1,63 @@
+"""Who holds which clips: the rows of a task dealt out to clients, and clients to tiers (paper, sec. 3)."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from fedexit.clients import Client
+from fedexit.errors import FedexitError
+from fedexit.streams import numpy_stream
+from fedexit.tasks import Clips, Task
+
+PARTITIONS = ("group", "iid")
+
+
+def device_of(group: str) -> str:
+    """The device a group of clips lives on: BOB1.DOG and BOB2.DOG are one character's. A name of digits stays as it is."""
+    stem = group.removesuffix(".DOG")
+    return re.sub(r"\d+$", "", stem) or group
+
+
+def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int) -> dict[str, int]:
+    """Depth of each device: a random order dealt out evenly over `depths` (two depths are the paper's 50/50 tiers)."""
+    names = sorted(set(devices))
+    order = numpy_stream(seed, "tiers").permutation(len(names))
+    return {names[int(index)]: depths[place % len(depths)] for place, index in enumerate(order)}
+
+
+def tier_name(depth: int) -> str:
+    """How a tier is called in tables: by its depth."""
+    return f"depth {depth}"
+
+
+def make_clients(
+    task: Task,
+    depths: Mapping[str, int],
+    partition: str = "group",
+    min_clips: int = 8,
+    max_seconds: float = 3.0,
+    seed: int = 0,
+) -> list[Client]:
+    """One client per group of the training part with at least `min_clips` clips.
+
+    `depths`: depth by device (see `device_of`). partition `group` leaves each group its own clips; `iid` keeps the
+    groups' sizes and shuffles the clips among them, as the paper does for speaker identification.
+    Raises FedexitError for an unknown partition and when no group is large enough.
+    """
+    if partition not in PARTITIONS:
+        raise FedexitError(f"unknown partition {partition!r}; known: {', '.join(PARTITIONS)}")
+    rows = task.rows.query("split == 'train'")
+    sizes = rows.groupby("group")["id"].transform("size")
+    rows = rows[sizes >= min_clips]
+    if rows.empty:
+        raise FedexitError(f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}")
+    groups = rows["group"].to_numpy()
+    if partition == "iid":
+        groups = groups[numpy_stream(seed, "iid").permutation(len(groups))]
+    return [
+        Client(
+            group, Clips(task.corpus, held, max_seconds), depths[device_of(group)], tier_name(depths[device_of(group)])
+        )
+        for group, held in rows.groupby(groups, sort=True)
+    ]

@@ -1,0 +1,6 @@
+import os
+
+# Before torch is imported: small tensors on few cores are fastest, and bit-stable, with one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

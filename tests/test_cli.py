@@ -1,0 +1,91 @@
+"""The command line answers mistakes in one line and with the right exit code."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from fedexit import cli, runner
+from fedexit.errors import FedexitError
+
+COMMANDS = (
+    ["run"],
+    ["status"],
+    ["data"],
+    ["data", "list"],
+    ["data", "fetch"],
+    ["data", "manifest"],
+    ["data", "convert"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "example: fedexit " + " ".join(command) in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (FedexitError("no such thing; name another"), 2, "fedexit: no such thing; name another\n"),
+        (KeyboardInterrupt(), 130, "fedexit: interrupted; run the same command again, it resumes\n"),
+        (OSError(errno.ENOSPC, "x"), 1, "fedexit: disk full; free space and run the same command again, it resumes\n"),
+    ],
+)
+def test_errors_are_one_line(error, code, message, monkeypatch, capsys):
+    def fail(profile: str) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "status", fail)
+    assert cli.main(["status"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_other_errors_of_the_system_are_not_hidden(monkeypatch):
+    def fail(profile: str) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(runner, "status", fail)
+    with pytest.raises(PermissionError):
+        cli.main(["status"])
+
+
+def test_parameters_are_yaml(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(runner, "run", lambda *arguments: seen.update(arguments=arguments) or False)
+    given = [part for text in ("rate=1e-3", "depths=[2,3]", "name=x=y", "none=") for part in ("-p", text)]
+    code = cli.main(["run", "01_a", "--profile", "smoke", *given, "--force"])
+    assert code == 1  # a notebook failed
+    parameters = {"rate": 0.001, "depths": [2, 3], "name": "x=y", "none": None}
+    assert seen["arguments"] == ("smoke", ["01_a"], parameters, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("rounds", "write -p NAME=VALUE"),
+        ("profile=smoke", "write --profile smoke"),
+        ("rounds=[1", "not YAML"),
+        ("day=2020-01-01", "give a number, text"),
+    ],
+)
+def test_bad_parameters(text, complaint, capsys):
+    assert cli.main(["run", "01_a", "-p", text]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"fedexit: -p {text}") and complaint in err and err.count("\n") == 1
+
+
+def test_outside_a_project(tmp_path):
+    """Also: `python -m fedexit` works, and a mistake imports neither torch nor papermill."""
+    code = (
+        "import sys; from fedexit.cli import main; c = main(['status']); assert 'torch' not in sys.modules; sys.exit(c)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={})
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedexit: no nbs_ci.yml in ") and done.stderr.count("\n") == 1
+    done = subprocess.run([sys.executable, "-m", "fedexit", "nonsense"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "invalid choice: 'nonsense'" in done.stderr

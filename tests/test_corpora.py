@@ -1,0 +1,388 @@
+import hashlib
+import io
+import os
+import re
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+from test_queen import make_queen_1c, mp3
+
+from fedexit import corpora, fetch
+from fedexit.corpora import convert_folder, fetch_corpus, list_corpora, open_corpus, write_manifest
+from fedexit.corpus_folder import COLUMNS, split_groups
+from fedexit.errors import FedexitError
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SIGNAL = np.random.default_rng(0).uniform(-0.5, 0.5, 1600)
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A corpus of two clips with fields that CSV readers like to turn into NaN."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("a.flac", "b.flac"):
+        sf.write(folder / name, SIGNAL, 16_000)
+    edit(
+        folder,
+        [["a", "a.flac", "NA", "g", "None", "", "0.100", "train"], ["b", "b.flac", "", "", "", "", "0.1", "test"]],
+    )
+    return folder
+
+
+def edit(folder, rows, columns=COLUMNS):
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
+
+
+def rows_of(folder):
+    return pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+
+
+def make_tar(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def flac():
+    file = io.BytesIO()
+    sf.write(file, SIGNAL, 16_000, format="FLAC")
+    return file.getvalue()
+
+
+def foreign_tar(path, speakers="abcdefghij", split=None):
+    lines = ["path,speaker,label,transcript,seconds,sample_rate" + (",split" if split else "")]
+    lines += [f"x/{name}.flac,{name},happy,Hm.,0.1,16000" + (f",{split}" if split else "") for name in speakers]
+    files = {f"top/x/{name}.flac": flac() for name in speakers}
+    return make_tar(path, {**files, "top/manifest.csv": "\n".join(lines).encode()})
+
+
+def make_deb(path, files):
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:xz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    deb = b"!<arch>\n"
+    for name, content in (("debian-binary", b"2.0"), ("control.tar.xz", b"odd"), ("data.tar.xz", inner.getvalue())):
+        deb += f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode() + content
+        deb += b"\n" * (len(content) % 2)
+    path.write_bytes(deb)
+    return path
+
+
+@pytest.fixture
+def queen_1c(monkeypatch):
+    content = make_queen_1c({"JOE00411.SB": mp3(), "QUEEN2.JAS": b"Just a rope."})
+    monkeypatch.setattr(fetch, "QUEEN_SHA256", hashlib.sha256(content).hexdigest())
+    return content
+
+
+# ---- opening -----------------------------------------------------------------------------------------------------
+
+
+def test_open_folder(folder):
+    corpus = open_corpus(folder)
+    table = corpus.manifest
+    assert list(table.columns) == COLUMNS and corpus.name == "mine" and len(corpus.dataset) == 2
+    assert (
+        list(table.speaker) == ["NA", ""] and list(table.text) == ["None", ""] and table.seconds.tolist() == [0.1, 0.1]
+    )
+    assert corpus.waveform("b").shape == (1600,)
+    assert corpus.dataset[0]["audio"]["path"] == str(folder / "a.flac")
+    assert corpus.checksum == hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
+    assert list(corpus.select("train").id) == ["a"] and corpus.select("test", having="speaker").empty
+
+
+def test_manifest_is_the_callers_own_copy(folder):
+    corpus = open_corpus(folder)
+    table = corpus.manifest
+    table.loc[0, "text"] = "changed"
+    assert corpus.manifest.text[0] == "None"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.drop(columns="group"), "column 'group' is missing"),
+        (lambda t: t.iloc[:0], "empty"),
+        (lambda t: t.assign(id="a"), "id 'a' occurs more than once"),
+        (lambda t: t.assign(split="eval"), "unknown split 'eval', expected train, dev, test"),
+        (lambda t: t.assign(path=["a.flac", "c.flac"]), "'c.flac' is missing"),
+        (lambda t: t.assign(seconds=["0.1", "nan"]), "seconds of clip 'b'"),
+        (lambda t: t.assign(seconds=["inf", "0.1"]), "seconds of clip 'a'"),
+        (lambda t: t.assign(seconds=["0.1", "long"]), "seconds of clip 'b'"),
+        (lambda t: t.assign(path=["../a.flac", "b.flac"]), "'../a.flac' leads out of the folder"),
+        (lambda t: t.assign(path=["/etc/passwd", "b.flac"]), "'/etc/passwd' leads out of the folder"),
+    ],
+)
+def test_bad_manifests_are_refused_in_one_line(folder, change, says):
+    change(rows_of(folder)).to_csv(folder / "manifest.csv", index=False)
+    with pytest.raises(FedexitError, match=re.escape(says)) as caught:
+        open_corpus(folder)
+    assert str(folder / "manifest.csv") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_corpora_say_how_to_get_them(tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.csv").write_bytes(b"")
+    for place, says in [
+        ("queen", "fedexit data fetch queen"),
+        ("emodb", "fedexit data fetch emodb --from emodb4.tar"),
+        ("nowhere", "expected queen, asc_digits, speechocean, emodb"),
+        (tmp_path / "bare", "fedexit data convert"),
+        (tmp_path / "broken", "not readable as a CSV"),
+    ]:
+        with pytest.raises(FedexitError, match=says):
+            open_corpus(place)
+
+
+def test_unknown_clip_and_split(folder):
+    with pytest.raises(FedexitError, match="no clip 'z'"):
+        open_corpus(folder).waveform("z")
+    with pytest.raises(FedexitError, match="unknown split 'eval'"):
+        open_corpus(folder).select("eval")
+
+
+def test_tar_without_split_is_split_by_speaker(data):
+    foreign_tar(data / "downloads" / "emodb4.tar")
+    table = open_corpus("emodb").manifest
+    assert table.id[0] == "x/a" and (table.group == table.speaker).all() and (table.text == "Hm.").all()
+    assert table.split.value_counts().to_dict() == {"train": 6, "dev": 2, "test": 2}
+    assert open_corpus("emodb").manifest.equals(table)
+    assert len(list((data / "cache").iterdir())) == 1
+
+
+def test_tar_with_official_split_keeps_it(tmp_path):
+    assert set(open_corpus(foreign_tar(tmp_path / "x.tar", split="val")).manifest.split) == {"dev"}
+
+
+def test_another_tar_of_the_same_name_is_unpacked_anew(tmp_path):
+    assert len(open_corpus(foreign_tar(tmp_path / "x.tar", "abc")).dataset) == 3
+    assert len(open_corpus(foreign_tar(tmp_path / "x.tar", "abcd")).dataset) == 4
+
+
+def test_bad_tars_leave_nothing(tmp_path, data):
+    evil = make_tar(tmp_path / "evil.tar", {"../outside.txt": b"x"})
+    whole = foreign_tar(tmp_path / "short.tar")
+    whole.write_bytes(whole.read_bytes()[:5000])
+    (tmp_path / "text.tar").write_text("no tar")
+    for tar in (evil, whole, tmp_path / "text.tar"):
+        with pytest.raises(FedexitError, match=rf"{tar.name}: cannot be unpacked"):
+            open_corpus(tar)
+    assert not list((data / "cache").iterdir())
+
+
+def test_groups_are_split_alike_everywhere():
+    names = [f"speaker {number}" for number in range(40)]
+    split = split_groups(names)
+    assert split == split_groups(reversed(names * 2))
+    assert pd.Series(split).value_counts().to_dict() == {"train": 28, "dev": 6, "test": 6}
+    assert [sorted(split_groups(names[:count]).values()) for count in (1, 2, 3)] == [
+        ["train"],
+        ["test", "train"],
+        ["dev", "test", "train"],
+    ]
+    assert split_groups(["a", "b", "c", "d"]) == {"d": "test", "c": "dev", "b": "train", "a": "train"}
+
+
+def test_datasets_writes_nothing_at_home(folder, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    code = f"import fedexit; print(len(fedexit.open_corpus({str(folder)!r}).dataset))"
+    environment = {**os.environ, "HOME": str(home), "HF_HOME": "", "XDG_CACHE_HOME": ""}
+    environment = {key: value for key, value in environment.items() if value}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert done.stdout.split() == [b"2"] and not list(home.iterdir())
+
+
+# ---- fetching ----------------------------------------------------------------------------------------------------
+
+
+def test_fetch_from_deb_and_from_queen_1c(tmp_path, data, queen_1c):
+    deb = make_deb(tmp_path / "game_9.deb", {"./usr/readme": b"x", "./usr/share/game/queen.1c": queen_1c})
+    (tmp_path / "other.1c").write_bytes(queen_1c)
+    for source in (deb, tmp_path / "other.1c"):
+        corpus = fetch_corpus("queen", str(source))
+        assert list(corpus.manifest.text) == ["Just a rope."] and corpus.folder == data / "cache" / "queen"
+        assert [path.name for path in (data / "downloads").iterdir()] == ["queen.1c"]
+    assert open_corpus("queen").checksum == corpus.checksum
+
+
+def test_fetch_uses_what_is_there(data, queen_1c, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (data / "downloads").mkdir(parents=True)
+    (data / "downloads" / "queen.1c").write_bytes(queen_1c)
+    assert len(fetch_corpus("queen").dataset) == 1
+
+
+def test_fetch_by_apt_keeps_its_state_to_itself(tmp_path, data, queen_1c, monkeypatch):
+    deb = make_deb(tmp_path / "kept.deb", {"./usr/share/game/queen.1c": queen_1c})
+    log, tools = tmp_path / "log", tmp_path / "bin"
+    tools.mkdir()
+    fake = tools / "apt-get"
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >> {log}\n'
+        f'case "$*" in *download*) cp {deb} ./{fetch.PACKAGE}_1_all.deb; exit;; esac\n'
+        'echo "E: a third party" >&2; exit 100\n'
+    )
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    assert len(fetch_corpus("queen").dataset) == 1
+    update, download = log.read_text().splitlines()
+    state = re.search(r"Dir::State=(\S+)", update)[1]
+    assert "/var/" not in update and update.endswith(" update") and not Path(state).exists()
+    assert download.endswith(f"download {fetch.PACKAGE}") and f"Dir::State={state}" in download
+
+
+def test_fetch_without_network_or_apt_says_what_to_do(tmp_path, data, monkeypatch):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "apt-get").write_text('#!/bin/sh\necho "E: Unable to locate package" >&2\nexit 100\n')
+    (tools / "apt-get").chmod(0o755)
+    for path, says in [(f"{tools}:/bin:/usr/bin", "E: Unable to locate package"), ("", "no apt-get")]:
+        monkeypatch.setenv("PATH", path)
+        with pytest.raises(FedexitError, match=f"{says}.*fedexit data fetch queen --from FILE"):
+            fetch_corpus("queen")
+    assert not data.exists()
+
+
+def test_bad_sources_are_refused(tmp_path, data, queen_1c):
+    (tmp_path / "old.1c").write_bytes(queen_1c + b"x")
+    deb = make_deb(tmp_path / "short.deb", {"./queen.1c": queen_1c})
+    deb.write_bytes(deb.read_bytes()[:600])
+    found = hashlib.sha256(queen_1c + b"x").hexdigest()
+    for source, says in [
+        (tmp_path / "none.deb", "none.deb: cannot be read"),
+        (tmp_path / "old.1c", f"{found}, expected {fetch.QUEEN_SHA256}"),
+        (deb, "not a readable .deb"),
+        (make_deb(tmp_path / "other.deb", {"./usr/readme": b"x"}), "holds no queen.1c"),
+    ]:
+        with pytest.raises(FedexitError, match=says):
+            fetch_corpus("queen", source)
+    assert not data.exists()
+
+
+def test_fetch_of_the_other_corpora(tmp_path, data):
+    foreign_tar(tmp_path / "mine.tar")
+    assert len(fetch_corpus("emodb", tmp_path / "mine.tar").dataset) == 10
+    assert len(fetch_corpus("emodb").dataset) == 10
+    with pytest.raises(FedexitError, match=r"not a \.tar"):
+        fetch_corpus("emodb", __file__)
+    with pytest.raises(FedexitError, match="unknown corpus 'timit', expected queen"):
+        fetch_corpus("timit")
+    states = list_corpora().set_index("name").state
+    assert states["emodb"] == "ready" and states["queen"] == "not fetched"
+
+
+# ---- writing and converting --------------------------------------------------------------------------------------
+
+
+def test_write_manifest(folder, tmp_path):
+    out = tmp_path / "out.csv"
+    assert write_manifest(folder, out) == out
+    expected = ",".join(COLUMNS) + "\na,a.flac,NA,g,None,,0.100,train\nb,b.flac,,,,,0.100,test\n"
+    assert out.read_bytes() == expected.encode()
+    with pytest.raises(FedexitError, match="cannot be written"):
+        write_manifest(folder, tmp_path / "none" / "out.csv")
+
+
+def test_convert_tree_of_any_audio(tmp_path):
+    for place, rate, channels in [("ann/x/1.wav", 44_100, 2), ("ann/2.ogg", 48_000, 1), ("bob/1.flac", 16_000, 1)]:
+        path = tmp_path / "raw" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sf.write(path, np.zeros((rate, channels)), rate)
+    (tmp_path / "raw" / "notes.txt").write_text("not audio")
+    table = convert_folder(tmp_path / "raw", tmp_path / "out").manifest
+    assert list(table.id) == ["ann/2", "ann/x/1", "bob/1"] and list(table.speaker) == ["ann", "ann", "bob"]
+    assert table.seconds.tolist() == [1, 1, 1] and table.groupby("speaker").split.nunique().max() == 1
+    assert set(table.split) == {"train", "test"}
+    assert open_corpus(tmp_path / "out").waveform("ann/x/1").shape == (16_000,)
+
+
+def test_convert_keeps_a_manifest(folder, tmp_path):
+    sf.write(folder / "a.flac", np.zeros((8000, 2)), 8000)
+    table = convert_folder(folder, tmp_path / "out").manifest
+    assert list(table.text) == ["None", ""] and list(table.split) == ["train", "test"]
+    assert table.seconds.tolist() == [1.0, 0.1]
+
+
+def test_failed_conversions_leave_nothing(folder, tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.wav").write_bytes(b"RIFFnothing")
+    for source, out, says in [
+        (tmp_path / "none", "out", "no audio files"),
+        (tmp_path / "gone", "out", "no such folder"),
+        (tmp_path / "bad", "out", r"a\.wav: not readable"),
+        (folder, "none", "already exists"),
+    ]:
+        with pytest.raises(FedexitError, match=says):
+            convert_folder(source, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "mine", "none"]
+
+
+# ---- the real ones -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "clips", "speakers", "splits"),
+    [
+        ("asc_digits", 3000, 30, {"train": 18, "dev": 6, "test": 6}),
+        ("speechocean", 1200, 60, {"train": 40, "test": 20}),
+        ("emodb", 339, 10, {"train": 6, "dev": 2, "test": 2}),
+    ],
+)
+def test_real_tars(data, name, clips, speakers, splits):
+    tar = SHARED / f"{corpora.TARS[name][0]}.tar"
+    if not tar.is_file():
+        pytest.skip(f"{tar.name} is not here")
+    (data / "downloads").mkdir(parents=True)
+    (data / "downloads" / tar.name).symlink_to(tar)
+    corpus = open_corpus(name)
+    table = corpus.manifest
+    assert len(table) == clips and table.speaker.nunique() == speakers
+    assert table.drop_duplicates("speaker").split.value_counts().to_dict() == splits
+    assert table.groupby("speaker").split.nunique().max() == 1
+    assert len(corpus.waveform(table.id[0])) / 16_000 == pytest.approx(table.seconds[0], abs=0.01)
+
+
+def test_numbers_in_the_readme_are_those_of_the_manifest(monkeypatch):
+    monkeypatch.delenv("FEDEXIT_DATA")
+    monkeypatch.setenv("FEDEXIT_ROOT", str(ROOT))
+    try:
+        table = open_corpus("queen").manifest
+    except FedexitError:
+        pytest.skip("queen is not fetched here (fedexit data fetch queen)")
+    voices = table[table.speaker != ""]
+    said = table[table.text != ""]
+    words = said.text.str.lower().str.replace("[^a-z0-9' ]", "", regex=True).str.split().str.join(" ")
+    seen = words.isin(set(words[said.split == "train"]))
+    numbers = {"all clips": table, "with text": said, "with a voice": voices, "of JOE": voices[voices.speaker == "JOE"]}
+    numbers["with a sentence type"] = table[table.label != ""]
+    numbers["with a text that train has too"] = said[seen]
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-zA-Z ]+) \| ([\d, |]+) \|$", readme, flags=re.MULTILINE))
+    for name, part in numbers.items():
+        counts = [len(part), *(int((part.split == split).sum()) for split in ("train", "dev", "test"))]
+        assert rows[name] == " | ".join(f"{count:,}" for count in counts), name

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+import torch
+
+from fedexit.backbone import load_backbone
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel, statistics_pooling
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MultiExitModel(load_backbone("nano"), ["a", "b", "c"]).eval()
+
+
+def test_statistics_pooling_ignores_padding_and_is_mean_and_std():
+    states = torch.randn(2, 10, 4)
+    pooled = statistics_pooling(states, torch.tensor([10, 6]))
+    torch.testing.assert_close(pooled[0, :4], states[0].mean(0))
+    torch.testing.assert_close(pooled[1, :4], states[1, :6].mean(0))
+    torch.testing.assert_close(pooled[1, 4:], states[1, :6].std(0, correction=0), rtol=1e-3, atol=1e-3)
+
+
+def test_a_clip_of_one_frame_has_a_finite_gradient():
+    states = torch.randn(1, 1, 4, requires_grad=True)
+    statistics_pooling(states, torch.tensor([1])).sum().backward()
+    assert torch.isfinite(states.grad).all()
+
+
+def test_exits_agree_with_passes_of_their_own(model):
+    waveforms = torch.randn(2, 8000)
+    together = model(waveforms)
+    assert list(together) == [3, 6, 9, 12]
+    for depth, logits in together.items():
+        assert logits.shape == (2, 3)
+        assert torch.equal(logits, model(waveforms, exits=[depth])[depth])
+        assert torch.equal(logits, model.client_model(depth).eval()(waveforms)[depth])
+
+
+def test_a_shallow_client_holds_nothing_above_its_depth(model):
+    """Counted in parameters: exactly conv + projection + 3 layers + one head."""
+    shallow = model.client_model(3)
+    names = [n for n, _ in shallow.named_parameters()]
+    assert not [n for n in names if n.startswith("backbone.model.encoder.layers.") and int(n.split(".")[4]) >= 3]
+    assert [n for n in names if n.startswith("heads.")] == ["heads.3.linear.weight", "heads.3.linear.bias"]
+    layer = sum(p.numel() for p in model.backbone.model.encoder.layers[0].parameters())
+    head = sum(p.numel() for p in model.heads["3"].parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in shallow.parameters()) == whole - 9 * layer - 3 * head
+
+
+def test_names_are_the_same_at_every_depth_and_frozen_ones_stay_home(model):
+    everything = set(model.trainable_weights())
+    assert not [n for n in everything if "feature_extractor" in n]
+    assert set(model.client_model(6).trainable_weights()) < everything
+
+
+def test_gradients_stop_at_the_exit():
+    model = MultiExitModel(load_backbone("nano"), ["a", "b"])
+    model(torch.randn(2, 8000), exits=[6])[6].sum().backward()
+    touched = [layer.attention.k_proj.weight.grad is not None for layer in model.backbone.model.encoder.layers]
+    assert touched == [True] * 6 + [False] * 6
+
+
+def test_save_and_load(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = MultiExitModel.from_pretrained(tmp_path)
+    assert (again.labels, again.exits, again.backbone.name) == (model.labels, model.exits, "nano")
+    waveforms = torch.randn(1, 8000)
+    assert all(torch.equal(a, b) for a, b in zip(model(waveforms).values(), again(waveforms).values(), strict=True))
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("damage", ["missing", "config", "weights"])
+def test_a_damaged_model_folder_is_refused_in_one_line(model, tmp_path, damage):
+    if damage != "missing":
+        model.save_pretrained(tmp_path)
+        victim = tmp_path / ("config.json" if damage == "config" else "model.safetensors")
+        victim.write_bytes(victim.read_bytes()[:40])
+    with pytest.raises(FedexitError, match="multi-exit model") as caught:
+        MultiExitModel.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_exits_are_refused(model):
+    with pytest.raises(FedexitError, match=r"exit 5 .*3, 6, 9, 12"):
+        model(torch.randn(1, 8000), exits=[5])
+    with pytest.raises(FedexitError, match="exit 13"):
+        MultiExitModel(load_backbone("nano"), ["a"], exits=[13])

@@ -1,0 +1,177 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedexit.aggregation import layer_of
+from fedexit.backbone import load_backbone
+from fedexit.clients import Client, LocalTraining, collate, local_round
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.federation import federate, sample
+from fedexit.metrics import error_rates, majority_error, predict
+
+TRAINING = LocalTraining(batch_size=4, learning_rate=3e-3)
+
+
+def tones(seed: int, count: int) -> list:
+    """Clips of low or high tones in noise: a task that any depth can learn in seconds."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = []
+    for i in range(count):
+        time_axis = torch.arange(3200) / 16000
+        tone = torch.sin(2 * torch.pi * (300.0, 2500.0)[i % 2] * time_axis)
+        clips.append((tone + 0.1 * torch.randn(3200, generator=generator), i % 2))
+    return clips
+
+
+def make_clients() -> list[Client]:
+    return [Client(f"c{i}", tones(i, 4 + 2 * i), depth, f"tier {depth}") for i, depth in enumerate((3, 6, 9, 12))]
+
+
+def make_model() -> MultiExitModel:
+    return MultiExitModel(load_backbone("nano"), ["low", "high"])
+
+
+def run(checkpoint=None, rounds=3, seed=0, **changes):
+    settings = dict(rounds=rounds, seed=seed, fraction=0.5, training=TRAINING, dev=tones(99, 6), checkpoint=checkpoint)
+    return federate(make_model(), make_clients(), **{**settings, **changes})
+
+
+def assert_same(one, two):
+    assert one.table.equals(two.table)
+    assert one.clients.equals(two.clients)
+    left, right = one.model.state_dict(), two.model.state_dict()
+    assert all(torch.equal(left[n], right[n]) for n in left)
+
+
+def test_every_exit_learns_something_easy():
+    model = make_model()
+    result = federate(model, make_clients(), rounds=8, training=TRAINING, dev=tones(99, 20), evaluate_every=8)
+    last = result.table[result.table["round"] == 8].set_index("exit")["value"]
+    assert list(last.index) == [3, 6, 9, 12]
+    assert (last < 0.25).all(), last
+
+
+def test_local_round_is_pure():
+    model, client = make_model(), make_clients()[0]
+    start = {n: t.clone() for n, t in model.trainable_weights().items()}
+    scratch = model.client_model(3)
+    first, metrics = local_round(scratch, start, client, TRAINING, (0, "x"))
+    again, _ = local_round(scratch, start, client, TRAINING, (0, "x"))  # the scratch space is dirty now
+    other, _ = local_round(scratch, start, client, TRAINING, (1, "x"))
+    assert all(torch.equal(first.weights[n], again.weights[n]) for n in first.weights)
+    assert any(not torch.equal(first.weights[n], other.weights[n]) for n in first.weights)
+    assert all(torch.equal(start[n], t) for n, t in model.trainable_weights().items())
+    assert (first.examples, first.depth) == (4, 3)
+    assert metrics["loss"] > 0
+
+
+def test_a_shallow_client_sends_nothing_above_its_depth_and_the_bytes_say_so():
+    model = make_model()
+    result = federate(model, make_clients(), rounds=1, training=TRAINING)
+    sent = result.clients.set_index("depth")["bytes"]
+    layer = 4 * sum(p.numel() for p in model.backbone.model.encoder.layers[0].parameters())
+    assert (sent.diff().dropna() == 3 * layer).all()
+    update, _ = local_round(model.client_model(3), model.trainable_weights(), make_clients()[0], TRAINING, (0,))
+    assert max(layer_of(n) or 0 for n in update.weights) == 3
+    assert sum(t.numel() * 4 for t in update.weights.values()) == sent[3]
+
+
+def test_same_seed_same_bits_other_seed_other_bits():
+    assert_same(run(), run())
+    assert not run().table.equals(run(seed=1).table)
+
+
+def test_a_resumed_run_has_the_same_bits(tmp_path):
+    whole = run()
+    run(tmp_path / "state", rounds=2)
+    assert_same(whole, run(tmp_path / "state"))
+    assert_same(whole, run(tmp_path / "state"))  # nothing left to do
+
+
+KILLED = """
+import sys; sys.path.insert(0, {tests!r})
+import test_federation as t
+t.run({checkpoint!r}, rounds=40, evaluate_every=10)
+"""
+
+
+def test_sigkill_in_mid_round_loses_nothing(tmp_path):
+    checkpoint = tmp_path / "state"
+    code = KILLED.format(tests=os.path.dirname(__file__), checkpoint=str(checkpoint))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.3)  # somewhere within a later round
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    load_file(checkpoint)  # whole, whatever the moment
+    assert_same(run(rounds=40, evaluate_every=10), run(checkpoint, rounds=40, evaluate_every=10))
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
+    run(tmp_path / "state", rounds=1)
+    with pytest.raises(FedexitError, match="another run"):
+        run(tmp_path / "state", seed=1)
+    (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:100])
+    with pytest.raises(FedexitError, match="damaged"):
+        run(tmp_path / "state")
+
+
+def test_sampling_is_by_round_and_without_replacement():
+    clients = make_clients()
+    drawn = [tuple(c.name for c in sample(clients, 0.5, 0, number)) for number in range(20)]
+    assert all(len(set(names)) == 2 for names in drawn)
+    assert len(set(drawn)) > 1
+    assert drawn[7] == tuple(c.name for c in sample(clients, 0.5, 0, 7))
+
+
+def test_padding_changes_no_prediction():
+    model = make_model()
+    clips = [(torch.randn(n), 0) for n in (1600, 3000, 8000)]
+    together = predict(model, clips)
+    alone = [predict(model, [clip]).assign(item=i) for i, clip in enumerate(clips)]
+    for i, frame in enumerate(alone):
+        assert (together[together["item"] == i]["predicted"].to_numpy() == frame["predicted"].to_numpy()).all()
+
+
+def test_error_rates_count():
+    model = make_model()
+    predictions = predict(model, tones(0, 7), exits=[3, 12])
+    rates = error_rates(predictions)
+    assert list(rates["n"]) == [7, 7]
+    wrong = predictions[predictions["exit"] == 3].eval("predicted != label").sum()
+    assert rates["value"][0] * 7 == pytest.approx(wrong)
+    assert majority_error([0, 0, 1, 2]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(clients=[]), "at least one client"),
+        (dict(clients=[Client("a", tones(0, 2), 5)]), "exit 5"),
+        (dict(clients=[Client("a", tones(0, 2), 3), Client("a", tones(0, 2), 6)]), "listed twice"),
+        (dict(clients=[Client("a", [], 3)]), "a has no clips"),
+        (dict(rounds=0), "rounds"),
+        (dict(fraction=0.0), "fraction"),
+        (dict(method="fedprox"), "fedprox"),
+        (dict(training=LocalTraining(optimiser="lion")), "lion"),
+        (dict(training=LocalTraining(learning_rate=1e30, epochs=20)), "learning rate"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(changes, says):
+    arguments = {**dict(clients=make_clients(), rounds=1, training=TRAINING), **changes}
+    with pytest.raises(FedexitError, match=says) as caught:
+        federate(make_model(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_clip_is_refused():
+    with pytest.raises(FedexitError, match="no samples"):
+        collate([(torch.zeros(0), 0)])
