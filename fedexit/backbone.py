@@ -41,7 +41,7 @@ def default_exits(layers: int) -> list[int]:
 
 
 class Backbone(nn.Module):
-    """A `transformers` speech encoder whose depth can be chosen: per call (run fewer layers) or for good (`truncated`)."""
+    """A `transformers` speech encoder of any depth: per call (run fewer layers) or for good (`truncated`)."""
 
     def __init__(self, model: PreTrainedModel, name: str, pretrained: bool):
         super().__init__()
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         waveforms: (B, T) float32 at 16 kHz, zero-padded; lengths: (B,) samples, default T for all; depth: default all.
         Returns depth + 1 tensors (B, F, D) and the frame lengths (B,): index 0 is the input of layer 1, index l the
         output of layer l. Frames beyond a clip's length are padding and hold nothing of meaning; the others do not
-        depend on what else is in the batch. Equals `hidden_states[l]` of the full `transformers` model on the clip alone.
+        depend on what else is in the batch. Equals `hidden_states[l]` of the full `transformers` model on that clip.
         Raises FedexitError for a depth that the backbone has not, and for clips shorter than one frame.
         """
         depth = self.layers if depth is None else depth
@@ -152,8 +152,8 @@ class Backbone(nn.Module):
 def _normalise_over_time(features: Tensor, norm: nn.GroupNorm, valid: Tensor) -> Tensor:
     """`norm` with its statistics taken over each clip's own `valid` frames (B,); features: (B, C, F).
 
-    "Base" models normalise each channel over the whole time axis, so plain GroupNorm would let the zeros that pad a clip
-    change what the clip means. The models were pre-trained without padding: this is what they know.
+    "Base" models normalise each channel over the whole time axis, so plain GroupNorm would let the zeros that pad a
+    clip change what the clip means. The models were pre-trained without padding: this is what they know.
     """
     inside = torch.arange(features.shape[-1], device=features.device) < valid[:, None, None]  # (B, 1, F)
     count = valid[:, None, None].to(features.dtype)
@@ -187,7 +187,7 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
 
 
 def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:
-    """An empty backbone of the geometry `config` (a `transformers` config as a dict), to be filled from a state dict."""
+    """A backbone of the geometry `config` (a `transformers` config as a dict), to be filled from a state dict."""
     return Backbone(AutoModel.from_config(AutoConfig.for_model(**config)).eval(), name, pretrained)
 
 

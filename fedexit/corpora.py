@@ -12,7 +12,7 @@ import datasets
 import pandas as pd
 import torch
 
-from fedexit.audio import SAMPLE_RATE, decode_audio, read_audio, to_16k_mono, write_audio
+from fedexit.audio import SAMPLE_RATE, decode_audio, one_thread, read_audio, to_16k_mono, write_audio
 from fedexit.corpus_folder import (
     COLUMNS,
     MANIFEST,
@@ -132,7 +132,7 @@ def convert_folder(folder: str | Path, out: str | Path) -> Corpus:
         raise FedexitError(f"{out}: already exists; name a new folder, or remove it first")
     table = _source_table(folder)
     paths = [f"clips/{number:06d}.flac" for number in range(len(table))]  # numbers, as an id may hold any character
-    with new_folder(out) as part:
+    with new_folder(out) as part, one_thread():
         (part / "clips").mkdir()
         seconds = []
         for source, path in zip(progress(table["path"], "converting"), paths, strict=True):

@@ -38,8 +38,8 @@ class Head(nn.Module):
 class MultiExitModel(nn.Module):
     """A backbone with an independent head on each exit.
 
-    `labels` are the class names, in the order of the logits. Parameters are named `backbone.model.encoder.layers.{l-1}.*`
-    and `heads.{exit}.*`, the same at every depth: aggregation goes by these names.
+    `labels` are the class names, in the order of the logits. Parameters are named
+    `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, the same at every depth: aggregation goes by them.
     """
 
     def __init__(self, backbone: Backbone, labels: Iterable[str], exits: Iterable[int] | None = None, seed: int = 0):
@@ -79,7 +79,7 @@ class MultiExitModel(nn.Module):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy into the model those of `weights` (by name) that it holds. Raises KeyError when one of its own is missing."""
+        """Copy in those of `weights` (by name) that the model holds. Raises KeyError when one of its own is missing."""
         with torch.no_grad():
             for name, parameter in self.trainable_weights().items():
                 parameter.copy_(weights[name])

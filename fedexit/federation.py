@@ -1,4 +1,4 @@
-"""The round loop: sample clients, run their local rounds, aggregate layer by layer, evaluate every exit (paper, sec. 2)."""
+"""The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from fedexit.streams import numpy_stream
 class Federation:
     """What `federate` gives back.
 
-    model: the global model; table: error of every exit on `dev` per round (`round, exit, value, n`); clients: one row per
-    local round (`round, client, tier, depth, examples, loss, bytes`, the bytes one way).
+    model: the global model; table: error of every exit on `dev` per round (`round, exit, value, n`); clients: one row
+    per local round (`round, client, tier, depth, examples, loss, bytes`, the bytes one way).
     """
 
     model: MultiExitModel
@@ -48,9 +48,9 @@ def federate(
 ) -> Federation:
     """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
 
-    Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights, and
-    the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round, every
-    `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run that
+    Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights,
+    and the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round,
+    every `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run that
     finds it goes on from there and ends with the same bits as one that was never stopped.
     Raises FedexitError for an empty federation, a depth that is no exit, bad numbers and a checkpoint of another run.
     """

@@ -31,7 +31,7 @@ HOMOGENEOUS = "homogeneous"
 
 @dataclass(frozen=True)
 class Cell:
-    """One federation: `method` is `homogeneous` (all clients at `depth`) or a way to aggregate clients of mixed depth."""
+    """One federation: `method` is `homogeneous` (all clients at `depth`) or how clients of mixed depth are averaged."""
 
     task: str
     method: str
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells of a grid share. `depths` are the tiers of the mixed federations, in equal shares of the devices."""
+    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in equal shares of the devices."""
 
     corpus: str
     backbone: str
@@ -64,9 +64,9 @@ class Setting:
 def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run one cell, or go on with it from its checkpoint in the folder `state`.
 
-    Returns (errors, traffic). Errors: `method, task, seed, round, tier, exit, split, value, n`: every trained exit on dev
-    as training goes (tier `all`), on test after the last round, for all clips and for each tier's devices. Traffic: one
-    row per local round (`round, client, tier, depth, examples, loss, bytes`), with the cell's columns.
+    Returns (errors, traffic). Errors: `method, task, seed, round, tier, exit, split, value, n`: every trained exit on
+    dev as training goes (tier `all`), on test after the last round, for all clips and for each tier's devices. Traffic:
+    one row per local round (`round, client, tier, depth, examples, loss, bytes`), with the cell's columns.
     """
     task = make_task(cell.task, open_corpus(setting.corpus))
     homes = make_clients(task, _everybody(task, 1), min_clips=setting.min_clips)
@@ -89,7 +89,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
 
 
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells' errors and traffic, in the order of `cells`; what is already in the folder `state` is not run again."""
+    """All cells' errors and traffic, in the order of `cells`; what the folder `state` holds is not run again."""
     cells = list(cells)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:

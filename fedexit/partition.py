@@ -3,8 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
 from fedexit.clients import Client
 from fedexit.errors import FedexitError
 from fedexit.streams import numpy_stream
@@ -14,7 +12,7 @@ PARTITIONS = ("group", "iid")
 
 
 def device_of(group: str) -> str:
-    """The device a group of clips lives on: BOB1.DOG and BOB2.DOG are one character's. A name of digits stays as it is."""
+    """The device a group of clips lives on: BOB1.DOG and BOB2.DOG are one character's. A name of digits stays."""
     stem = group.removesuffix(".DOG")
     return re.sub(r"\d+$", "", stem) or group
 

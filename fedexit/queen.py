@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedexit.audio import SAMPLE_RATE, decode_audio, to_16k_mono, write_audio
+from fedexit.audio import SAMPLE_RATE, decode_audio, one_thread, to_16k_mono, write_audio
 from fedexit.corpus_folder import MANIFEST, new_folder, save_manifest, split_groups
 from fedexit.errors import FedexitError
 from fedexit.progress import progress
@@ -74,7 +74,7 @@ def build_queen(queen_1c: Path, folder: Path) -> None:
     """Decode every clip of `queen_1c` into the corpus folder `folder`: manifest.csv and clips/ID.flac."""
     content = queen_1c.read_bytes()
     clips = read_clips(content)
-    with new_folder(folder) as part:
+    with new_folder(folder) as part, one_thread():
         (part / "clips").mkdir()
         seconds = []
         for clip in progress(clips, "decoding queen"):

@@ -58,7 +58,7 @@ def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
 
 
 def keyword_task(corpus: Corpus, words: int = 10) -> Task:
-    """Which of the `words` most frequent first words opens the line (counted on the training part). KWS in the paper."""
+    """Which of the `words` most frequent first words opens the line (counted on train). KWS in the paper."""
     rows = corpus.manifest.query("text != ''")
     rows = rows.assign(word=first_words(rows["text"]))
     frequent = rows.query("split == 'train' and word != ''")["word"].value_counts(sort=False).sort_index()

@@ -1,0 +1,24 @@
+"""The published tables as data, so that no notebook types one of the paper's numbers.
+
+Source: Guo et al., "Adaptive Federated Fine-Tuning of Self-Supervised Speech Representations", Interspeech 2026,
+DOI 10.21437/Interspeech.2026-2122, Tables 1 to 3.
+"""
+
+from importlib.resources import files
+
+import pandas as pd
+
+from fedexit.errors import FedexitError
+
+REFERENCE = "Guo et al., Interspeech 2026"
+
+
+def published(table: int) -> pd.DataFrame:
+    """Table 1 (error by task, setting and depth), 2 (mixed depths) or 3 (memory in MB) of the paper, in long form.
+
+    Raises FedexitError for another number.
+    """
+    if table not in (1, 2, 3):
+        raise FedexitError(f"the paper has tables 1, 2 and 3, not {table}")
+    with (files("fedexit") / "published" / f"table{table}.csv").open() as file:
+        return pd.read_csv(file)

@@ -1,0 +1,42 @@
+"""How figures look: one style, readable in grey and by colour-blind readers (markers and dashes tell, colours help)."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+# Fixed by name, so that a method looks the same in every figure.
+METHODS = {
+    "homogeneous": ("#555555", "s", "homogeneous (all clients at this depth)"),
+    "stale": ("#D55E00", "v", "stale FedAvg"),
+    "masked": ("#0072B2", "o", "masked (data size only)"),
+    "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
+}
+
+
+def style() -> None:
+    """Set the project's look for all figures that follow."""
+    sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
+    plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
+    """Error by exit, one mark per seed and method, a line through the methods' means; no bars that hide the points.
+
+    data: columns `method, seed, exit, value` (share of wrong clips); baseline: majority-class error, drawn dashed.
+    """
+    exits = sorted(data["exit"].unique())
+    present = [method for method in METHODS if method in set(data["method"])]
+    for place, method in enumerate(present):
+        colour, marker, label = METHODS[method]
+        shift = 0.12 * (place - (len(present) - 1) / 2)
+        own = data[data["method"] == method]
+        axis.scatter(
+            [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], color=colour, marker=marker, s=28
+        )
+        means = 100 * own.groupby("exit")["value"].mean()
+        axis.plot([exits.index(e) + shift for e in means.index], means, color=colour, marker=marker, label=label, lw=1)
+    if baseline is not None:
+        axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
+    axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
+    axis.grid(axis="x", visible=False)
