@@ -27,11 +27,15 @@ class Client:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs."""
+    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs.
+
+    The heads start from nothing and are one layer, so they learn at a rate of their own.
+    """
 
     epochs: int = 1
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
+    head_learning_rate: float = 3e-3
     clip_norm: float = 1.0
     optimiser: str = "adam"
 
@@ -76,7 +80,7 @@ def local_round(
     model.train()
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = make_optimiser(parameters, training)
+    optimiser = make_optimiser(model, training)
     losses: list[tuple[float, int]] = []
     with seeded(*stream, "dropout"):
         for epoch in range(training.epochs):
@@ -97,9 +101,13 @@ def local_round(
     return Update(weights, examples=len(client.data), depth=client.depth), {"loss": mean_loss}
 
 
-def make_optimiser(parameters: list[Tensor], training: LocalTraining) -> torch.optim.Optimizer:
+def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.optim.Optimizer:
     """A fresh optimiser: its state never outlives the round. Raises FedexitError for an unknown name."""
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     if training.optimiser not in kinds:
         raise FedexitError(f"unknown optimiser {training.optimiser!r}; known: {', '.join(kinds)}")
-    return kinds[training.optimiser](parameters, lr=training.learning_rate)
+    groups = [
+        {"params": [p for p in model.backbone.parameters() if p.requires_grad], "lr": training.learning_rate},
+        {"params": list(model.heads.parameters()), "lr": training.head_learning_rate},
+    ]
+    return kinds[training.optimiser](groups)

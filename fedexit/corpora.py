@@ -1,6 +1,5 @@
 """Opening, fetching and converting speech corpora; whatever their home, they end as one folder with one manifest."""
 
-import hashlib
 import os
 import shutil
 import tarfile
@@ -23,18 +22,13 @@ from fedexit.corpus_folder import (
     save_manifest,
     split_groups,
 )
+from fedexit.corpus_places import QUEEN, TARS, folder_of, found, known, manifest_checksum, unpacked
 from fedexit.errors import FedexitError
-from fedexit.fetch import PACKAGE, fetch_queen
+from fedexit.fetch import fetch_queen
 from fedexit.paths import data_dir
 from fedexit.progress import progress
 from fedexit.queen import build_queen
 
-QUEEN = "queen"
-TARS = {  # corpus: (name of its folder or tar, licence, public home)
-    "asc_digits": ("asc_digits", "CC BY 4.0", "abdulkaderghandoura/arabic-speech-commands-dataset on GitHub"),
-    "speechocean": ("speechocean60", "CC BY 4.0", "jimbozhang/speechocean762 on GitHub, OpenSLR 101"),
-    "emodb": ("emodb4", "CC0 1.0", "audEERING's release of EMO-DB"),
-}
 AUDIO_ENDINGS = {".aif", ".aiff", ".au", ".flac", ".mp3", ".ogg", ".opus", ".wav"}
 
 
@@ -54,7 +48,7 @@ class Corpus:
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of the content of manifest.csv: what a result says it was measured on."""
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        return manifest_checksum(self.folder)
 
     @cached_property
     def _paths(self) -> dict[str, str]:
@@ -80,12 +74,9 @@ def open_corpus(name_or_folder: str | Path) -> Corpus:
     Audio is not decoded here. Raises FedexitError with the mend if it is unknown, not fetched yet or at fault.
     """
     name = str(name_or_folder)
-    place = _place(name)
-    folder = _unpacked(place) if place.is_file() else place
-    if not (folder / MANIFEST).is_file():
-        raise FedexitError(f"{folder}: no {MANIFEST} in it; make a corpus of it with `fedexit data convert FOLDER OUT`")
+    folder = folder_of(name)
     table = check_manifest(_as_manifest(read_table(folder / MANIFEST)), folder)
-    return Corpus(name if _known(name) else place.stem, folder, _dataset(table, folder))
+    return Corpus(name if known(name) else Path(name).stem, folder, _dataset(table, folder))
 
 
 def list_corpora() -> pd.DataFrame:
@@ -93,7 +84,7 @@ def list_corpora() -> pd.DataFrame:
     homes = {QUEEN: ("free redistribution, game itself not for sale", f"fedexit data fetch {QUEEN}")}
     for name, (stem, licence, home) in TARS.items():
         homes[name] = licence, f"fedexit data fetch {name} --from {stem}.tar  ({home})"
-    rows = [(name, "ready" if _found(name) else "not fetched", licence, how) for name, (licence, how) in homes.items()]
+    rows = [(name, "ready" if found(name) else "not fetched", licence, how) for name, (licence, how) in homes.items()]
     return pd.DataFrame(rows, columns=["name", "state", "licence", "get it by"])
 
 
@@ -104,7 +95,7 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
     cache (about half a minute); the others come from `source`, their .tar.
     """
     source = Path(source) if source is not None else None
-    if not _known(name):
+    if not known(name):
         raise FedexitError(f"unknown corpus {name!r}, expected {', '.join([QUEEN, *TARS])}")
     if name == QUEEN:
         folder = data_dir() / "cache" / QUEEN
@@ -143,54 +134,10 @@ def convert_folder(folder: str | Path, out: str | Path) -> Corpus:
     return open_corpus(out)
 
 
-def _known(name: str) -> bool:
-    return name == QUEEN or name in TARS
-
-
-def _found(name: str) -> Path | None:
-    """Folder or tar of a known corpus, if it is there."""
-    stem = QUEEN if name == QUEEN else TARS[name][0]
-    cache, downloads = data_dir() / "cache", data_dir() / "downloads"
-    for folder in (cache / stem, downloads / stem):
-        if (folder / MANIFEST).is_file():
-            return folder
-    tar = downloads / f"{stem}.tar"
-    return tar if tar.is_file() else None
-
-
-def _place(name: str) -> Path:
-    """Where the corpus called or lying at `name` is."""
-    if name == QUEEN:
-        place, mend = _found(name), f"run: fedexit data fetch {QUEEN} (Debian package {PACKAGE}, 35 MB)"
-    elif name in TARS:
-        place, mend = _found(name), f"run: fedexit data fetch {name} --from {TARS[name][0]}.tar"
-    else:
-        place, mend = Path(name), f"expected {', '.join([QUEEN, *TARS])}, or a folder or .tar with a {MANIFEST}"
-        place = place if place.exists() else None
-    if place is None:
-        raise FedexitError(f"corpus {name!r} is not there; {mend}")
-    return place
-
-
-def _unpacked(tar: Path) -> Path:
-    """Folder of a tar's corpus in the cache, unpacked on first use; another content of the tar gets another folder."""
-    checksum = hashlib.sha256(tar.read_bytes()).hexdigest()
-    folder = data_dir() / "cache" / f"{tar.stem}-{checksum[:12]}"
-    if not folder.is_dir():
-        with new_folder(folder) as part:
-            try:
-                with tarfile.open(tar) as archive:
-                    archive.extractall(part, filter="data")
-            except (tarfile.TarError, EOFError) as error:
-                raise FedexitError(f"{tar}: cannot be unpacked ({error}); get it again") from error
-    inside = sorted(folder.glob(f"*/{MANIFEST}"))
-    return inside[0].parent if inside else folder
-
-
 def _keep_tar(source: Path, target: Path) -> None:
     if not source.is_file() or not tarfile.is_tarfile(source):
         raise FedexitError(f"{source}: not a .tar file; expected {target.name}")
-    _unpacked(source)
+    unpacked(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     shutil.copyfile(source, part)

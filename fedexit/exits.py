@@ -24,15 +24,20 @@ def statistics_pooling(states: Tensor, frames: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Statistics pooling, then one linear layer: the paper's utterance-level head."""
+    """Statistics pooling, then one linear layer: the paper's utterance-level head.
+
+    Between the two, `centre` and `scale` (2D,) can standardise the pooled statistics (`MultiExitModel.standardise`).
+    """
 
     def __init__(self, width: int, labels: int):
         super().__init__()
         self.linear = nn.Linear(2 * width, labels)
+        self.register_buffer("centre", torch.zeros(2 * width))
+        self.register_buffer("scale", torch.ones(2 * width))
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
         """(B, F, D), (B,) -> logits (B, labels)."""
-        return self.linear(statistics_pooling(states, frames))
+        return self.linear((statistics_pooling(states, frames) - self.centre) / self.scale)
 
 
 class MultiExitModel(nn.Module):
@@ -63,6 +68,20 @@ class MultiExitModel(nn.Module):
             check_exit(depth, self.exits, self.backbone.name)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
         return {depth: self.heads[str(depth)](states[depth], frames) for depth in asked}
+
+    @torch.no_grad()
+    def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
+        """Let each head see pooled statistics of mean 0 and variance 1 over these clips (B, T), (B,); no labels needed.
+
+        Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
+        spread), so a head that reads them raw learns the most frequent class first and stays there for long. Ours, not
+        the paper's.
+        """
+        states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
+        for depth in self.exits:
+            pooled, head = statistics_pooling(states[depth], frames), self.heads[str(depth)]
+            head.centre.copy_(pooled.mean(0))
+            head.scale.copy_(pooled.std(0) + 1e-3)
 
     def client_model(self, depth: int) -> "MultiExitModel":
         """What a client of this depth holds, as a copy of its own: layers 1..depth and the head of exit `depth`.

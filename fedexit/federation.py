@@ -50,8 +50,8 @@ def federate(
 
     Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights,
     and the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round,
-    every `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run that
-    finds it goes on from there and ends with the same bits as one that was never stopped.
+    every `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run
+    that finds it goes on from there and ends with the same bits as one that was never stopped.
     Raises FedexitError for an empty federation, a depth that is no exit, bad numbers and a checkpoint of another run.
     """
     training = training or LocalTraining()

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.errors import FedexitError
 from fedexit.manifest import Notebook
 
@@ -79,9 +80,7 @@ def version(package: str) -> str:
 @cache
 def corpus_checksum(name: str) -> str:
     """Checksum of a corpus. Raises FedexitError when it is not there."""
-    from fedexit.corpora import open_corpus
-
-    return open_corpus(name).checksum
+    return manifest_checksum(folder_of(name))
 
 
 def notebook_code(path: Path) -> list[str]:

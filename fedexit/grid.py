@@ -6,7 +6,7 @@ A cell runs in one process with one thread, so its bits do not depend on how man
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from fedexit.backbone import load_backbone
-from fedexit.clients import Client, LocalTraining
+from fedexit.clients import Client, LocalTraining, collate
 from fedexit.corpora import open_corpus
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
@@ -54,9 +54,9 @@ class Setting:
     rounds: int
     fraction: float
     training: LocalTraining
+    max_seconds: Mapping[str, float]  # by task: clips are cut there
     partition: str = "group"
     min_clips: int = 8
-    max_seconds: float = 3.0
     dev_clips: int = 200
     evaluate_every: int = 5
 
@@ -72,10 +72,11 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
     homes = make_clients(task, _everybody(task, 1), min_clips=setting.min_clips)
     tiers = assign_depths([device_of(client.name) for client in homes], setting.depths, cell.seed)
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
-    clients = make_clients(task, depths, setting.partition, setting.min_clips, setting.max_seconds, cell.seed)
+    seconds = setting.max_seconds[cell.task]
+    clients = make_clients(task, depths, setting.partition, setting.min_clips, seconds, cell.seed)
     result = _federate(cell, setting, task, clients, state)
     test = task.rows.query("split == 'test'").reset_index(drop=True)
-    predictions = predict(result.model, Clips(task.corpus, test, setting.max_seconds))
+    predictions = predict(result.model, Clips(task.corpus, test, seconds))
     device = test["group"].map(device_of)
     predictions["tier"] = (
         device.map(tiers).map(tier_name, na_action="ignore").fillna("no client")[predictions["item"]].to_numpy()
@@ -112,6 +113,9 @@ def _federate(cell: Cell, setting: Setting, task: Task, clients: list[Client], s
         model = MultiExitModel(backbone, task.labels, setting.depths)
     rows = task.rows.query("split == 'dev'")
     chosen = sorted(numpy_stream("dev", task.name).permutation(len(rows))[: setting.dev_clips])
+    dev = Clips(task.corpus, rows.iloc[chosen], setting.max_seconds[cell.task])
+    waveforms, lengths, _ = collate(list(dev))  # the server's own clips; their labels stay out of it
+    model.standardise(waveforms, lengths)
     return federate(
         model,
         clients,
@@ -120,7 +124,7 @@ def _federate(cell: Cell, setting: Setting, task: Task, clients: list[Client], s
         seed=cell.seed,
         fraction=setting.fraction,
         training=setting.training,
-        dev=Clips(task.corpus, rows.iloc[chosen], setting.max_seconds),
+        dev=dev,
         evaluate_every=setting.evaluate_every,
         checkpoint=state / f"{cell.name}.safetensors",
     )

@@ -43,7 +43,7 @@ def padded():
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_7_depth_k_is_the_full_models_kth_hidden_state(family, norm, padded, tmp_path):
-    """In a padded batch, against `transformers` on each clip alone: right depth, right lengths, no leak from padding."""
+    """In a padded batch, against `transformers` on each clip alone: right depth and lengths, no leak from padding."""
     waveforms, lengths = padded
     full = saved_model(tmp_path, family, feat_extract_norm=norm, conv_bias=norm == "layer")
     backbone = load_backbone(tmp_path)

@@ -62,6 +62,20 @@ def test_gradients_stop_at_the_exit():
     assert touched == [True] * 6 + [False] * 6
 
 
+def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_client():
+    model = MultiExitModel(load_backbone("nano"), ["a", "b"]).eval()
+    waveforms, lengths = torch.randn(6, 8000), torch.tensor([8000] * 5 + [4000])
+    model.standardise(waveforms, lengths)
+    states, frames = model.backbone.hidden_states(waveforms, lengths)
+    for depth in model.exits:
+        read = []
+        head = model.client_model(depth).heads[str(depth)]
+        head.linear.register_forward_pre_hook(lambda _, inputs, read=read: read.append(inputs[0]))
+        head(states[depth], frames)
+        torch.testing.assert_close(read[0].mean(0), torch.zeros_like(read[0][0]), rtol=0, atol=1e-3)
+        assert (read[0].std(0) < 1.01).all() and (read[0].std(0) > 0.5).any()
+
+
 def test_save_and_load(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = MultiExitModel.from_pretrained(tmp_path)

@@ -21,7 +21,7 @@ def no_depth(update, method, exponent):
     return float(update.examples)
 
 
-def masked_weighs_depth_too(update, method, exponent):
+def masked_weighs_too(update, method, exponent):
     return float(update.examples * update.depth)
 
 
@@ -52,12 +52,13 @@ def last_client_wins(self, name, tensor, weight):
     self._sums[name], self._totals[name] = tensor.float() * weight, weight
 
 
+two_tiers = properties.test_2_two_tiers_differ_from_masked_in_layers_1_to_3_only
 true_mean = Aggregator._mean
 MUTANTS = [
     ("client_weight", plain_sum_of_depths, lambda: properties.test_equals_the_equation_written_by_hand()),
     ("client_weight", no_data_size, lambda: properties.test_1_equal_depths_are_fedavg()),
-    ("client_weight", no_depth, lambda: properties.test_2_two_tiers_differ_from_masked_in_layers_1_to_3_only(9)),
-    ("client_weight", masked_weighs_depth_too, lambda: properties.test_2_two_tiers_differ_from_masked_in_layers_1_to_3_only(9)),
+    ("client_weight", no_depth, lambda: two_tiers(9)),
+    ("client_weight", masked_weighs_too, lambda: two_tiers(9)),
     ("client_weight", no_depth, lambda: properties.test_3_share_of_the_low_tier_and_effective_clients(9, 1 / 4, 0.80)),
     ("_mean", stale_is_masked, lambda: properties.test_4_stale_fedavg_is_masked_with_a_smaller_server_step()),
     ("_mean", zeros_when_nobody_trained, lambda: properties.test_5_a_layer_nobody_trained_keeps_its_bits("layerwise")),

@@ -1,0 +1,80 @@
+"""The README's table of results, written by `python -m fedexit.readme` so that no number in it is typed.
+
+One row per notebook, from nbs_ci.yml and results/default. The last column is the first row of the table declared as
+`headline`: its text columns, then its first number with decimals (else its last column).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from fedexit.errors import FedexitError
+from fedexit.manifest import Notebook, load_manifest
+from fedexit.paths import project_root
+
+PROFILE = "default"
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def render(readme: str, root: Path) -> str:
+    """The text `readme` with the region between its two markers made anew from the project at `root`.
+
+    Raises FedexitError when a marker is missing or nbs_ci.yml is at fault.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise FedexitError(f"README.md lacks {BEGIN} followed by {END}; put the two lines where the table belongs")
+    notebooks = [notebook for notebook in load_manifest(root) if PROFILE in notebook.profiles]
+    rows = [_row(notebook, root) for notebook in notebooks]
+    head = ["| figures and tables | notebook | command | minutes | headline |", "| --- | --- | --- | --- | --- |"]
+    return before + "\n".join([begin, *head, *rows, end]) + after
+
+
+def _row(notebook: Notebook, root: Path) -> str:
+    folder = Path("results") / PROFILE / notebook.id
+    provenance = root / folder / "provenance.json"
+    done = provenance.is_file()
+    shown = [name for name in notebook.artifacts if name.endswith(".png") or name.startswith("tables/")]
+    links = [f"[{Path(name).stem}]({(folder / name).as_posix()})" if done else Path(name).stem for name in shown]
+    minutes = f"about {notebook.profiles[PROFILE]['minutes']:g}"
+    if done:
+        facts = json.loads(provenance.read_text(encoding="utf-8"))
+        minutes = f"{facts['seconds'] / 60:.1f} on {facts['platform']['cpus']} cores"
+    cells = [
+        ", ".join(links),
+        f"[{notebook.id}](notebooks/{notebook.id}.ipynb)",
+        f"`fedexit run {notebook.id}`",
+        minutes,
+        _headline(root / folder / notebook.headline) if done and notebook.headline else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _headline(table: Path) -> str:
+    frame = pd.read_csv(table)
+    texts = frame.select_dtypes(exclude="number").columns
+    number = next(iter(frame.select_dtypes("float").columns), frame.columns[-1])
+    first = frame.iloc[0]
+    value = f"{first[number]:.3g}" if number not in texts else ""
+    return " ".join([*map(str, first[texts]), number.replace("_", " "), value]).strip()
+
+
+def main() -> int:
+    """Bring the table in the project's README.md up to date; exit code 2 and one line when it cannot be."""
+    try:
+        path = project_root() / "README.md"
+        temporary = path.with_name(".README.md.part")
+        temporary.write_text(render(path.read_text(encoding="utf-8"), path.parent), encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except FedexitError as error:
+        print(f"fedexit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Every notebook has the same frame, so that a reader knows where to look. Read from the files; nothing is run."""
+
+import ast
+import re
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+from fedexit.errors import FedexitError
+from fedexit.manifest import load_manifest
+
+ROOT = Path(__file__).parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SHORT = {"00_start_here", "90_figures_and_tables"}  # a map and a gallery need fewer cells
+FORBIDDEN = {
+    "pip": r"\bpip install\b|^\s*[%!]\s*pip\b",
+    "sys.path": r"\bsys\.path\b",
+    "change of folder": r"^\s*%cd\b|\bos\.chdir\(",
+    "warning filter": r"\bwarnings\.(?:filterwarnings|simplefilter)\(",
+    "absolute path": r"""["'](?:/[A-Za-z]\w*/|~/|[A-Z]:\\)""",
+}
+
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def parsed(source: str) -> ast.Module:
+    """Syntax tree of a cell, its magics taken out."""
+    return ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", source))
+
+
+def parameters(path: Path) -> set[str]:
+    """Names set in the one cell tagged `parameters`."""
+    [cell] = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    return {target.id for node in parsed(cell.source).body for target in node.targets}
+
+
+def written(path: Path) -> set[str]:
+    """Artifacts of the calls `run.table(..., "name")` and `run.figure(..., "name", ...)`; names are written out."""
+    calls = [
+        node
+        for cell in code_cells(path)
+        for node in ast.walk(parsed(cell.source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("run.table", "run.figure")
+    ]
+    names = [(call.func.attr, next(k.value for k in call.keywords if k.arg == "name")) if len(call.args) < 2
+             else (call.func.attr, call.args[1]) for call in calls]  # fmt: skip
+    assert all(isinstance(name, ast.Constant) for _, name in names), "write the names of tables and figures out"
+    suffixes = {"table": ["tables/{}.csv"], "figure": ["figures/{}.png", "figures/{}.csv"]}
+    return {suffix.format(name.value) for kind, name in names for suffix in suffixes[kind]}
+
+
+def manifest() -> dict:
+    """Entries of nbs_ci.yml by id; it refuses a notebook that is not listed and an entry without notebook."""
+    try:
+        return {notebook.id: notebook for notebook in load_manifest(ROOT)}
+    except FedexitError as error:
+        pytest.fail(str(error))
+
+
+def test_notebooks_are_there_and_listed():
+    assert PATHS, "no notebooks/*.ipynb"
+    assert set(manifest()) == {path.stem for path in PATHS}
+
+
+@each_notebook
+def test_first_cell_is_the_contract(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    missing = [word for word in ("reads", "writes", "smoke|every profile", "minute|second", "in the paper")
+               if not re.search(word, first.source, re.I)]  # fmt: skip
+    assert missing == []
+
+
+@each_notebook
+def test_parameters_are_those_of_the_manifest(path):
+    known = parameters(path)
+    assert "profile" in known
+    given = {name for profile in manifest()[path.stem].profiles.values() for name in profile.get("parameters", {})}
+    assert given - known == set(), "not set in the cell tagged parameters"
+
+
+@each_notebook
+def test_source_is_clean(path):
+    assert path.stat().st_size < 100_000
+    notebook = read(path)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in code_cells(path):
+        assert cell.outputs == [] and cell.execution_count is None, "strip the outputs: nbstripout"
+        for what, pattern in FORBIDDEN.items():
+            assert not re.search(pattern, cell.source, re.M), f"{what} in:\n{cell.source}"
+
+
+@each_notebook
+def test_cells_are_few_and_short(path):
+    lines = [len(cell.source.splitlines()) for cell in code_cells(path)]
+    assert (5 if path.stem in SHORT else 15) <= len(lines) <= 40
+    assert max(lines) <= 45
+    assert median(lines) <= 8
+
+
+@each_notebook
+def test_every_figure_is_followed_by_what_to_see(path):
+    waiting = None
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown" and "What to see" in cell.source:
+            waiting = None
+        elif cell.cell_type == "code" and "run.figure(" in cell.source:
+            assert waiting is None, f"no What to see after:\n{waiting}"
+            waiting = cell.source
+    assert waiting is None, f"no What to see after:\n{waiting}"
+
+
+@each_notebook
+def test_artifacts_are_those_declared(path):
+    assert written(path) == set(manifest()[path.stem].artifacts)

@@ -1,0 +1,173 @@
+"""The frame holds together: pins, sizes, README, no traces of one machine."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import soundfile
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import fedexit
+from fedexit import cli, readme
+from fedexit.errors import FedexitError
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile"}  # where conda-forge differs from PyPI
+BINARY = {".png", ".safetensors"}
+
+
+def project_files() -> list[Path]:
+    """Files in git, and new ones that git would not ignore."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [path for name in sorted(filter(None, listed.split("\0"))) if (path := ROOT / name).is_file()]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_lock_pins_every_direct_dependency_within_its_range():
+    locked = {canonicalize_name(name): version for name, version in pins().items()}
+    for need in DIRECT:
+        assert need.name in locked, f"requirements.lock lacks {need.name}"
+        assert need.specifier.contains(locked[need.name]), f"{need}, but requirements.lock has {locked[need.name]}"
+
+
+def test_lock_is_sorted_and_without_the_project():
+    names = list(pins())
+    assert names == sorted(names, key=str.lower)
+    assert "fedexit" not in names
+
+
+def test_conda_environment_has_the_same_dependencies():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    conda = {text for text in listed if isinstance(text, str)} - {"pip", "python=3.11"}
+    assert conda == {f"{CONDA_NAMES.get(need.name, need.name)}{need.specifier}" for need in DIRECT}
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert PROJECT["version"] == fedexit.__version__ == str(citation["version"])
+
+
+def test_modules_are_short():
+    sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "fedexit").glob("*.py")}
+    assert {name: lines for name, lines in sizes.items() if lines > 350} == {}
+
+
+def test_no_traces_of_one_machine_or_unfinished_work():
+    forbidden = {  # written so that this file does not match itself
+        "machine path": re.compile(r"/(?:root|home|work|tmp|farm|Users)/[A-Za-z]"),
+        "pickle": re.compile(r"pickle\.load|torch\.load\("),
+        "unfinished": re.compile(r"\b(?:TO[D]O|FIX[M]E|X[X]X)\b"),
+    }
+    found = []
+    for path in project_files():
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth"}, f"{path.name} is a pickle; use safetensors"
+        text = "" if path.suffix in BINARY else path.read_text(encoding="utf-8")
+        found += [
+            f"{path.relative_to(ROOT)}: {kind}: {m.group()}" for kind, p in forbidden.items() for m in p.finditer(text)
+        ]
+    assert found == []
+
+
+def test_public_names_can_be_imported():
+    for name in fedexit.__all__:
+        assert getattr(fedexit, name) is not None
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_readme_names_targets_of_the_makefile():
+    offered = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"^make ([a-z]+)", offered, re.M))
+    named = set(re.findall(r"(?:^    |`)make ([a-z]+)", README, re.M))
+    assert {"reproduce", "test"} <= named <= targets
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in script and os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_readme_commands_exist(capsys):
+    commands = re.findall(r"(?:^    |`)(?:\.venv/bin/)?fedexit ((?:data )?[a-z]+)", README, re.M)
+    assert len(commands) >= 3
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command.split(), "--help"])
+        assert stop.value.code == 0, f"README.md: fedexit {command}: {capsys.readouterr().err}"
+
+
+def test_readme_links_resolve():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https:")]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def own_recordings(folder: Path) -> None:
+    """Twelve speakers with two low and two high tones of half a second each, and their manifest."""
+    folder.mkdir()
+    rows = []
+    for speaker in range(12):
+        for take in range(4):
+            label, step = (("low", 0.02), ("high", 0.3))[take % 2]
+            tone = torch.sin(torch.arange(8000) * step) * (1 + take) / 10
+            soundfile.write(folder / f"{speaker}_{take}.wav", tone.numpy(), 16000)
+            rows.append((f"{speaker}_{take}.wav", f"speaker{speaker}", label, "", 0.5))
+    table = pd.DataFrame(rows, columns=["path", "speaker", "label", "transcript", "seconds"])
+    table.to_csv(folder / "manifest.csv", index=False)
+
+
+def test_readme_example_runs_on_own_recordings(tmp_path, monkeypatch):
+    own_recordings(tmp_path / "my_recordings")
+    monkeypatch.chdir(tmp_path)
+    [command] = re.findall(r"^    fedexit (data convert .*)$", README, re.M)
+    assert cli.main(command.split()) == 0
+    [example] = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(example, names)
+    assert set(names["result"].table["exit"]) == {3, 6, 9, 12}
+    assert (tmp_path / "my_model" / "model.safetensors").is_file()
+
+
+def test_readme_table_is_fresh():
+    if not (ROOT / "results" / "default").is_dir():
+        pytest.skip("no results of the profile default yet")
+    assert readme.render(README, ROOT) == README, "run: python -m fedexit.readme"
+
+
+def test_readme_table(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for name in ("01_a", "02_b"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text("{}")
+    entry = {"title": "t", "artifacts": ["tables/x.csv"], "profiles": {"default": {"minutes": 3, "limit": 9}}}
+    manifest = [{"id": "01_a", "headline": "tables/x.csv", **entry}, {"id": "02_b", **entry}]
+    (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": manifest}))
+    done = tmp_path / "results" / "default" / "01_a"
+    (done / "tables").mkdir(parents=True)
+    (done / "provenance.json").write_text('{"seconds": 90, "platform": {"cpus": 2}}')
+    (done / "tables" / "x.csv").write_text("method,round,error_rate,low\nlayerwise,5,0.12345,0.1\nstale,5,0.5,0.4\n")
+    written = readme.render(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow", tmp_path)
+    first, second = written.splitlines()[-4:-2]
+    assert first.startswith("| [x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
+    assert first.endswith("| `fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |")
+    assert second == "| x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
+    assert written.startswith("above\n") and written.endswith("\nbelow") and "old" not in written
+    assert readme.render(written, tmp_path) == written
+
+
+def test_readme_table_needs_its_markers(tmp_path):
+    with pytest.raises(FedexitError, match=r"README\.md lacks <!-- table:begin -->"):
+        readme.render(f"{readme.END} {readme.BEGIN}", tmp_path)
