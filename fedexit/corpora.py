@@ -162,7 +162,8 @@ def _source_table(folder: Path) -> pd.DataFrame:
     if not folder.is_dir():
         raise FedexitError(f"{folder}: no such folder; name one that holds audio files")
     if (folder / MANIFEST).is_file():
-        return check_manifest(_as_manifest(read_table(folder / MANIFEST)), folder)
+        table = read_table(folder / MANIFEST)
+        return check_manifest(_as_manifest(table if "seconds" in table else table.assign(seconds="1")), folder)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_ENDINGS)
     if not files:
         raise FedexitError(f"{folder}: no audio files in it, expected {' '.join(sorted(AUDIO_ENDINGS))}")

@@ -21,7 +21,7 @@ from fedexit.corpora import open_corpus
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.metrics import error_rates, predict
-from fedexit.partition import assign_depths, device_of, make_clients, tier_name
+from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_name
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task, make_task
@@ -69,8 +69,8 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
     one row per local round (`round, client, tier, depth, examples, loss, bytes`), with the cell's columns.
     """
     task = make_task(cell.task, open_corpus(setting.corpus))
-    homes = make_clients(task, _everybody(task, 1), min_clips=setting.min_clips)
-    tiers = assign_depths([device_of(client.name) for client in homes], setting.depths, cell.seed)
+    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
+    tiers = assign_depths(devices, setting.depths, cell.seed)
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
     seconds = setting.max_seconds[cell.task]
     clients = make_clients(task, depths, setting.partition, setting.min_clips, seconds, cell.seed)
@@ -128,10 +128,6 @@ def _federate(cell: Cell, setting: Setting, task: Task, clients: list[Client], s
         evaluate_every=setting.evaluate_every,
         checkpoint=state / f"{cell.name}.safetensors",
     )
-
-
-def _everybody(task: Task, depth: int) -> dict[str, int]:
-    return {device_of(group): depth for group in task.rows["group"]}
 
 
 def _stored_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

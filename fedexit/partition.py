@@ -29,6 +29,15 @@ def tier_name(depth: int) -> str:
     return f"depth {depth}"
 
 
+def client_groups(task: Task, min_clips: int = 8) -> list[str]:
+    """The groups that become clients, sorted: those with at least `min_clips` clips of the task's training part."""
+    sizes = task.rows.query("split == 'train'")["group"].value_counts()
+    groups = sorted(sizes[sizes >= min_clips].index)
+    if not groups:
+        raise FedexitError(f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}")
+    return groups
+
+
 def make_clients(
     task: Task,
     depths: Mapping[str, int],
@@ -37,7 +46,7 @@ def make_clients(
     max_seconds: float = 3.0,
     seed: int = 0,
 ) -> list[Client]:
-    """One client per group of the training part with at least `min_clips` clips.
+    """One client per group of `client_groups(task, min_clips)`.
 
     `depths`: depth by device (see `device_of`). partition `group` leaves each group its own clips; `iid` keeps the
     groups' sizes and shuffles the clips among them, as the paper does for speaker identification.
@@ -46,10 +55,7 @@ def make_clients(
     if partition not in PARTITIONS:
         raise FedexitError(f"unknown partition {partition!r}; known: {', '.join(PARTITIONS)}")
     rows = task.rows.query("split == 'train'")
-    sizes = rows.groupby("group")["id"].transform("size")
-    rows = rows[sizes >= min_clips]
-    if rows.empty:
-        raise FedexitError(f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}")
+    rows = rows[rows["group"].isin(client_groups(task, min_clips))]
     groups = rows["group"].to_numpy()
     if partition == "iid":
         groups = groups[numpy_stream(seed, "iid").permutation(len(groups))]

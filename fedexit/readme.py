@@ -28,8 +28,7 @@ def render(readme: str, root: Path) -> str:
     _, end, after = rest.partition(END)
     if not end:
         raise FedexitError(f"README.md lacks {BEGIN} followed by {END}; put the two lines where the table belongs")
-    notebooks = [notebook for notebook in load_manifest(root) if PROFILE in notebook.profiles]
-    rows = [_row(notebook, root) for notebook in notebooks]
+    rows = [_row(notebook, root) for notebook in load_manifest(root) if PROFILE in notebook.profiles]
     head = ["| figures and tables | notebook | command | minutes | headline |", "| --- | --- | --- | --- | --- |"]
     return before + "\n".join([begin, *head, *rows, end]) + after
 
@@ -39,13 +38,14 @@ def _row(notebook: Notebook, root: Path) -> str:
     provenance = root / folder / "provenance.json"
     done = provenance.is_file()
     shown = [name for name in notebook.artifacts if name.endswith(".png") or name.startswith("tables/")]
-    links = [f"[{Path(name).stem}]({(folder / name).as_posix()})" if done else Path(name).stem for name in shown]
+    stems = [name.rpartition(".")[0] for name in shown]
+    links = [f"[{stem}]({(folder / name).as_posix()})" for stem, name in zip(stems, shown, strict=True)]
     minutes = f"about {notebook.profiles[PROFILE]['minutes']:g}"
     if done:
         facts = json.loads(provenance.read_text(encoding="utf-8"))
         minutes = f"{facts['seconds'] / 60:.1f} on {facts['platform']['cpus']} cores"
     cells = [
-        ", ".join(links),
+        ", ".join(links if done else stems),
         f"[{notebook.id}](notebooks/{notebook.id}.ipynb)",
         f"`fedexit run {notebook.id}`",
         minutes,

@@ -48,8 +48,10 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False) -> b
                     minutes = notebook.profiles[profile]["minutes"]
                     label = f"[{number}/{len(notebooks)}] {notebook.id}"
                     print(f"{label} ... about {minutes:g} min ({'; '.join(why)})", flush=True)
+                    earlier = _tables(notebook, profile)
                     seconds = _run_notebook(notebook, profile, parameters[notebook.id])
-                    summary.append(f"{notebook.id}: ran in {seconds:.0f} s")
+                    verdict = _compared(earlier, _tables(notebook, profile))
+                    summary.append(f"{notebook.id}: ran in {seconds:.0f} s{verdict}")
                 else:
                     _check_tables(notebook, results_dir() / profile / notebook.id)
                     summary.append(f"{notebook.id}: up to date")
@@ -105,7 +107,31 @@ def _stale_because(notebook: Notebook, profile: str, parameters: dict) -> list[s
             why.append(f"{name} missing")
         elif name in hashes and fingerprint.file_hash(folder / name) != hashes[name]:
             why.append(f"{name} changed by hand")
-    return why + [f"{name} no longer declared" for name in sorted(set(hashes) - set(notebook.artifacts))]
+    why += [f"{name} no longer declared" for name in sorted(set(hashes) - set(notebook.artifacts))]
+    mark = _mark(notebook, profile)
+    if not why and not (mark.is_file() and mark.read_text() == fingerprint.file_hash(folder / "provenance.json")):
+        return ["the results came with the project and were not run here"]
+    return why
+
+
+def _mark(notebook: Notebook, profile: str) -> Path:
+    """File that tells results run in this copy of the project from those that came with it (git does not keep it)."""
+    return results_dir() / ".state" / profile / notebook.id / "run_here"
+
+
+def _tables(notebook: Notebook, profile: str) -> dict[str, str]:
+    """Content hashes of the stored tables; empty when there are none."""
+    folder = results_dir() / profile / notebook.id
+    names = [name for name in notebook.artifacts if name.startswith("tables/") and (folder / name).is_file()]
+    return {name: fingerprint.file_hash(folder / name) for name in names}
+
+
+def _compared(earlier: dict[str, str], now: dict[str, str]) -> str:
+    """What a rerun says about reproduction: whether each table has the bytes it had before."""
+    if not earlier:
+        return ""
+    changed = sorted(Path(name).stem for name in now if now[name] != earlier.get(name))
+    return f"; tables changed: {', '.join(changed)}" if changed else "; tables as before, to the byte"
 
 
 def _run_notebook(notebook: Notebook, profile: str, parameters: dict) -> float:
@@ -131,6 +157,9 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict) -> float:
     os.replace(executed, out / "notebook.ipynb")
     _write_provenance(notebook, profile, parts, seconds, out)
     _put_in_place(out, results_dir() / profile / notebook.id, state / "old")
+    _mark(notebook, profile).write_text(
+        fingerprint.file_hash(results_dir() / profile / notebook.id / "provenance.json")
+    )
     shutil.rmtree(state / "checkpoints")
     failed.unlink(missing_ok=True)
     return seconds
@@ -146,6 +175,7 @@ def _environment(notebook: Notebook, out: Path, checkpoints: Path) -> dict[str, 
         "FEDEXIT_RESULTS": str(results_dir()),
         "FEDEXIT_DATA": str(data_dir()),
         "FEDEXIT_PROGRESS": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # sums in the same order on every machine
     }
 
 

@@ -54,6 +54,10 @@ def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
     """Who speaks: the voices with at least `min_clips` clips with a transcript (25 on queen). SID in the paper."""
     rows = corpus.manifest.query("speaker != '' and text != ''")
     counts = rows["speaker"].value_counts()
+    if (counts >= min_clips).sum() < 2:
+        raise FedexitError(
+            f"corpus {corpus.name}: task voice needs two speakers with {min_clips} transcribed clips each"
+        )
     return _closed_set("voice", corpus, rows[rows["speaker"].map(counts) >= min_clips], "speaker")
 
 

@@ -161,9 +161,9 @@ def test_readme_table(tmp_path):
     (done / "tables" / "x.csv").write_text("method,round,error_rate,low\nlayerwise,5,0.12345,0.1\nstale,5,0.5,0.4\n")
     written = readme.render(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow", tmp_path)
     first, second = written.splitlines()[-4:-2]
-    assert first.startswith("| [x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
+    assert first.startswith("| [tables/x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
     assert first.endswith("| `fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |")
-    assert second == "| x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
+    assert second == "| tables/x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
     assert written.startswith("above\n") and written.endswith("\nbelow") and "old" not in written
     assert readme.render(written, tmp_path) == written
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +147,19 @@ def test_forced_rerun_gives_the_same_bytes_and_no_machine_path(project, capsys):
     assert provenance["artifacts"]["tables/x.csv"] == fingerprint.file_hash(project.result("01_first/tables/x.csv"))
     for content in (before["notebook.ipynb"], json.dumps(after).encode()):
         assert str(project.root).encode() not in content and sys.prefix.encode() not in content
+
+
+def test_results_that_came_with_the_project_are_reproduced_and_compared(project, capsys):
+    """A fresh clone holds committed results, but nothing was run in it."""
+    fedexit(capsys, "run", "--profile", "smoke", "01_first")
+    shutil.rmtree(project.root / "results/.state")
+    came = "the results came with the project and were not run here"
+    assert f"01_first: to run ({came})" in fedexit(capsys, "status", "--profile", "smoke")[1]
+    _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first")
+    assert re.search(r"01_first: ran in \d+ s; tables as before, to the byte", out)
+    assert "01_first: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
+    _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first", "-p", "rounds=3")
+    assert "tables changed: x" in out
 
 
 def test_failing_cell_is_shown_and_earlier_results_stay(project, capsys):

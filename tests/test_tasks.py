@@ -27,7 +27,7 @@ def test_voice_task_is_closed_set(folder):
     task = voice_task(open_corpus(folder), min_clips=10)
     assert task.labels == ["ANN", "BEN", "CID", "DOT"]
     assert (task.rows["target"].map(dict(enumerate(task.labels))) == task.rows["speaker"]).all()
-    with pytest.raises(FedexitError, match="needs two"):
+    with pytest.raises(FedexitError, match="two speakers with 1000"):
         voice_task(open_corpus(folder), min_clips=1000)
 
 
