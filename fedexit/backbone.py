@@ -91,6 +91,7 @@ class Backbone(nn.Module):
         """Hidden states up to layer `depth`.
 
         waveforms: (B, T) float32 at 16 kHz, zero-padded; lengths: (B,) samples, default T for all; depth: default all.
+        Instead of waveforms, what `convolve` made of them (B, C, F) will do; then lengths are frames.
         Returns depth + 1 tensors (B, F, D) and the frame lengths (B,): index 0 is the input of layer 1, index l the
         output of layer l. Frames beyond a clip's length are padding and hold nothing of meaning; the others do not
         depend on what else is in the batch. Equals `hidden_states[l]` of the full `transformers` model on that clip.
@@ -98,14 +99,13 @@ class Backbone(nn.Module):
         """
         depth = self.layers if depth is None else depth
         self._check_depth(depth)
-        full = waveforms.new_full((len(waveforms),), waveforms.shape[1], dtype=torch.long)
+        full = waveforms.new_full((len(waveforms),), waveforms.shape[-1], dtype=torch.long)
         lengths = full if lengths is None else lengths.to(full)
-        frames = self.frame_lengths(lengths)
-        if (frames < 1).any():
-            raise FedexitError(
-                f"a clip of {int(lengths.min())} samples is shorter than one frame of {self.name}; drop it"
-            )
-        hidden, mask = self._layer_input(waveforms, lengths, frames)
+        if waveforms.dim() == 3:
+            features, frames = waveforms, lengths
+        else:
+            features, frames = self.convolve(waveforms, lengths), self.frame_lengths(lengths)
+        hidden, mask = self._layer_input(features, frames)
         states, position_bias = [hidden], None
         for index, layer in enumerate(self.model.encoder.layers[:depth]):
             if self.model.config.model_type == "wavlm":  # its first layer makes the position bias that the others reuse
@@ -115,10 +115,9 @@ class Backbone(nn.Module):
             states.append(hidden)
         return states, frames
 
-    def _layer_input(self, waveforms: Tensor, lengths: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _layer_input(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
         """What layer 1 reads (B, F, D), and the attention mask its family wants (None when nothing is padded)."""
-        features = self._convolve(waveforms, lengths).transpose(1, 2)  # (B, F, C)
-        hidden = self.model.feature_projection(features)  # (B, F, D)
+        hidden = self.model.feature_projection(features.transpose(1, 2))  # (B, C, F) -> (B, F, D)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         mask = None
         if (frames < hidden.shape[1]).any():
@@ -131,8 +130,15 @@ class Backbone(nn.Module):
         return encoder.dropout(encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))), mask
 
     @torch.no_grad()  # frozen: no graph, no activations kept
-    def _convolve(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Convolutional features (B, C, F) of waveforms (B, T)."""
+    def convolve(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Output (B, C, F) of the frozen convolutional encoder for waveforms (B, T) of `lengths` (B,) samples.
+
+        Raises FedexitError for clips shorter than one frame.
+        """
+        if (self.frame_lengths(lengths) < 1).any():
+            raise FedexitError(
+                f"a clip of {int(lengths.min())} samples is shorter than one frame of {self.name}; drop it"
+            )
         features = waveforms[:, None]
         for layer in self.model.feature_extractor.conv_layers:
             norm = getattr(layer, "layer_norm", None)

@@ -34,24 +34,29 @@ class LocalTraining:
 
     epochs: int = 1
     batch_size: int = 8
-    learning_rate: float = 3e-4
-    head_learning_rate: float = 3e-3
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-2
     clip_norm: float = 1.0
     optimiser: str = "adam"
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """Zero mean and unit variance per clip (as wav2vec 2.0 expects), zero-padded.
+    """A zero-padded batch of clips, each of zero mean and unit variance (as wav2vec 2.0 expects).
 
-    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,). Raises FedexitError for an empty clip.
+    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,). Clips that are frozen features already, (C, F),
+    come back as (B, C, F) with lengths in frames. Raises FedexitError for an empty clip.
     """
-    clips = [clip for clip, _ in examples]
-    if any(clip.numel() == 0 for clip in clips):
+    clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
+    lengths = torch.tensor([clip.shape[-1] for clip in clips])
+    batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
+    return batch, lengths, torch.tensor([label for _, label in examples])
+
+
+def normalised(clip: Tensor) -> Tensor:
+    """`clip` (T,) with zero mean and unit variance. Raises FedexitError when it is empty."""
+    if clip.numel() == 0:
         raise FedexitError("a clip holds no samples; drop it from the manifest")
-    clips = [(clip - clip.mean()) / (clip.std(correction=0) + 1e-7) for clip in clips]
-    lengths = torch.tensor([len(clip) for clip in clips])
-    waveforms = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    return waveforms, lengths, torch.tensor([label for _, label in examples])
+    return (clip - clip.mean()) / (clip.std(correction=0) + 1e-7)
 
 
 def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

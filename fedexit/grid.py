@@ -8,18 +8,21 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from fedexit.backbone import load_backbone
+from fedexit.backbone import Backbone, load_backbone
 from fedexit.clients import Client, LocalTraining, collate
 from fedexit.corpora import open_corpus
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
+from fedexit.frozen import FrozenFeatures
 from fedexit.metrics import error_rates, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_name
 from fedexit.progress import progress
@@ -51,14 +54,14 @@ class Setting:
     corpus: str
     backbone: str
     depths: tuple[int, ...]
-    rounds: int
+    rounds: Mapping[str, int]  # by task, as the next two
+    partition: Mapping[str, str]
+    max_seconds: Mapping[str, float]  # clips are cut there
     fraction: float
     training: LocalTraining
-    max_seconds: Mapping[str, float]  # by task: clips are cut there
-    partition: str = "group"
     min_clips: int = 8
     dev_clips: int = 200
-    evaluate_every: int = 5
+    evaluations: int = 6  # on dev, spread over the rounds
 
 
 def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -72,18 +75,27 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
     devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
     tiers = assign_depths(devices, setting.depths, cell.seed)
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
+    backbone = load_backbone(setting.backbone)
     seconds = setting.max_seconds[cell.task]
-    clients = make_clients(task, depths, setting.partition, setting.min_clips, seconds, cell.seed)
-    result = _federate(cell, setting, task, clients, state)
+    store = _features(task.corpus.checksum, setting.backbone, seconds)
+    clients = [
+        replace(client, data=FrozenFeatures(client.data, backbone, store))
+        for client in make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
+    ]
+    held_out = {
+        split: FrozenFeatures(Clips(task.corpus, task.rows.query("split == @split"), seconds), backbone, store)
+        for split in ("dev", "test")
+    }
+    result = _federate(cell, setting, task, backbone, clients, held_out["dev"], state)
     test = task.rows.query("split == 'test'").reset_index(drop=True)
-    predictions = predict(result.model, Clips(task.corpus, test, seconds))
+    predictions = predict(result.model, held_out["test"])
     device = test["group"].map(device_of)
     predictions["tier"] = (
         device.map(tiers).map(tier_name, na_action="ignore").fillna("no client")[predictions["item"]].to_numpy()
     )
     rates = pd.concat([error_rates(predictions).assign(tier="all"), error_rates(predictions, ["tier", "exit"])])
     dev = result.table.assign(split="dev", tier="all")
-    errors = pd.concat([dev, rates.assign(split="test", round=setting.rounds)])
+    errors = pd.concat([dev, rates.assign(split="test", round=setting.rounds[cell.task])])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
     columns = ["method", "task", "seed", "round", "tier", "exit", "split", "value", "n"]
     return errors.assign(**about)[columns], result.clients.assign(**about)
@@ -105,27 +117,40 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
 
 
-def _federate(cell: Cell, setting: Setting, task: Task, clients: list[Client], state: Path) -> Federation:
-    backbone = load_backbone(setting.backbone)
+@cache
+def _features(checksum: str, backbone: str, seconds: float) -> dict[str, Tensor]:
+    """This process's store of frozen features for one corpus, backbone and cut; all cells share it."""
+    return {}
+
+
+def _federate(
+    cell: Cell,
+    setting: Setting,
+    task: Task,
+    backbone: Backbone,
+    clients: list[Client],
+    dev: FrozenFeatures,
+    state: Path,
+) -> Federation:
     if cell.method == HOMOGENEOUS:
         model = MultiExitModel(backbone.truncated(cell.depth), task.labels, [cell.depth])
     else:
         model = MultiExitModel(backbone, task.labels, setting.depths)
-    rows = task.rows.query("split == 'dev'")
-    chosen = sorted(numpy_stream("dev", task.name).permutation(len(rows))[: setting.dev_clips])
-    dev = Clips(task.corpus, rows.iloc[chosen], setting.max_seconds[cell.task])
-    waveforms, lengths, _ = collate(list(dev))  # the server's own clips; their labels stay out of it
-    model.standardise(waveforms, lengths)
+    chosen = sorted(numpy_stream("dev", task.name).permutation(len(dev))[: setting.dev_clips])
+    server_clips = [dev[int(index)] for index in chosen]
+    features, frames, _ = collate(server_clips)  # the labels stay out of it
+    model.standardise(features, frames)
+    rounds = setting.rounds[cell.task]
     return federate(
         model,
         clients,
         method="masked" if cell.method == HOMOGENEOUS else cell.method,
-        rounds=setting.rounds,
+        rounds=rounds,
         seed=cell.seed,
         fraction=setting.fraction,
         training=setting.training,
-        dev=dev,
-        evaluate_every=setting.evaluate_every,
+        dev=server_clips,
+        evaluate_every=max(1, rounds // setting.evaluations),
         checkpoint=state / f"{cell.name}.safetensors",
     )
 

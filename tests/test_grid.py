@@ -15,8 +15,10 @@ CELLS = [Cell("voice", "homogeneous", 0, 3), Cell("voice", "stale", 0), Cell("vo
 
 
 def setting(folder, rounds=2):
-    training = LocalTraining(learning_rate=1e-3)
-    return Setting(str(folder), "nano", (3, 6), rounds, 0.5, training, {"voice": 0.25}, min_clips=4, evaluate_every=2)
+    by_task = dict(rounds={"voice": rounds}, partition={"voice": "group"}, max_seconds={"voice": 0.25})
+    return Setting(
+        str(folder), "nano", (3, 6), **by_task, fraction=0.5, training=LocalTraining(), min_clips=4, evaluations=1
+    )
 
 
 @pytest.fixture(scope="module")
