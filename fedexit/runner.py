@@ -174,7 +174,7 @@ def _environment(notebook: Notebook, out: Path, checkpoints: Path) -> dict[str, 
         "FEDEXIT_ROOT": str(project_root()),
         "FEDEXIT_RESULTS": str(results_dir()),
         "FEDEXIT_DATA": str(data_dir()),
-        "FEDEXIT_PROGRESS": "0",
+        "FEDEXIT_PROGRESS": os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # sums in the same order on every machine
     }
 
