@@ -16,6 +16,6 @@ def progress(items: Iterable, desc: str, total: int | None = None) -> tqdm.std.t
     """
     wish = os.environ.get("FEDEXIT_PROGRESS", "")
     if wish not in ("", "0", "1"):  # one line below the runner's own bar
-        return tqdm.std.tqdm(items, desc, total, leave=False, file=open(wish, "w"), position=1)  # noqa: SIM115
+        return tqdm.std.tqdm(items, desc, total, leave=False, file=open(wish, "w"), position=1)
     shown = wish == "1" if wish else sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm.auto.tqdm(items, desc, total, leave=False, disable=not shown)
