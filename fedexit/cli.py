@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again, it resumes", 130)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _complain("disk full; free space and run the same command again, it resumes", 1)
+        if error.errno == errno.ENOSPC:
+            return _complain("disk full; free space and run the same command again, it resumes", 1)
+        return _complain(f"{error.filename or 'system'}: {error.strerror}; mend it and run the same command again", 1)
 
 
 def _complain(message: str, code: int) -> int:
@@ -53,7 +53,7 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser("data", help="list, fetch and convert corpora", epilog="example: fedexit data list")
     parts = data.add_subparsers(required=True, metavar="COMMAND")
     _command(parts, "list", _data_list, "corpora and where they are", "fedexit data list")
-    fetch = _command(parts, "fetch", _data_fetch, "download a corpus", "fedexit data fetch speech_commands")
+    fetch = _command(parts, "fetch", _data_fetch, "download a corpus", "fedexit data fetch queen")
     fetch.add_argument("name", metavar="NAME", help="a name of `fedexit data list`")
     fetch.add_argument(
         "--from", dest="source", metavar="FILE", help="use this downloaded archive instead of the network"

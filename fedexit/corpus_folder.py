@@ -35,7 +35,7 @@ def save_manifest(table: pd.DataFrame, path: Path) -> None:
         lines.to_csv(part, index=False, lineterminator="\n")
         os.replace(part, path)
     except OSError as error:
-        raise FedexitError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise FedexitError(f"{path}: cannot be written ({error}); choose another place") from error
 
 
 def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:

@@ -83,6 +83,36 @@ def test_a_shallow_client_sends_nothing_above_its_depth_and_the_bytes_say_so():
     assert sum(t.numel() * 4 for t in update.weights.values()) == sent[3]
 
 
+CLIENT_PROCESS = """
+import gc, sys; sys.path.insert(0, {tests!r})
+import torch
+import test_federation as t
+from fedexit.aggregation import layer_of
+from fedexit.exits import MultiExitModel
+model = MultiExitModel.from_pretrained({folder!r})
+received = {{name: tensor.clone() for name, tensor in model.trainable_weights().items()}}
+update, _ = t.local_round(model, received, t.make_clients()[0], t.TRAINING, (0,))
+held = {{id(p): p.numel() * 4 for p in gc.get_objects() if isinstance(p, torch.nn.Parameter)}}
+sent = sum(weight.numel() * 4 for weight in update.weights.values())
+print(sum(held.values()), sent, max(layer_of(name) or 0 for name in update.weights))
+"""
+
+
+def test_a_shallow_client_in_a_process_of_its_own_holds_three_layers(tmp_path):
+    """All parameters alive in the client's process, counted by the garbage collector, against the arithmetic."""
+    model = make_model()
+    model.client_model(3).save_pretrained(tmp_path)
+    code = CLIENT_PROCESS.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    held, sent, deepest = map(int, output.split())
+    layer = 4 * sum(p.numel() for p in model.backbone.model.encoder.layers[0].parameters())
+    head = 4 * sum(p.numel() for p in model.heads["3"].parameters())
+    whole = 4 * sum(p.numel() for p in model.parameters())
+    frozen = 4 * sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert held == whole - 9 * layer - 3 * head
+    assert (sent, deepest) == (held - frozen, 3)
+
+
 def test_same_seed_same_bits_other_seed_other_bits():
     assert_same(run(), run())
     assert not run().table.equals(run(seed=1).table)
