@@ -24,7 +24,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.frozen import FrozenFeatures
 from fedexit.metrics import error_rates, predict
-from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_name
+from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task, make_task
@@ -89,10 +89,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
     result = _federate(cell, setting, task, backbone, clients, held_out["dev"], state)
     test = task.rows.query("split == 'test'").reset_index(drop=True)
     predictions = predict(result.model, held_out["test"])
-    device = test["group"].map(device_of)
-    predictions["tier"] = (
-        device.map(tiers).map(tier_name, na_action="ignore").fillna("no client")[predictions["item"]].to_numpy()
-    )
+    predictions["tier"] = [tier_of(test["group"][item], tiers) for item in predictions["item"]]
     rates = pd.concat([error_rates(predictions).assign(tier="all"), error_rates(predictions, ["tier", "exit"])])
     dev = result.table.assign(split="dev", tier="all")
     errors = pd.concat([dev, rates.assign(split="test", round=setting.rounds[cell.task])])
@@ -106,15 +103,22 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     cells = list(cells)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        jobs = [pool.submit(_stored_cell, cell, setting, state) for cell in cells]
+        longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
+        jobs = {cell: pool.submit(_stored_cell, cell, setting, state) for cell in longest_first}
         try:
-            for job in progress(as_completed(jobs), "federations", total=len(jobs)):
+            for job in progress(as_completed(jobs.values()), "federations", total=len(jobs)):
                 job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    errors, traffic = zip(*(job.result() for job in jobs), strict=True)
+    errors, traffic = zip(*(jobs[cell].result() for cell in cells), strict=True)
     return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
+
+
+def _cost(cell: Cell, setting: Setting) -> float:
+    """Rough: layers run, times seconds and rounds."""
+    depth = cell.depth or sum(setting.depths) / len(setting.depths)
+    return depth * setting.max_seconds[cell.task] * setting.rounds[cell.task]
 
 
 @cache

@@ -24,9 +24,10 @@ def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int) -> d
     return {names[int(index)]: depths[place % len(depths)] for place, index in enumerate(order)}
 
 
-def tier_name(depth: int) -> str:
-    """How a tier is called in tables: by its depth."""
-    return f"depth {depth}"
+def tier_of(group: str, depths: Mapping[str, int]) -> str:
+    """Tier of the device that `group` lives on, called by its depth ("depth 3"), or "no client"."""
+    device = device_of(group)
+    return f"depth {depths[device]}" if device in depths else "no client"
 
 
 def client_groups(task: Task, min_clips: int = 8) -> list[str]:
@@ -60,8 +61,6 @@ def make_clients(
     if partition == "iid":
         groups = groups[numpy_stream(seed, "iid").permutation(len(groups))]
     return [
-        Client(
-            group, Clips(task.corpus, held, max_seconds), depths[device_of(group)], tier_name(depths[device_of(group)])
-        )
+        Client(group, Clips(task.corpus, held, max_seconds), depths[device_of(group)], tier_of(group, depths))
         for group, held in rows.groupby(groups, sort=True)
     ]

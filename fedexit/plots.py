@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Fixed by name, so that a method looks the same in every figure.
 METHODS = {
@@ -18,6 +19,12 @@ def style() -> None:
     """Set the project's look for all figures that follow."""
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """One legend for the whole figure, below it, where it hides no point."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
 
 
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:

@@ -11,7 +11,7 @@ from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.frozen import FrozenFeatures
-from fedexit.partition import assign_depths, device_of, make_clients
+from fedexit.partition import assign_depths, device_of, make_clients, tier_of
 from fedexit.tasks import Clips, first_words, keyword_task, make_task, voice_task
 
 
@@ -119,6 +119,11 @@ def test_dialogues_of_one_character_share_a_device():
         "C10A.CUT",
         "0001",
     ]
+
+
+def test_tiers_are_called_by_depth():
+    depths = {"BOB": 3, "APE": 12}
+    assert [tier_of(g, depths) for g in ("BOB7.DOG", "APE.DOG", "C10A.CUT")] == ["depth 3", "depth 12", "no client"]
 
 
 def test_depths_are_dealt_evenly_and_by_seed():
