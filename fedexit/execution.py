@@ -118,7 +118,7 @@ def _show_failure(error: Exception) -> None:
 
 
 def _remove_volatile(path: Path) -> None:
-    """Take dates, durations, machine paths and random ids out of an executed notebook: a rerun is the same bytes."""
+    """Take dates, durations, random ids and recordings out of an executed notebook: a rerun is the same bytes."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -129,6 +129,9 @@ def _remove_volatile(path: Path) -> None:
             cell.id = f"added-{number}"
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        for output in cell.get("outputs", []):
+            if "<audio" in output.get("data", {}).get("text/html", ""):  # a recording is not ours to hand on
+                output["data"] = {"text/plain": "(recordings are not stored: run the notebook to listen)"}
     temporary = path.with_suffix(".part")
     nbformat.write(notebook, temporary)
     os.replace(temporary, path)
