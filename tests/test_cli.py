@@ -45,13 +45,14 @@ def test_errors_are_one_line(error, code, message, monkeypatch, capsys):
     assert capsys.readouterr().err == message
 
 
-def test_other_errors_of_the_system_are_not_hidden(monkeypatch):
+def test_other_errors_of_the_system_are_one_line_that_names_the_file(monkeypatch, capsys):
     def fail(profile: str) -> None:
-        raise PermissionError(errno.EACCES, "no")
+        raise PermissionError(errno.EACCES, "Permission denied", "results/x.csv")
 
     monkeypatch.setattr(runner, "status", fail)
-    with pytest.raises(PermissionError):
-        cli.main(["status"])
+    assert cli.main(["status"]) == 1
+    message = "fedexit: results/x.csv: Permission denied; mend it and run the same command again\n"
+    assert capsys.readouterr().err == message
 
 
 def test_parameters_are_yaml(monkeypatch):
