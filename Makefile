@@ -42,7 +42,7 @@ corpus: .venv/installed ## fetch the speech (queen) unless it is there
 	  exit 1; \
 	} >&2
 
-clean: ## remove checkpoints, smoke and interactive results and tool caches; never audio or committed results
+clean: ## remove checkpoints, smoke and interactive results, tool caches (reproduce then runs all); never audio
 	rm -rf results/.state results/smoke results/interactive .pytest_cache .ruff_cache .hypothesis
 	find fedexit tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 

@@ -22,6 +22,8 @@ from fedexit.execution import execute, known_parameters
 from fedexit.manifest import Notebook, load_manifest, select
 from fedexit.paths import data_dir, project_root, results_dir
 
+NOT_HERE = "the results came with the project and were not run here"
+
 
 def run(profile: str, ids: list[str], overrides: dict, force: bool = False) -> bool:
     """Run the notebooks `ids` (none: all of `profile`) and what they need, where out of date; True when all went well.
@@ -29,6 +31,9 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False) -> b
     `overrides` replaces parameters of the notebooks named in `ids`; `force` runs those named (or all) in any case.
     Prints a line before each notebook, a summary and the headline tables. Raises FedexitError before anything starts
     when a name, a parameter or a corpus is wrong, or when another run of the profile is under way.
+
+    Results that came with the project and fit its state are run again where they are asked for; where another notebook
+    only needs them they are taken as they are, so that a figure can be redrawn in seconds in a fresh clone.
     """
     notebooks = select(load_manifest(project_root()), profile, ids)
     if overrides and not ids:
@@ -41,8 +46,12 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False) -> b
     summary = []
     with _lock(profile):
         for number, notebook in enumerate(notebooks, 1):
-            forced = force and (not ids or notebook.id in ids)
-            why = _stale_because(notebook, profile, parameters[notebook.id]) or ["forced"] * forced
+            asked = not ids or notebook.id in ids
+            why = _stale_because(notebook, profile, parameters[notebook.id])
+            if not why and asked and not _was_run_here(notebook, profile):
+                why = [NOT_HERE]
+            if not why and asked and force:
+                why = ["forced"]
             try:
                 if why:
                     minutes = notebook.profiles[profile]["minutes"]
@@ -71,6 +80,8 @@ def status(profile: str) -> None:
             why = _stale_because(notebook, profile, _parameters(notebook, profile, {}))
         except FedexitError as error:
             why = [str(error)]
+        if not why and not _was_run_here(notebook, profile):
+            why = [NOT_HERE]
         waits = [need for need in notebook.needs if need in stale]
         if why:
             print(f"{notebook.id}: to run ({'; '.join(why)})")
@@ -107,15 +118,17 @@ def _stale_because(notebook: Notebook, profile: str, parameters: dict) -> list[s
             why.append(f"{name} missing")
         elif name in hashes and fingerprint.file_hash(folder / name) != hashes[name]:
             why.append(f"{name} changed by hand")
-    why += [f"{name} no longer declared" for name in sorted(set(hashes) - set(notebook.artifacts))]
+    return why + [f"{name} no longer declared" for name in sorted(set(hashes) - set(notebook.artifacts))]
+
+
+def _was_run_here(notebook: Notebook, profile: str) -> bool:
+    """Whether the stored results were made in this copy of the project; git carries results, but not the mark."""
     mark = _mark(notebook, profile)
-    if not why and not (mark.is_file() and mark.read_text() == fingerprint.file_hash(folder / "provenance.json")):
-        return ["the results came with the project and were not run here"]
-    return why
+    provenance = results_dir() / profile / notebook.id / "provenance.json"
+    return mark.is_file() and mark.read_text() == fingerprint.file_hash(provenance)
 
 
 def _mark(notebook: Notebook, profile: str) -> Path:
-    """File that tells results run in this copy of the project from those that came with it (git does not keep it)."""
     return results_dir() / ".state" / profile / notebook.id / "run_here"
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from fedexit import fingerprint, runner
 from fedexit.cli import main
+from fedexit.execution import _remove_volatile
 
 FIRST = """
 import os, time
@@ -160,6 +161,27 @@ def test_results_that_came_with_the_project_are_reproduced_and_compared(project,
     assert "01_first: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
     _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first", "-p", "rounds=3")
     assert "tables changed: x" in out
+
+
+def test_what_is_only_needed_is_taken_as_it_came(project, capsys):
+    """A figure from committed tables must not cost the run that made the tables."""
+    fedexit(capsys, "run", "--profile", "smoke")
+    shutil.rmtree(project.root / "results/.state")
+    _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "02_second")
+    assert "01_first: up to date" in out and "02_second: ran in" in out
+    assert "01_first: ran in" in fedexit(capsys, "run", "--profile", "smoke")[1]
+
+
+def test_recordings_are_not_stored(tmp_path):
+    """Executed notebooks are committed; the speech in their players must not be."""
+    cell = nbformat.v4.new_code_cell("listen")
+    player = nbformat.v4.new_output("display_data", {"text/html": '<audio src="data:' + 'audio/wav;base64,UklGRg==">'})
+    table = nbformat.v4.new_output("display_data", {"text/html": "<table></table>"})
+    cell.outputs = [player, table]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+    _remove_volatile(tmp_path / "n.ipynb")
+    stored = (tmp_path / "n.ipynb").read_text()
+    assert "audio/wav" not in stored and "recordings are not stored" in stored and "<table>" in stored
 
 
 def test_failing_cell_is_shown_and_earlier_results_stay(project, capsys):
