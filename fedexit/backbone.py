@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from fedexit.errors import FedexitError
+from fedexit.errors import FedexitError, first_line
 from fedexit.streams import seeded
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
@@ -183,11 +184,11 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FedexitError(f"{name} holds no config.json; expected a model folder in the Hugging Face format")
     try:
-        model = AutoModel.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model = AutoModel.from_pretrained(name, dtype=torch.float32)  # weights may be stored in half precision
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FedexitError(
-            f"cannot load backbone {name!r}: not a preset ({', '.join(PRESETS)}), and as a folder or hub id: {reason}"
+            f"cannot load backbone {name!r}: not a preset ({', '.join(PRESETS)}), and as a folder or hub id: "
+            + first_line(error)
         ) from error
     return Backbone(model.eval(), name, pretrained=True)
 

@@ -13,6 +13,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.streams import numpy_stream, seeded
 
 Example = tuple[Tensor, int]
+OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Client:
 class LocalTraining:
     """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs.
 
-    The heads start from nothing and are one layer, so they learn at a rate of their own.
+    The heads start from nothing and are one layer, so they learn at a rate of their own. Raises FedexitError for an
+    unknown optimiser and for numbers that cannot train.
     """
 
     epochs: int = 1
@@ -38,6 +40,12 @@ class LocalTraining:
     head_learning_rate: float = 1e-2
     clip_norm: float = 1.0
     optimiser: str = "adam"
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise FedexitError(f"unknown optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}")
+        if min(self.epochs, self.batch_size) < 1 or min(self.learning_rate, self.head_learning_rate) <= 0:
+            raise FedexitError(f"epochs and batch_size must be >= 1 and learning rates > 0, not {self}")
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,12 +115,9 @@ def local_round(
 
 
 def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.optim.Optimizer:
-    """A fresh optimiser: its state never outlives the round. Raises FedexitError for an unknown name."""
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    if training.optimiser not in kinds:
-        raise FedexitError(f"unknown optimiser {training.optimiser!r}; known: {', '.join(kinds)}")
+    """A fresh optimiser: its state never outlives the round."""
     groups = [
         {"params": [p for p in model.backbone.parameters() if p.requires_grad], "lr": training.learning_rate},
         {"params": list(model.heads.parameters()), "lr": training.head_learning_rate},
     ]
-    return kinds[training.optimiser](groups)
+    return OPTIMISERS[training.optimiser](groups)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedexit.errors import FedexitError
+from fedexit.errors import FedexitError, first_line
 
 COLUMNS = ["id", "path", "speaker", "group", "text", "label", "seconds", "split"]
 SPLITS = ["train", "dev", "test"]
@@ -23,7 +23,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise FedexitError(f"{path}: not readable as a CSV table ({str(error).splitlines()[0]})") from error
+        raise FedexitError(f"{path}: not readable as a CSV table ({first_line(error)})") from error
 
 
 def save_manifest(table: pd.DataFrame, path: Path) -> None:

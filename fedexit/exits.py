@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedexit.backbone import Backbone, backbone_from_config, config_of, default_exits
-from fedexit.errors import FedexitError
+from fedexit.errors import FedexitError, first_line
 from fedexit.streams import seeded
 
 
@@ -127,8 +127,9 @@ class MultiExitModel(nn.Module):
             model = cls(backbone, config["labels"], config["exits"])
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise FedexitError(f"{folder} is not a multi-exit model written by save_pretrained: {reason}") from error
+            raise FedexitError(
+                f"{folder} is not a multi-exit model written by save_pretrained: {first_line(error)}"
+            ) from error
         return model.eval()
 
 

@@ -1,5 +1,6 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -57,8 +59,12 @@ def federate(
     training = training or LocalTraining()
     _check(model, clients, rounds, fraction)
     scratch = {depth: model.client_model(depth) for depth in sorted({c.depth for c in clients})}
-    identity = _identity(clients, method, seed, depth_exponent, fraction, training)
+    identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
     state = _resume(model, checkpoint, identity)
+    if state["round"] > rounds:
+        raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
+    if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
+        state["evaluations"] = [row for row in state["evaluations"] if row[0] % evaluate_every == 0]
     if not state["evaluations"]:
         state["evaluations"] += _evaluate(model, dev, 0)
     done = state["round"]
@@ -114,11 +120,14 @@ def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fracti
             raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
 
 
-def _identity(clients: Sequence[Client], *settings: object) -> dict:
-    """What must be equal for a checkpoint to be this run's: settings and clients (the number of rounds may grow)."""
+def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: object) -> dict:
+    """What must be equal for a checkpoint to be this run's: start, settings, clients (but rounds may grow)."""
     *plain, training = settings
+    start = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        start.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
-    return {"settings": [*plain, asdict(training)], "clients": roster}
+    return {"start": start.hexdigest(), "settings": [*plain, asdict(training)], "clients": roster}
 
 
 def _save(model: MultiExitModel, checkpoint: str | Path | None, identity: dict, state: dict) -> None:

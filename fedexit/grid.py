@@ -3,6 +3,7 @@
 A cell runs in one process with one thread, so its bits do not depend on how many cells run beside it.
 """
 
+import hashlib
 import multiprocessing
 import os
 import threading
@@ -20,6 +21,7 @@ from torch import Tensor
 from fedexit.backbone import Backbone, load_backbone
 from fedexit.clients import Client, LocalTraining, collate
 from fedexit.corpora import open_corpus
+from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.frozen import FrozenFeatures
@@ -99,8 +101,14 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
 
 
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells' errors and traffic, in the order of `cells`; what the folder `state` holds is not run again."""
+    """All cells' errors and traffic, in the order of `cells`; what the folder `state` holds is not run again.
+
+    Cells are stored by setting and corpus: another setting starts anew beside them.
+    """
     cells = list(cells)
+    key = hashlib.sha256(f"{setting!r} {manifest_checksum(folder_of(setting.corpus))}".encode()).hexdigest()[:16]
+    state = state / key
+    state.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last

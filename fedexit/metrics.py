@@ -1,4 +1,4 @@
-"""Error rates with their numerators and denominators, and the intervals that belong to them."""
+"""Predictions of every exit from one pass, and error rates with the number of clips behind them."""
 
 from collections.abc import Iterable, Sequence
 

@@ -131,6 +131,22 @@ def test_stable_layer_norm_models_are_refused_with_the_reason(tmp_path):
         load_backbone(tmp_path)
 
 
+def test_half_precision_weights_become_float32(tmp_path):
+    saved_model(tmp_path, "hubert").half().save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert backbone.hidden_states(torch.randn(1, 4000))[0][-1].dtype == torch.float32
+
+
+def test_damaged_weights_are_refused_in_one_line(tmp_path):
+    saved_model(tmp_path, "hubert")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(FedexitError, match="cannot load backbone") as caught:
+        load_backbone(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_families_and_missing_models_are_refused(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

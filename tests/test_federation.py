@@ -145,6 +145,20 @@ def test_sigkill_in_mid_round_loses_nothing(tmp_path):
     assert_same(run(rounds=40, evaluate_every=10), run(checkpoint, rounds=40, evaluate_every=10))
 
 
+def test_more_rounds_go_on_as_if_in_one_run_and_fewer_are_refused(tmp_path):
+    run(tmp_path / "state", rounds=3, evaluate_every=2)
+    assert_same(run(rounds=5, evaluate_every=2), run(tmp_path / "state", rounds=5, evaluate_every=2))
+    with pytest.raises(FedexitError, match="holds 5 rounds already, not 4"):
+        run(tmp_path / "state", rounds=4)
+
+
+def test_a_checkpoint_of_another_start_is_refused(tmp_path):
+    run(tmp_path / "state", rounds=1)
+    other = MultiExitModel(load_backbone("nano", seed=1), ["low", "high"])
+    with pytest.raises(FedexitError, match="another run"):
+        federate(other, make_clients(), rounds=2, fraction=0.5, training=TRAINING, checkpoint=tmp_path / "state")
+
+
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
     run(tmp_path / "state", rounds=1)
     with pytest.raises(FedexitError, match="another run"):
@@ -191,7 +205,6 @@ def test_error_rates_count():
         (dict(rounds=0), "rounds"),
         (dict(fraction=0.0), "fraction"),
         (dict(method="fedprox"), "fedprox"),
-        (dict(training=LocalTraining(optimiser="lion")), "lion"),
         (dict(training=LocalTraining(learning_rate=1e30, epochs=20)), "learning rate"),
     ],
 )
@@ -200,6 +213,20 @@ def test_bad_input_is_refused_in_one_line(changes, says):
     with pytest.raises(FedexitError, match=says) as caught:
         federate(make_model(), **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimiser": "lion"}, "lion.*adam, sgd"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"head_learning_rate": 0.0}, "learning rates"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(changes, says):
+    with pytest.raises(FedexitError, match=says):
+        LocalTraining(**changes)
 
 
 def test_an_empty_clip_is_refused():

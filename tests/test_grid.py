@@ -48,6 +48,13 @@ def test_the_number_of_workers_changes_no_bit(whole, folder, tmp_path):
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
+def test_another_setting_does_not_get_stored_cells(whole, folder, tmp_path):
+    """In JupyterLab the state folder stays the same when a parameter is changed."""
+    run_grid(CELLS[:1], setting(folder, 1), tmp_path, workers=1)
+    errors, _ = run_grid(CELLS[:1], setting(folder), tmp_path, workers=1)
+    assert errors.equals(whole[0][whole[0]["method"] == "homogeneous"].reset_index(drop=True))
+
+
 KILLED = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
@@ -62,7 +69,7 @@ def test_sigkill_leaves_no_worker_and_the_rest_runs_to_the_same_bits(folder, tmp
     state = tmp_path / "state"
     script.write_text(KILLED.format(tests=os.path.dirname(__file__), folder=str(folder), state=str(state)))
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
-    while not list(state.glob("*.safetensors")) and process.poll() is None:
+    while not list(state.glob("*/*.safetensors")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
