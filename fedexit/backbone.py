@@ -15,20 +15,22 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from fedexit.errors import FedexitError, first_line
+from fedexit.paths import backbones_dir
 from fedexit.streams import seeded
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
 
 _NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0)
 
-# The geometries that ship with the project, side by side. All have 12 layers, so exits 3/6/9/12 mean the same in each;
-# `base` is wav2vec2-base (94.4 M parameters; its trained weights are the hub id "facebook/wav2vec2-base").
+# Geometries with random weights, side by side. All have 12 layers, so exits 3/6/9/12 mean the same in each.
+# `tiny-random` is the control of `tiny`, which was pre-trained here (notebook 05) and ships with its weights; `base` is
+# wav2vec2-base (94.4 M parameters; its trained weights are the hub id "facebook/wav2vec2-base").
 PRESETS: dict[str, dict] = {
     "nano": dict(
         model_type="hubert", hidden_size=32, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, num_hidden_layers=12, **_NO_DROPOUT,
     ),
-    "tiny": dict(
+    "tiny-random": dict(
         model_type="hubert", hidden_size=144, num_attention_heads=4, intermediate_size=576, conv_dim=(64,) * 7,
         num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=4, num_hidden_layers=12, **_NO_DROPOUT,
     ),
@@ -171,8 +173,9 @@ def _normalise_over_time(features: Tensor, norm: nn.GroupNorm, valid: Tensor) ->
 
 
 def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
-    """A backbone by preset (`nano`, `tiny`, `base`: random weights drawn from `seed`), local folder or hub id.
+    """A backbone by preset (random weights drawn from `seed`), name in data/backbones/, local folder or hub id.
 
+    Presets are `nano`, `tiny-random` and `base`; `tiny`, pre-trained, ships in data/backbones/.
     Raises FedexitError when there is no such model, it is of another family or it is a stable-layer-norm model.
     """
     name = str(name_or_path)
@@ -181,16 +184,28 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
             model = AutoModel.from_config(AutoConfig.for_model(**PRESETS[name]))
         return Backbone(model.eval(), name, pretrained=False)
     folder = Path(name)
+    if name in shipped_backbones():
+        folder = backbones_dir() / name
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FedexitError(f"{name} holds no config.json; expected a model folder in the Hugging Face format")
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)  # weights may be stored in half precision
+        model = AutoModel.from_pretrained(
+            folder if folder.is_dir() else name, dtype=torch.float32
+        )  # weights may be stored in half precision
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FedexitError(
-            f"cannot load backbone {name!r}: not a preset ({', '.join(PRESETS)}), and as a folder or hub id: "
-            + first_line(error)
+            f"cannot load backbone {name!r}: not one of {', '.join([*PRESETS, *shipped_backbones()])}, and as a folder "
+            f"or hub id: {first_line(error)}"
         ) from error
     return Backbone(model.eval(), name, pretrained=True)
+
+
+def shipped_backbones() -> list[str]:
+    """Names in data/backbones/ that `load_backbone` takes; none outside the project's folder."""
+    try:
+        return sorted(file.parent.name for file in backbones_dir().glob("*/config.json"))
+    except FedexitError:
+        return []
 
 
 def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:

@@ -45,6 +45,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run the named notebooks (or all) even if up to date")
     status = _command(commands, "status", _status, "say what is out of date and why", "fedexit status --profile smoke")
     status.add_argument("--profile", default="default", help="set of parameters in nbs_ci.yml (default: %(default)s)")
+    example = "fedexit pretrain data/backbones/mine -p updates=2000 -p corpora=[queen] --minutes 30"
+    pretrain = _command(commands, "pretrain", _pretrain, "pre-train a backbone, or go on with it", example)
+    pretrain.add_argument("out", metavar="FOLDER", help="of the run; in the end it is a model folder")
+    pretrain.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="stop at a checkpoint after so long; default: run to the end",
+    )
+    pretrain.add_argument(
+        "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
+    )
     _add_data_commands(commands)
     return parser
 
@@ -81,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parameter(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value read as YAML: a number, text, true, null or a list of these."""
+    """NAME=VALUE, the value read as YAML: a number, text, true, null, a list or a mapping."""
     from fedexit.manifest import parse_yaml
 
     name, equals, value = text.partition("=")
@@ -90,8 +102,8 @@ def _parameter(text: str) -> tuple[str, object]:
     if name == "profile":
         raise FedexitError(f"-p {text}: write --profile {value}")
     parsed = parse_yaml(value, f"-p {text}")
-    if not isinstance(parsed, str | int | float | list | None):
-        raise FedexitError(f"-p {text}: give a number, text, true, null or a list of these")
+    if not isinstance(parsed, str | int | float | list | dict | None):
+        raise FedexitError(f"-p {text}: give a number, text, true, null, a list or a mapping of these")
     return name, parsed
 
 
@@ -99,6 +111,14 @@ def _status(args: argparse.Namespace) -> None:
     from fedexit.runner import status
 
     status(args.profile)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from fedexit.pretraining import pretrain, pretraining_settings
+
+    settings = pretraining_settings(dict(map(_parameter, args.settings)))
+    finished = pretrain(settings, args.out, args.minutes)
+    print(f"{args.out}: " + ("done" if finished else "stopped at a checkpoint; run the same command again, it goes on"))
 
 
 def _data_list(args: argparse.Namespace) -> None:

@@ -22,12 +22,13 @@ from fedexit.corpus_folder import (
     save_manifest,
     split_groups,
 )
-from fedexit.corpus_places import QUEEN, TARS, folder_of, found, known, manifest_checksum, unpacked
+from fedexit.corpus_places import QUEEN, TARS, UNLABELLED, folder_of, found, known, manifest_checksum, unpacked
 from fedexit.errors import FedexitError
 from fedexit.fetch import fetch_queen
 from fedexit.paths import data_dir
 from fedexit.progress import progress
 from fedexit.queen import build_queen
+from fedexit.unlabelled import build_unlabelled
 
 AUDIO_ENDINGS = {".aif", ".aiff", ".au", ".flac", ".mp3", ".ogg", ".opus", ".wav"}
 
@@ -82,6 +83,7 @@ def open_corpus(name_or_folder: str | Path) -> Corpus:
 def list_corpora() -> pd.DataFrame:
     """The known corpora, one per row: name, state (ready or not fetched), licence, how to get it."""
     homes = {QUEEN: ("free redistribution, game itself not for sale", f"fedexit data fetch {QUEEN}")}
+    homes[UNLABELLED] = "CC BY-SA, GPL, BSD, by package", f"fedexit data fetch {UNLABELLED}  (for pre-training only)"
     for name, (stem, licence, home) in TARS.items():
         homes[name] = licence, f"fedexit data fetch {name} --from {stem}.tar  ({home})"
     rows = [(name, "ready" if found(name) else "not fetched", licence, how) for name, (licence, how) in homes.items()]
@@ -92,15 +94,18 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
     """Get the known corpus `name` into the data folder and open it.
 
     `queen` comes from the Debian package of the game, or from `source` (a .deb or a queen.1c), and is decoded into the
-    cache (about half a minute); the others come from `source`, their .tar.
+    cache (about half a minute); `unlabelled` comes from 13 packages (600 MB, some minutes); the others come from
+    `source`, their .tar.
     """
     source = Path(source) if source is not None else None
     if not known(name):
-        raise FedexitError(f"unknown corpus {name!r}, expected {', '.join([QUEEN, *TARS])}")
+        raise FedexitError(f"unknown corpus {name!r}, expected {', '.join([QUEEN, UNLABELLED, *TARS])}")
     if name == QUEEN:
         folder = data_dir() / "cache" / QUEEN
         if source is not None or not (folder / MANIFEST).is_file():
             build_queen(fetch_queen(data_dir() / "downloads", source), folder)
+    elif name == UNLABELLED:
+        build_unlabelled(data_dir() / "cache" / UNLABELLED)
     elif source is not None:
         _keep_tar(source, data_dir() / "downloads" / f"{TARS[name][0]}.tar")
     return open_corpus(name)

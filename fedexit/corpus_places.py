@@ -9,7 +9,7 @@ from fedexit.errors import FedexitError
 from fedexit.fetch import PACKAGE
 from fedexit.paths import data_dir
 
-QUEEN = "queen"
+QUEEN, UNLABELLED = "queen", "unlabelled"
 TARS = {  # corpus: (name of its folder or tar, licence, public home)
     "asc_digits": ("asc_digits", "CC BY 4.0", "abdulkaderghandoura/arabic-speech-commands-dataset on GitHub"),
     "speechocean": ("speechocean60", "CC BY 4.0", "jimbozhang/speechocean762 on GitHub, OpenSLR 101"),
@@ -19,12 +19,12 @@ TARS = {  # corpus: (name of its folder or tar, licence, public home)
 
 def known(name: str) -> bool:
     """Whether the project knows a corpus of this name."""
-    return name == QUEEN or name in TARS
+    return name in (QUEEN, UNLABELLED) or name in TARS
 
 
 def found(name: str) -> Path | None:
     """Folder or tar of a known corpus, if it is there."""
-    stem = QUEEN if name == QUEEN else TARS[name][0]
+    stem = TARS[name][0] if name in TARS else name
     cache, downloads = data_dir() / "cache", data_dir() / "downloads"
     for folder in (cache / stem, downloads / stem):
         if (folder / MANIFEST).is_file():
@@ -37,10 +37,15 @@ def place_of(name: str) -> Path:
     """Where the corpus called or lying at `name` is."""
     if name == QUEEN:
         place, mend = found(name), f"run: fedexit data fetch {QUEEN} (Debian package {PACKAGE}, 35 MB)"
+    elif name == UNLABELLED:
+        place, mend = found(name), f"run: fedexit data fetch {UNLABELLED} (speech in 13 Debian packages, 600 MB)"
     elif name in TARS:
         place, mend = found(name), f"run: fedexit data fetch {name} --from {TARS[name][0]}.tar"
     else:
-        place, mend = Path(name), f"expected {', '.join([QUEEN, *TARS])}, or a folder or .tar with a {MANIFEST}"
+        place, mend = (
+            Path(name),
+            f"expected {', '.join([QUEEN, UNLABELLED, *TARS])}, or a folder or .tar with a {MANIFEST}",
+        )
         place = place if place.exists() else None
     if place is None:
         raise FedexitError(f"corpus {name!r} is not there; {mend}")

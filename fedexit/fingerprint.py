@@ -1,7 +1,8 @@
 """What a notebook's results depend on, as hashes that can be compared and named.
 
 The components of a fingerprint are {section: {key: value}}: the code cells (no markdown, no outputs), the parameters,
-the fedexit modules the notebook reaches, the artifacts it reads of other notebooks, the corpora and a few versions.
+the fedexit modules the notebook reaches, the artifacts it reads of other notebooks, the backbones, the corpora and a
+few versions.
 """
 
 import ast
@@ -15,17 +16,19 @@ from pathlib import Path
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.errors import FedexitError
 from fedexit.manifest import Notebook
+from fedexit.paths import backbones_dir
 
 PACKAGE = Path(__file__).parent
 # The machinery that runs notebooks, and the lazy export table, decide no number.
 NOT_PART = {"__init__", "__main__", "cli", "execution", "fingerprint", "manifest", "runner"}
-VERSIONS = ("numpy", "torch", "torchaudio", "transformers")
+VERSIONS = ("numpy", "scikit-learn", "torch", "torchaudio", "transformers")
 # How a difference in each section is said; {key} alone when nothing more is useful than "it changed".
 PHRASES = {
     "code": "{key} changed",
     "parameters": "parameter {key}: {old} -> {new}",
     "modules": "module {key} changed",
     "needs": "{key} changed",
+    "backbones": "backbone {key} changed",
     "data": "corpus {key} changed",
     "versions": "{key} {old} -> {new}",
 }
@@ -42,6 +45,7 @@ def components(notebook: Notebook, parameters: dict, results: Path) -> dict[str,
         "parameters": parameters,
         "modules": {name: module_hash(name, PACKAGE) for name in module_closure("\n".join(code), PACKAGE)},
         "needs": {name: file_hash(results / name) for name in notebook.reads},
+        "backbones": {name: file_hash(backbones_dir() / name / "model.safetensors") for name in notebook.backbones},
         "data": {name: corpus_checksum(name) for name in notebook.data},
         "versions": {name: version(name) for name in VERSIONS},
     }

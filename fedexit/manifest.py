@@ -7,6 +7,7 @@ Format (checked against `nbs_ci.schema.json`; unknown fields are refused):
         title: Averaging clients of different depth
         needs: [01_partition]          # optional: notebooks whose tables it reads
         data: [queen]                  # optional: corpora it reads
+        backbones: [tiny]              # optional: folders of data/backbones/ that it loads
         artifacts:                     # all that it writes; each figure comes with the CSV of what it plots
           - tables/error.csv
           - figures/error_by_round.png
@@ -61,6 +62,7 @@ class Notebook:
     profiles: dict[str, dict]
     needs: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
+    backbones: list[str] = field(default_factory=list)
     checks: list[dict] = field(default_factory=list)
     headline: str | None = None
 

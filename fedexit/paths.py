@@ -27,6 +27,11 @@ def data_dir() -> Path:
     return project_root() / "data"
 
 
+def backbones_dir() -> Path:
+    """Folder of the backbones that ship with the project, and of those pre-trained here."""
+    return project_root() / "data" / "backbones"
+
+
 def results_dir() -> Path:
     """Folder of results: `FEDEXIT_RESULTS`, or `results/` of the project."""
     if os.environ.get("FEDEXIT_RESULTS"):

@@ -149,7 +149,7 @@ def test_missing_corpora_say_how_to_get_them(tmp_path):
     for place, says in [
         ("queen", "fedexit data fetch queen"),
         ("emodb", "fedexit data fetch emodb --from emodb4.tar"),
-        ("nowhere", "expected queen, asc_digits, speechocean, emodb"),
+        ("nowhere", "expected queen, unlabelled, asc_digits, speechocean, emodb"),
         (tmp_path / "bare", "fedexit data convert"),
         (tmp_path / "broken", "not readable as a CSV"),
     ]:

@@ -1,0 +1,98 @@
+"""The model card (README.md) of a backbone that was pre-trained here; its numbers come from the run itself."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from fedexit.corpora import open_corpus
+from fedexit.unlabelled import SOURCES, UNLABELLED
+
+_TEMPLATE = """---
+library_name: transformers
+license: other
+tags: [speech, self-supervised, hubert]
+---
+
+# {name}: a small self-supervised speech backbone
+
+A HuBERT encoder of {layers} layers and width {width} ({parameters:.2f} M parameters), trained by masked prediction with
+`fedexit pretrain` on unlabelled speech. It ships with fedexit so that its notebooks run on a genuine self-supervised
+representation without a network; it is no rival of the models that were trained on a thousand hours.
+
+    from fedexit import load_backbone
+    backbone = load_backbone("{name}")          # or transformers.AutoModel.from_pretrained("data/backbones/{name}")
+
+Input: 16 kHz mono, each clip of zero mean and unit variance. Weights: half precision. Settings of every stage:
+`training/*.json`; loss curves: `training/*.csv`.
+
+## Training
+
+{stages}
+
+## Speech
+
+{hours:.1f} hours of training speech. Only the split `train` of each corpus was used; `dev` gave the development loss;
+the test clips of queen and all other corpora of fedexit were never seen. The audio does not come with the model.
+
+{sources}
+
+## Limits
+
+Little speech, much of it acted, in single words, or of telephone band, by few and mostly adult voices. What its layers
+can tell apart, and how well, is measured in notebook `05_pretraining`. Probes on `queen` train on clips that were in
+pre-training (without labels).
+
+## Licence
+
+The weights are offered under the terms of the recordings that they were learned from, as listed above (where several
+apply, all of them); the code is MIT.
+"""
+
+
+def write_card(folder: Path, stages: list[dict]) -> None:
+    """Write README.md of the model in `folder`. A stage: name, settings (dict), updates, minutes, threads, loss."""
+    config = json.loads((folder / "config.json").read_text())
+    corpora = stages[-1]["settings"]["corpora"]
+    table = _speech(corpora)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    text = _TEMPLATE.format(
+        name=folder.name,
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        parameters=size / 2e6,
+        stages=_markdown(pd.DataFrame([_stage(stage) for stage in stages])),
+        hours=table["hours"].sum(),
+        sources=_markdown(table.round(2)),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _stage(stage: dict) -> dict[str, object]:
+    settings = stage["settings"]
+    return {
+        "stage": stage["name"],
+        "predicts": ", ".join(settings["codebooks"]),
+        "updates": stage["updates"],
+        "seconds of speech per update": settings["seconds"],
+        "masked loss on dev, nats per frame and codebook": stage["loss"],
+        "compute": f"{stage['minutes']:.0f} minutes on {stage['threads']} CPU threads",
+    }
+
+
+def _speech(corpora: list[str]) -> pd.DataFrame:
+    """Hours of training speech and licence of each package."""
+    rows = []
+    for name in corpora:
+        corpus = open_corpus(name)
+        train = corpus.select("train")
+        groups = train["group"] if name == UNLABELLED else pd.Series(corpus.name, index=train.index)
+        for group, seconds in train.groupby(groups)["seconds"].sum().items():
+            licence = SOURCES[group].licence if group in SOURCES else "see data/README.md"
+            rows.append({"recordings": group, "hours": seconds / 3600, "licence": licence})
+    return pd.DataFrame(rows)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
