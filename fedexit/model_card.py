@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from fedexit.corpora import open_corpus
-from fedexit.unlabelled import SOURCES, UNLABELLED
+from fedexit.corpus_places import UNLABELLED
+from fedexit.unlabelled import SOURCES
 
 _TEMPLATE = """---
 library_name: transformers
@@ -50,33 +51,34 @@ apply, all of them); the code is MIT.
 """
 
 
-def write_card(folder: Path, stages: list[dict]) -> None:
-    """Write README.md of the model in `folder`. A stage: name, settings (dict), updates, minutes, threads, loss."""
+def write_card(folder: Path) -> None:
+    """Write README.md of the model in `folder`, from its config and the record of its training."""
     config = json.loads((folder / "config.json").read_text())
-    corpora = stages[-1]["settings"]["corpora"]
-    table = _speech(corpora)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    record = folder / "training"
+    stages = {file.stem: json.loads(file.read_text()) for file in sorted(record.glob("*.json"))}
+    speech = _speech(stages[max(stages)]["corpora"])
     text = _TEMPLATE.format(
         name=folder.name,
         layers=config["num_hidden_layers"],
         width=config["hidden_size"],
-        parameters=size / 2e6,
-        stages=_markdown(pd.DataFrame([_stage(stage) for stage in stages])),
-        hours=table["hours"].sum(),
-        sources=_markdown(table.round(2)),
+        parameters=(folder / "model.safetensors").stat().st_size / 2e6,  # two bytes each
+        stages=_markdown(pd.DataFrame([_stage(name, stage, record) for name, stage in stages.items()])),
+        hours=speech["hours"].sum(),
+        sources=_markdown(speech.round(2)),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _stage(stage: dict) -> dict[str, object]:
-    settings = stage["settings"]
+def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
+    curve = pd.read_csv(record / f"{name}.csv")
+    loss = curve.filter(regex="^dev_masked_loss_").iloc[-1].round(2)
     return {
-        "stage": stage["name"],
+        "stage": name,
         "predicts": ", ".join(settings["codebooks"]),
-        "updates": stage["updates"],
+        "updates": settings["updates"],
         "seconds of speech per update": settings["seconds"],
-        "masked loss on dev, nats per frame and codebook": stage["loss"],
-        "compute": f"{stage['minutes']:.0f} minutes on {stage['threads']} CPU threads",
+        "masked loss on dev, nats per frame": ", ".join(map(str, loss)),
+        "compute": f"{settings['minutes']:.0f} minutes on {settings['threads']} CPU threads",
     }
 
 

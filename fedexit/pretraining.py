@@ -1,13 +1,16 @@
 """Masked prediction, HuBERT's way (Hsu et al. 2021), in the small: how the backbone that the project ships was made.
 
-A run lives in a folder: settings.json, codebooks.safetensors, checkpoint.safetensors and curve.csv while it goes on; in
-the end it is a model in the Hugging Face format. Killed and started again it goes on to the same bits.
+A run lives in a folder. Its subfolder work/ has settings, codebooks, checkpoint and loss curve while it goes on; in the
+end the folder is a model in the Hugging Face format, with a model card and, in training/, settings and curve of each
+stage. Killed and started again it goes on to the same bits.
 """
 
 import json
 import math
 import os
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,10 +26,12 @@ from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 from fedexit.backbone import PRESETS, Backbone, load_backbone
 from fedexit.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.errors import FedexitError
+from fedexit.model_card import write_card
 from fedexit.progress import progress
 from fedexit.speech_pool import SpeechPool, augmented, open_pool
 from fedexit.streams import seeded
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FIT_BATCHES, _DEV_BATCHES = 400, 8
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 _BETAS, _DECAY, _CLIP_NORM, _WARM_UP = (0.9, 0.98), 0.01, 1.0, 0.05  # HuBERT's, but for a shorter warm-up
@@ -40,6 +45,7 @@ class Pretraining:
     weights. A codebook is a feature of `fedexit.codes`, its number of clusters and its weight in the loss; `teacher` is
     the model folder whose layers `layerL` means. A batch is of `seconds` of speech. Masks cover about half of the
     frames; the loss is that of the masked frames and `seen_weight` times that of the others (HuBERT, eq. 2).
+    `precision` is that of the model's products: bfloat16 is faster on processors that know it, slower on others.
     """
 
     backbone: str = "tiny-random"
@@ -54,6 +60,7 @@ class Pretraining:
     seen_weight: float = 1.0
     mask_probability: float = 0.65
     mask_frames: int = 10
+    precision: str = "float32"
     log_every: int = 50
     dev_every: int = 500
     seed: int = 0
@@ -72,6 +79,8 @@ def pretraining_settings(given: dict[str, object]) -> Pretraining:
             values[name] = value if value is None and default is None else kind(value)
         except (TypeError, ValueError):
             raise FedexitError(f"setting {name}={value!r}: expected {kind.__name__}, as in {default!r}") from None
+    if values.get("precision") not in (None, *PRECISIONS):
+        raise FedexitError(f"unknown precision {values['precision']!r}; known: {', '.join(PRECISIONS)}")
     return Pretraining(**values)
 
 
@@ -82,9 +91,9 @@ class MaskedPrediction(nn.Module):
     the model learns, by one and the same hidden state for all frames, which it is slow to leave again.
     """
 
-    def __init__(self, model: PreTrainedModel, books: dict[str, Codebook]):
+    def __init__(self, model: PreTrainedModel, books: dict[str, Codebook], precision: str = "float32"):
         super().__init__()
-        self.model = model
+        self.model, self.precision = model, PRECISIONS[precision]
         sizes = [len(book.centres) for book in books.values()]
         self.classifiers = nn.ModuleList(nn.Linear(model.config.hidden_size, size) for size in sizes)
         for classifier, book in zip(self.classifiers, books.values(), strict=True):
@@ -95,7 +104,8 @@ class MaskedPrediction(nn.Module):
 
         waveforms: (B, T); codes: for each codebook (B, F) int64; mask: (B, F) bool, True where the model is blinded.
         """
-        hidden = self.model(waveforms, mask_time_indices=mask).last_hidden_state
+        with torch.autocast("cpu", self.precision, enabled=self.precision is not torch.float32):
+            hidden = self.model(waveforms, mask_time_indices=mask).last_hidden_state.float()
         rows = []
         for frames in (mask, ~mask):
             logits = [classifier(hidden[frames]) for classifier in self.classifiers]
@@ -111,27 +121,135 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
     Stops at a checkpoint after `minutes`. Raises FedexitError if `out` holds a run of other settings.
     """
     out, deadline = Path(out), time.monotonic() + 60 * minutes
-    _same_settings(settings, out)
-    pool, dev = open_pool(list(settings.corpora), "train"), open_pool(list(settings.corpora), "dev")
-    books = open_codebooks(settings, pool, out / "codebooks.safetensors")
-    task, optimiser, done, rows = _resume(settings, books, out)
-    bar = progress(range(done, settings.updates), "pre-training")
-    bar.initial, bar.total = done, settings.updates
-    sums = []
+    _claim(settings, out / "work")
+    run = _Run(settings, out / "work")
+    bar = progress(range(run.done, settings.updates), "pre-training")
+    bar.initial, bar.total = run.done, settings.updates
     for update in bar:
-        sums.append(_update(task, optimiser, settings, books, pool, update))
-        done = update + 1
-        if done % settings.log_every == 0:
-            rows.append(_row(done, books, sums, task, settings, dev))
-            sums = []
-        last = done == settings.updates
-        if last or (done % settings.log_every == 0 and (done % checkpoint_every == 0 or time.monotonic() > deadline)):
-            _checkpoint(out, task, optimiser, done, rows)
-            if time.monotonic() > deadline:
-                break
-    if done == settings.updates:
-        save_model(task.model, out)
-    return done == settings.updates
+        run.update(update)
+        last = run.done == settings.updates
+        if last or run.done % settings.log_every == 0:
+            run.log(last)
+            if last or run.done % checkpoint_every == 0 or time.monotonic() > deadline:
+                run.checkpoint()
+                if time.monotonic() > deadline:
+                    break
+    if run.done == settings.updates:
+        run.finish(out)
+    return run.done == settings.updates
+
+
+def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: str | int) -> Tensor:
+    """A mask (B, F) bool of spans of `span` frames, overlapping at will, `probability` F / span of them in each row.
+
+    `name` is that of the random stream. With 0.65 and 10 about half of the frames are masked (HuBERT: 0.8 and 10).
+    """
+    with seeded(*name):
+        return torch.from_numpy(_compute_mask_indices(shape, probability, span, min_masks=1))
+
+
+class _Run:
+    """A run in its working folder: model, optimiser, data and the curve so far."""
+
+    def __init__(self, settings: Pretraining, work: Path):
+        self.settings, self.work = settings, work
+        self.train, self.dev = (open_pool(list(settings.corpora), part) for part in ("train", "dev"))
+        self.books = open_codebooks(settings, self.train, work / "codebooks.safetensors")
+        with seeded(settings.seed, "pre-training", "start"):
+            self.task = MaskedPrediction(_start_model(settings), self.books, settings.precision).train()
+        self.optimiser = torch.optim.AdamW(
+            self.task.parameters(), settings.learning_rate, _BETAS, weight_decay=_DECAY, fused=True
+        )
+        self.done, self.rows, self.sums = 0, [], []
+        self.seconds, self.since = 0.0, time.monotonic()
+        if (work / "checkpoint.safetensors").is_file():
+            self._restore(work / "checkpoint.safetensors")
+
+    def update(self, number: int) -> None:
+        """One update."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * _rate(number / self.settings.updates)
+        measures = self._predict(self.train, "train", number)
+        weights = torch.tensor([weight for _, _, weight in _codebooks(self.settings)])
+        self.optimiser.zero_grad()
+        ((measures[0] + self.settings.seen_weight * measures[1]) * weights).sum().backward()
+        nn.utils.clip_grad_norm_(self.task.parameters(), _CLIP_NORM)
+        self.optimiser.step()
+        self.sums.append(measures.detach().numpy())
+        self.done = number + 1
+
+    def log(self, last: bool) -> None:
+        """Add a line to the curve: means since the line before, and at times the same on development speech.
+
+        Raises FedexitError when the loss is no number any more.
+        """
+        means = np.mean(self.sums, axis=0)
+        if not np.isfinite(means[:2]).all():
+            raise FedexitError(
+                f"the loss is {means[:2].sum()} at update {self.done}; lower learning_rate, in a new folder"
+            )
+        row = {"update": self.done} | self._named("train", means)
+        self.sums = []
+        if last or self.done % self.settings.dev_every == 0:
+            self.task.eval()
+            with torch.no_grad():
+                predicted = [self._predict(self.dev, "dev", number) for number in range(_DEV_BATCHES)]
+            self.task.train()
+            row |= self._named("dev", torch.stack(predicted).mean(0).numpy())
+        self.rows.append(row)
+
+    def checkpoint(self) -> None:
+        """Write everything that going on needs, and the curve."""
+        tensors = dict(self.task.state_dict())
+        for name, parameter in self.task.named_parameters():
+            tensors |= {f"{part}:{name}": self.optimiser.state[parameter][part] for part in _MOMENTS}
+        self.seconds, self.since = self.seconds + time.monotonic() - self.since, time.monotonic()
+        about = {"update": self.done, "rows": self.rows, "seconds": self.seconds}
+        metadata = {name: json.dumps(value) for name, value in about.items()}
+        _atomically(self.work / "checkpoint.safetensors", lambda part: save_file(tensors, part, metadata))
+        curve = pd.DataFrame(self.rows)
+        _atomically(self.work / "curve.csv", lambda part: curve.to_csv(part, index=False, lineterminator="\n"))
+
+    def finish(self, out: Path) -> None:
+        """Make `out` a model folder with the record of this stage and, if it started from one, of those before."""
+        save_model(self.task.model, out)
+        record = out / "training"
+        if self.settings.start:
+            shutil.copytree(Path(self.settings.start) / "training", record, dirs_exist_ok=True)
+        record.mkdir(exist_ok=True)
+        stage = len(list(record.glob("*.json"))) + 1
+        facts = {"minutes": round(self.seconds / 60, 1), "threads": torch.get_num_threads()}
+        text = json.dumps(asdict(self.settings) | facts, indent=1, sort_keys=True) + "\n"
+        (record / f"stage{stage}.json").write_text(text)
+        shutil.copyfile(self.work / "curve.csv", record / f"stage{stage}.csv")
+        write_card(out)
+
+    def _restore(self, file: Path) -> None:
+        with safe_open(file, "pt") as stored:
+            about = {name: json.loads(text) for name, text in stored.metadata().items()}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        self.done, self.rows, self.seconds = about["update"], about["rows"], about["seconds"]
+        self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
+        for name, parameter in self.task.named_parameters():
+            self.optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in _MOMENTS}
+
+    def _predict(self, pool: SpeechPool, part: str, number: int) -> Tensor:
+        """What MaskedPrediction gives, (4, C), for batch `number` of `pool`."""
+        settings, name = self.settings, (self.settings.seed, part, number)
+        clean = pool.batch(settings.seconds, *name)
+        codes = [book(clean) for book in self.books.values()]  # of clean speech: what was added has to be seen through
+        stream = (*name, "mask and dropout")
+        mask = mask_frames(tuple(codes[0].shape), settings.mask_probability, settings.mask_frames, *stream)
+        with seeded(*stream):
+            return self.task(augmented(clean, *name, "augmentation"), codes, mask)
+
+    def _named(self, part: str, values: np.ndarray) -> dict[str, float]:
+        measures = ("masked_loss", "seen_loss", "masked_accuracy", "seen_accuracy")
+        return {
+            f"{part}_{measure}_{name}": round(float(value), 5)
+            for measure, line in zip(measures, values, strict=True)
+            for name, value in zip(self.books, line, strict=True)
+        }
 
 
 def open_codebooks(settings: Pretraining, pool: SpeechPool, file: Path) -> dict[str, Codebook]:
@@ -179,52 +297,24 @@ def save_model(model: PreTrainedModel, out: Path) -> None:
     half.half().save_pretrained(out)
 
 
-def _same_settings(settings: Pretraining, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    file, text = out / "settings.json", json.dumps(asdict(settings), indent=1, sort_keys=True) + "\n"
+def _claim(settings: Pretraining, work: Path) -> None:
+    """Say in `work` whose run it is, or make sure that it is this one."""
+    work.mkdir(parents=True, exist_ok=True)
+    file, text = work / "settings.json", json.dumps(asdict(settings), indent=1, sort_keys=True) + "\n"
     if file.is_file() and file.read_text() != text:
-        raise FedexitError(
-            f"{out}: holds a run of other settings ({file.name}); name a new folder, or use the same ones"
-        )
+        raise FedexitError(f"{work.parent}: holds a run of other settings ({file}); name a new folder, or use the same")
     file.write_text(text)
 
 
-def _resume(
-    settings: Pretraining, books: dict[str, Codebook], out: Path
-) -> tuple[MaskedPrediction, torch.optim.AdamW, int, list]:
-    """The task, its optimiser, the number of updates done and the rows of the curve so far."""
-    with seeded(settings.seed, "pre-training", "start"):
-        if settings.start:
-            model = AutoModel.from_pretrained(settings.start, dtype=torch.float32)
-        else:
-            model = AutoModel.from_config(
-                AutoConfig.for_model(**PRESETS[settings.backbone] | {"layerdrop": 0.0} | settings.config)
-            )
-        task = MaskedPrediction(model, books).train()
-    optimiser = torch.optim.AdamW(task.parameters(), settings.learning_rate, _BETAS, weight_decay=_DECAY)
-    file = out / "checkpoint.safetensors"
-    if not file.is_file():
-        return task, optimiser, 0, []
-    with safe_open(file, "pt") as stored:
-        about = {name: json.loads(text) for name, text in stored.metadata().items()}
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    task.load_state_dict({name: tensors[name] for name in task.state_dict()})
-    for name, parameter in task.named_parameters():
-        optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in _MOMENTS}
-    return task, optimiser, about["update"], about["rows"]
+def _start_model(settings: Pretraining) -> PreTrainedModel:
+    """The model before the first update, in single precision.
 
-
-def _update(task, optimiser, settings: Pretraining, books, pool: SpeechPool, update: int) -> np.ndarray:
-    """One update; what MaskedPrediction gives, (4, C)."""
-    for group in optimiser.param_groups:
-        group["lr"] = settings.learning_rate * _rate(update / settings.updates)
-    measures = _predict(task, settings, books, pool, "train", update)
-    optimiser.zero_grad()
-    weights = torch.tensor([weight for _, _, weight in _codebooks(settings)])
-    ((measures[0] + settings.seen_weight * measures[1]) * weights).sum().backward()
-    nn.utils.clip_grad_norm_(task.parameters(), _CLIP_NORM)
-    optimiser.step()
-    return measures.detach().numpy()
+    On short rows of few heads the plain ("eager") attention is faster than the fused one.
+    """
+    if settings.start:
+        return AutoModel.from_pretrained(settings.start, dtype=torch.float32, attn_implementation="eager")
+    config = PRESETS[settings.backbone] | {"layerdrop": 0.0} | settings.config
+    return AutoModel.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
 
 
 def _rate(done: float) -> float:
@@ -232,47 +322,7 @@ def _rate(done: float) -> float:
     return min(done / _WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _predict(task, settings: Pretraining, books, pool: SpeechPool, part: str, number: int) -> Tensor:
-    name = (settings.seed, part, number)
-    clean = pool.batch(settings.seconds, *name)
-    codes = [book(clean) for book in books.values()]  # of the clean speech: the model has to see through what was added
-    with seeded(*name, "mask and dropout"):
-        mask = _compute_mask_indices(
-            tuple(codes[0].shape), settings.mask_probability, settings.mask_frames, min_masks=1
-        )
-        return task(augmented(clean, *name, "augmentation"), codes, torch.from_numpy(mask))
-
-
-def _row(done: int, books, sums: list[np.ndarray], task, settings: Pretraining, dev: SpeechPool) -> dict[str, float]:
-    """One line of the curve: means since the last one; the same on development speech every `dev_every` updates."""
-    row = {"update": done} | _named("train", books, np.mean(sums, axis=0))
-    if done % settings.dev_every == 0 or done == settings.updates:
-        task.eval()
-        with torch.no_grad():
-            predicted = [_predict(task, settings, books, dev, "dev", number) for number in range(_DEV_BATCHES)]
-        task.train()
-        row |= _named("dev", books, torch.stack(predicted).mean(0).numpy())
-    return row
-
-
-def _named(part: str, books, values: np.ndarray) -> dict[str, float]:
-    return {
-        f"{part}_{kind}_{name}": round(float(value), 5)
-        for kind, line in zip(("masked_loss", "seen_loss", "masked_accuracy", "seen_accuracy"), values, strict=True)
-        for name, value in zip(books, line, strict=True)
-    }
-
-
-def _checkpoint(out: Path, task, optimiser, done: int, rows: list) -> None:
-    tensors = dict(task.state_dict())
-    for name, parameter in task.named_parameters():
-        tensors |= {f"{part}:{name}": optimiser.state[parameter][part] for part in _MOMENTS}
-    about = {"update": json.dumps(done), "rows": json.dumps(rows)}
-    _atomically(out / "checkpoint.safetensors", lambda part: save_file(tensors, part, about))
-    _atomically(out / "curve.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False, lineterminator="\n"))
-
-
-def _atomically(file: Path, write) -> None:
+def _atomically(file: Path, write: Callable[[Path], object]) -> None:
     part = file.with_name(file.name + ".part")
     write(part)
     os.replace(part, file)

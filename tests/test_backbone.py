@@ -87,7 +87,7 @@ def test_padding_holds_no_information(padded):
 
 
 def test_truncation_is_real_and_leaves_the_original_alone():
-    backbone = load_backbone("tiny")
+    backbone = load_backbone("tiny-random")
     shallow = backbone.truncated(3)
     assert (shallow.layers, backbone.layers) == (3, 12)
     assert not [
@@ -152,7 +152,7 @@ def test_other_families_and_missing_models_are_refused(tmp_path):
     empty.mkdir()
     with pytest.raises(FedexitError, match=r"config\.json"):
         load_backbone(empty)
-    with pytest.raises(FedexitError, match="nano, tiny, base"):
+    with pytest.raises(FedexitError, match="nano, tiny-random, base"):
         load_backbone("no/such-model")
     bert = AutoConfig.for_model("bert", hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     AutoModel.from_config(bert).save_pretrained(tmp_path / "bert")

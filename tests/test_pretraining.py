@@ -160,7 +160,7 @@ def test_classifiers_start_at_the_frequencies():
 def test_it_learns_and_leaves_a_model_folder(corpus, tmp_path):
     out = tmp_path / "run"
     assert pretrain(small(corpus, updates=60, log_every=10, dev_every=30), out)
-    curve = pd.read_csv(out / "curve.csv")
+    curve = pd.read_csv(out / "training" / "stage1.csv")
     assert list(curve["update"]) == [10, 20, 30, 40, 50, 60]
     assert curve["train_seen_loss_mfcc"].iloc[-1] < curve["train_seen_loss_mfcc"].iloc[0] - 0.1
     assert list(curve.dropna()["update"]) == [30, 60]
@@ -172,32 +172,33 @@ def test_it_learns_and_leaves_a_model_folder(corpus, tmp_path):
     assert any(not torch.allclose(start[name], tensor, atol=1e-3) for name, tensor in backbone.state_dict().items())
 
 
-def test_stopped_and_resumed_gives_the_bytes_of_an_uninterrupted_run(corpus, tmp_path):
-    settings = small(corpus)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stopped_and_resumed_gives_the_bytes_of_an_uninterrupted_run(corpus, tmp_path, precision):
+    settings = small(corpus, precision=precision)
     assert pretrain(settings, tmp_path / "whole", checkpoint_every=4)
     sittings = 0
     while not pretrain(settings, tmp_path / "parts", minutes=0, checkpoint_every=4):
         sittings += 1
     assert sittings >= 4
-    for name in ("curve.csv", "model.safetensors", "checkpoint.safetensors"):
+    for name in ("work/curve.csv", "model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
 
 
 def test_killed_by_the_system_and_resumed_gives_the_same_bytes(corpus, tmp_path):
     """SIGKILL, at whatever moment it comes; through the command, as a user would."""
     command = [sys.executable, "-m", "fedexit", "pretrain"]
-    values = {**SMALL, "updates": 200, "corpora": [corpus], "codebooks": ["mfcc:8:1"], "log_every": 10}
+    values = {**SMALL, "updates": 110, "seconds": 2.0, "corpora": [corpus], "codebooks": ["mfcc:8:1"], "log_every": 10}
     flags = [part for name, value in values.items() for part in ("-p", f"{name}={json.dumps(value)}")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert subprocess.run([*command, tmp_path / "whole", *flags], env=environment).returncode == 0
     process = subprocess.Popen([*command, tmp_path / "killed", *flags], env=environment)
-    while process.poll() is None and not (tmp_path / "killed" / "checkpoint.safetensors").exists():
+    while process.poll() is None and not (tmp_path / "killed/work/checkpoint.safetensors").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was killed before its end
     done = subprocess.run([*command, tmp_path / "killed", *flags], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'killed'}: done\n")
-    for name in ("curve.csv", "model.safetensors"):
+    for name in ("work/curve.csv", "model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
 
@@ -207,11 +208,40 @@ def test_another_setting_does_not_go_on_with_the_run(corpus, tmp_path):
         pretrain(small(corpus, updates=3), tmp_path / "run")
 
 
+def test_a_second_stage_starts_from_the_first_and_keeps_its_record(corpus, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    pretrain(small(corpus), first)
+    books = {"codebooks": ("layer6:8:1",), "teacher": str(first), "start": str(first)}
+    pretrain(small(corpus, updates=4, learning_rate=1e-9, **books), second)
+    assert sorted(path.name for path in (second / "training").iterdir()) == [
+        f"stage{number}.{kind}" for number in (1, 2) for kind in ("csv", "json")
+    ]
+    one, two = (load_backbone(folder).state_dict() for folder in (first, second))
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+    card = (second / "README.md").read_text()
+    assert "| stage1 | mfcc:8:1, voice:4:0.5 | 12 |" in card and "| stage2 | layer6:8:1 | 4 |" in card
+    assert f"{24 * 0.5 / 3600:.1f} hours" in card and "| tones |" in card
+
+
+def test_precision_is_that_of_the_products(corpus, tmp_path):
+    for precision in ("float32", "bfloat16"):
+        pretrain(small(corpus, precision=precision), tmp_path / precision)
+    one, other = (load_backbone(tmp_path / name).state_dict() for name in ("float32", "bfloat16"))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.allclose(one[name], other[name], atol=0.05) for name in one)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(corpus, tmp_path):
+    with pytest.raises(FedexitError, match="the loss is nan at update 2; lower learning_rate"):
+        pretrain(small(corpus, learning_rate=float("inf")), tmp_path / "run")
+
+
 def test_settings_by_name():
     assert pretraining_settings({"updates": 5, "corpora": "queen", "learning_rate": 1}).corpora == ("queen",)
     for given, says in [
         ({"update": 5}, "unknown setting 'update'; known: backbone,"),
         ({"updates": "many"}, "setting updates='many': expected int"),
+        ({"precision": "float8"}, "unknown precision 'float8'; known: float32, bfloat16"),
     ]:
         with pytest.raises(FedexitError, match=says):
             pretraining_settings(given)
