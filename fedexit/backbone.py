@@ -6,6 +6,8 @@ A backbone of depth k holds the convolutional encoder, the projection, the posit
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import logging as transformers_logging
 
 from fedexit.errors import FedexitError, first_line
 from fedexit.paths import backbones_dir
@@ -189,15 +192,31 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FedexitError(f"{name} holds no config.json; expected a model folder in the Hugging Face format")
     try:
-        model = AutoModel.from_pretrained(
-            folder if folder.is_dir() else name, dtype=torch.float32
-        )  # weights may be stored in half precision
+        model = pretrained_model(folder if folder.is_dir() else name)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise FedexitError(
             f"cannot load backbone {name!r}: not one of {', '.join([*PRESETS, *shipped_backbones()])}, and as a folder "
             f"or hub id: {first_line(error)}"
         ) from error
     return Backbone(model.eval(), name, pretrained=True)
+
+
+def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedModel:
+    """`AutoModel.from_pretrained` in single precision, however it is stored."""
+    with quiet_transformers():
+        return AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **options)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars for the milliseconds in which `transformers` reads and writes a small model."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def shipped_backbones() -> list[str]:

@@ -2,9 +2,10 @@
 
 Several codebooks at once, since no single one keeps everything (there called a cluster ensemble): of MFCC as they are,
 of MFCC with each clip's own mean and spread taken out (what is said), of the clip's mean and spread alone (who says
-it, and through what channel), and, in a second iteration, of a layer of the model of the first.
+it, and through what channel), and, in a second iteration, of a layer of the model of the first, as it is or likewise.
 """
 
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -40,8 +41,7 @@ def mfcc(waveforms: Tensor) -> Tensor:
 
 def content(waveforms: Tensor) -> Tensor:
     """`mfcc` with each clip's own mean and spread taken out: what is said, less who says it."""
-    features = mfcc(waveforms)
-    return (features - features.mean(1, keepdim=True)) / (features.std(1, keepdim=True) + 1e-5)
+    return _own_scale(mfcc(waveforms))
 
 
 def voice(waveforms: Tensor) -> Tensor:
@@ -50,23 +50,32 @@ def voice(waveforms: Tensor) -> Tensor:
     return torch.cat([static.mean(1), static.std(1)], dim=-1)[:, None].expand(-1, static.shape[1], -1)
 
 
+def _own_scale(features: Tensor) -> Tensor:
+    """`features` (B, F, D) with mean 0 and spread 1 over each clip's own frames."""
+    return (features - features.mean(1, keepdim=True)) / (features.std(1, keepdim=True) + 1e-5)
+
+
 FEATURES: dict[str, Features] = {"mfcc": mfcc, "content": content, "voice": voice}
 
 
 def features_of(name: str, teacher: Backbone | None) -> Features:
-    """The features called `name`: one of FEATURES, or `layerL`, the output of layer L of `teacher`.
+    """The features called `name`: one of FEATURES, or of layer L of `teacher`: its output, `layerL`, or `contentL`.
 
-    Raises FedexitError if there are none of this name.
+    `contentL` is to `layerL` what `content` is to `mfcc`. Raises FedexitError if there are none of this name.
     """
     if name in FEATURES:
         return FEATURES[name]
-    layer = name.removeprefix("layer")
-    if teacher is None or layer == name or not layer.isdigit():
-        raise FedexitError(f"unknown codebook {name!r}: expected {', '.join(FEATURES)}, or layerL with a teacher")
+    parts = re.fullmatch(r"(layer|content)(\d+)", name)
+    if teacher is None or parts is None:
+        raise FedexitError(
+            f"unknown codebook {name!r}: expected {', '.join(FEATURES)}, or layerL or contentL with a teacher"
+        )
+    kind, layer = parts[1], int(parts[2])
 
     @torch.no_grad()
     def hidden(waveforms: Tensor) -> Tensor:
-        return teacher.hidden_states(waveforms, depth=int(layer))[0][-1]
+        states = teacher.hidden_states(waveforms, depth=layer)[0][-1]
+        return states if kind == "layer" else _own_scale(states)
 
     return hidden
 

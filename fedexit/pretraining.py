@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-from fedexit.backbone import PRESETS, Backbone, load_backbone
+from fedexit.backbone import PRESETS, Backbone, load_backbone, pretrained_model, quiet_transformers
 from fedexit.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.errors import FedexitError
 from fedexit.model_card import write_card
@@ -294,7 +294,8 @@ def save_model(model: PreTrainedModel, out: Path) -> None:
     """Write `model` to the folder `out` in the Hugging Face format, in half precision; `model` stays as it is."""
     half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(out)
+    with quiet_transformers():
+        half.half().save_pretrained(out)
 
 
 def _claim(settings: Pretraining, work: Path) -> None:
@@ -312,7 +313,7 @@ def _start_model(settings: Pretraining) -> PreTrainedModel:
     On short rows of few heads the plain ("eager") attention is faster than the fused one.
     """
     if settings.start:
-        return AutoModel.from_pretrained(settings.start, dtype=torch.float32, attn_implementation="eager")
+        return pretrained_model(settings.start, attn_implementation="eager")
     config = PRESETS[settings.backbone] | {"layerdrop": 0.0} | settings.config
     return AutoModel.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
 

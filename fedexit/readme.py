@@ -1,7 +1,8 @@
 """The README's table of results, written by `python -m fedexit.readme` so that no number in it is typed.
 
-One row per notebook, from nbs_ci.yml and results/default. The last column is the first row of the table declared as
-`headline`: its text columns, then its first number with decimals (else its last column).
+One row per notebook, from nbs_ci.yml and results/default, and one for each whose larger results are in results/study.
+The last column is the first row of the table declared as `headline`: its text columns, then its first number with
+decimals (else its last column).
 """
 
 import json
@@ -15,7 +16,7 @@ from fedexit.errors import FedexitError
 from fedexit.manifest import Notebook, load_manifest
 from fedexit.paths import project_root
 
-PROFILE = "default"
+PROFILE, LARGER = "default", "study"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
@@ -28,26 +29,29 @@ def render(readme: str, root: Path) -> str:
     _, end, after = rest.partition(END)
     if not end:
         raise FedexitError(f"README.md lacks {BEGIN} followed by {END}; put the two lines where the table belongs")
-    rows = [_row(notebook, root) for notebook in load_manifest(root) if PROFILE in notebook.profiles]
+    notebooks = load_manifest(root)
+    rows = [_row(notebook, root, PROFILE) for notebook in notebooks if PROFILE in notebook.profiles]
+    larger = [notebook for notebook in notebooks if (root / "results" / LARGER / notebook.id).is_dir()]
+    rows += [_row(notebook, root, LARGER) for notebook in larger if LARGER in notebook.profiles]
     head = ["| figures and tables | notebook | command | minutes | headline |", "| --- | --- | --- | --- | --- |"]
     return before + "\n".join([begin, *head, *rows, end]) + after
 
 
-def _row(notebook: Notebook, root: Path) -> str:
-    folder = Path("results") / PROFILE / notebook.id
+def _row(notebook: Notebook, root: Path, profile: str) -> str:
+    folder = Path("results") / profile / notebook.id
     provenance = root / folder / "provenance.json"
     done = provenance.is_file()
     shown = [name for name in notebook.artifacts if name.endswith(".png") or name.startswith("tables/")]
     stems = [name.rpartition(".")[0] for name in shown]
     links = [f"[{stem}]({(folder / name).as_posix()})" for stem, name in zip(stems, shown, strict=True)]
-    minutes = f"about {notebook.profiles[PROFILE]['minutes']:g}"
+    minutes = f"about {notebook.profiles[profile]['minutes']:g}"
     if done:
         facts = json.loads(provenance.read_text(encoding="utf-8"))
         minutes = f"{facts['seconds'] / 60:.1f} on {facts['platform']['cpus']} cores"
     cells = [
         ", ".join(links if done else stems),
         f"[{notebook.id}](notebooks/{notebook.id}.ipynb)",
-        f"`fedexit run {notebook.id}`",
+        f"`fedexit run {notebook.id}{'' if profile == PROFILE else f' --profile {profile}'}`",
         minutes,
         _headline(root / folder / notebook.headline) if done and notebook.headline else "",
     ]

@@ -147,6 +147,13 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_loading_is_quiet_and_leaves_the_bars_of_others_alone(tmp_path, capfd):
+    load_backbone("nano").model.save_pretrained(tmp_path)
+    assert "Writing model shards" in capfd.readouterr().err
+    load_backbone(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_other_families_and_missing_models_are_refused(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -77,6 +77,8 @@ def test_a_layer_of_a_teacher_is_a_target_too():
     teacher, waves = load_backbone("nano"), torch.randn(2, 8_000)
     expected = teacher.hidden_states(waves)[0][6]
     torch.testing.assert_close(features_of("layer6", teacher)(waves), expected)
+    own = (expected - expected.mean(1, keepdim=True)) / expected.std(1, keepdim=True)
+    torch.testing.assert_close(features_of("content6", teacher)(waves), own, atol=1e-3, rtol=1e-3)
 
 
 def test_unknown_and_impossible_codebooks_are_refused():

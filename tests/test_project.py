@@ -154,18 +154,22 @@ def test_readme_table(tmp_path):
     (tmp_path / "notebooks").mkdir()
     for name in ("01_a", "02_b"):
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text("{}")
-    entry = {"title": "t", "artifacts": ["tables/x.csv"], "profiles": {"default": {"minutes": 3, "limit": 9}}}
+    profiles = {name: {"minutes": 3, "limit": 9} for name in ("default", "study")}
+    entry = {"title": "t", "artifacts": ["tables/x.csv"], "profiles": profiles}
     manifest = [{"id": "01_a", "headline": "tables/x.csv", **entry}, {"id": "02_b", **entry}]
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": manifest}))
-    done = tmp_path / "results" / "default" / "01_a"
-    (done / "tables").mkdir(parents=True)
-    (done / "provenance.json").write_text('{"seconds": 90, "platform": {"cpus": 2}}')
-    (done / "tables" / "x.csv").write_text("method,round,error_rate,low\nlayerwise,5,0.12345,0.1\nstale,5,0.5,0.4\n")
+    for profile in ("default", "study"):
+        done = tmp_path / "results" / profile / "01_a"
+        (done / "tables").mkdir(parents=True)
+        (done / "provenance.json").write_text('{"seconds": 90, "platform": {"cpus": 2}}')
+        table = "method,round,error_rate,low\nlayerwise,5,0.12345,0.1\nstale,5,0.5,0.4\n"
+        (done / "tables" / "x.csv").write_text(table)
     written = readme.render(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow", tmp_path)
-    first, second = written.splitlines()[-4:-2]
+    first, second, larger = written.splitlines()[-5:-2]
     assert first.startswith("| [tables/x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
     assert first.endswith("| `fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |")
     assert second == "| tables/x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
+    assert larger.startswith("| [tables/x](results/study/01_a/tables/x.csv) |") and "01_a --profile study`" in larger
     assert written.startswith("above\n") and written.endswith("\nbelow") and "old" not in written
     assert readme.render(written, tmp_path) == written
 
