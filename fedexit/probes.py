@@ -13,7 +13,6 @@ import torchaudio
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import mutual_info_score
 from sklearn.model_selection import GroupKFold, StratifiedShuffleSplit
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -88,18 +87,18 @@ def _states(
 # ---- linear probes -----------------------------------------------------------------------------------------------
 
 
-def profile(features: np.ndarray, labels: Sequence, splits: Iterable[Split]) -> pd.DataFrame:
+def profile(features: np.ndarray, labels: Sequence, splits: Sequence[Split]) -> pd.DataFrame:
     """Accuracy of a linear probe on each layer: one row per layer and split, `layer, repeat, dev, test`.
 
     features: (N, layers, F); labels: (N,). The probe is a ridge classifier on standardised features, its strength the
-    best of ALPHAS on dev.
+    one of ALPHAS that is best on dev over all splits: the dev part of a single split can be one speaker's few clips.
     """
     labels, rows = np.asarray(labels), []
-    for repeat, split in enumerate(splits):
-        for layer in range(features.shape[1]):
-            dev, test = _probe(features[:, layer], labels, split)
-            rows.append({"layer": layer, "repeat": repeat, "dev": dev, "test": test})
-    return pd.DataFrame(rows)
+    for layer in range(features.shape[1]):
+        scores = np.array([_scores(features[:, layer], labels, split) for split in splits])  # (splits, alphas, 2)
+        best = scores[..., 0].mean(0).argmax()
+        rows += [(layer, repeat, dev, test) for repeat, (dev, test) in enumerate(scores[:, best])]
+    return pd.DataFrame(rows, columns=["layer", "repeat", "dev", "test"])
 
 
 def best_layer(profile: pd.DataFrame) -> int:
@@ -138,15 +137,13 @@ def left_out_splits(speakers: Sequence, folds: int) -> list[Split]:
     return splits
 
 
-def _probe(features: np.ndarray, labels: np.ndarray, split: Split) -> tuple[float, float]:
-    """Accuracy on dev and on test of the probe whose strength is best on dev."""
+def _scores(features: np.ndarray, labels: np.ndarray, split: Split) -> list[tuple[float, float]]:
+    """Accuracy on dev and on test of the probe of each strength."""
     train, dev, test = split
-    fitted = [
-        make_pipeline(StandardScaler(), RidgeClassifier(alpha)).fit(features[train], labels[train]) for alpha in ALPHAS
-    ]
-    scores = [probe.score(features[dev], labels[dev]) for probe in fitted]
-    best = int(np.argmax(scores))
-    return scores[best], fitted[best].score(features[test], labels[test])
+    scaler = StandardScaler().fit(features[train])
+    known, *held_out = (scaler.transform(features[part]) for part in split)
+    probes = [RidgeClassifier(alpha).fit(known, labels[train]) for alpha in ALPHAS]
+    return [(probe.score(held_out[0], labels[dev]), probe.score(held_out[1], labels[test])) for probe in probes]
 
 
 # ---- kinship -----------------------------------------------------------------------------------------------------

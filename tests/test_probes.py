@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import mutual_info_score
+from sklearn.preprocessing import StandardScaler
 
 from fedexit import FedexitError, load_backbone
 from fedexit.clients import normalised
 from fedexit.probes import (
+    ALPHAS,
     best_layer,
     characters,
     cluster_quality,
@@ -74,6 +77,21 @@ def test_the_best_layer_is_chosen_on_dev_alone():
     table = profile(features, labels, random_splits(labels, 2))
     table.loc[table["layer"] == 0, "test"] = 1.0
     assert best_layer(table) == 2
+
+
+def test_the_strength_is_one_for_all_splits_and_chosen_on_dev():
+    features, labels = planted()
+    splits = random_splits(labels, 3)
+    table = profile(features, labels, splits).query("layer == 2")
+    scaled = [StandardScaler().fit(features[train, 2]).transform(features[:, 2]) for train, _, _ in splits]
+    dev = {
+        alpha: [
+            RidgeClassifier(alpha).fit(x[train], labels[train]).score(x[held_out], labels[held_out])
+            for x, (train, held_out, _) in zip(scaled, splits, strict=True)
+        ]
+        for alpha in ALPHAS
+    }
+    assert list(table["dev"]) == max(dev.values(), key=np.mean)
 
 
 def test_splits_are_disjoint_and_what_they_say():
