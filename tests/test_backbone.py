@@ -1,9 +1,13 @@
+import json
+
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from fedexit.backbone import PRESETS, default_exits, load_backbone
 from fedexit.errors import FedexitError
+from fedexit.paths import backbones_dir
 
 LENGTHS = [16000, 9000, 4321]
 TINY = dict(
@@ -145,6 +149,21 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path):
     with pytest.raises(FedexitError, match="cannot load backbone") as caught:
         load_backbone(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_tiny_ships_small_with_its_record_and_unlike_its_control():
+    folder = backbones_dir() / "tiny"
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 12e6
+    tiny, control = load_backbone("tiny"), load_backbone("tiny-random")
+    assert tiny.pretrained and not control.pretrained and tiny.layers == 12
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (tiny, control)]
+    assert shapes[0] == shapes[1]
+    changed = [name for name, tensor in tiny.named_parameters() if not torch.equal(tensor, control.get_parameter(name))]
+    assert len(changed) == len(shapes[0]), "every weight was trained"
+    for stage in ("stage1", "stage2"):
+        settings = json.loads((folder / "training" / f"{stage}.json").read_text())
+        updates = pd.read_csv(folder / "training" / f"{stage}.csv")["update"]
+        assert updates.iloc[-1] == settings["updates"] and set(settings["corpora"]) == {"unlabelled", "queen"}
 
 
 def test_loading_is_quiet_and_leaves_the_bars_of_others_alone(tmp_path, capfd):
