@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedexit.errors import FedexitError
-from fedexit.fingerprint import differences, key_of, module_closure, module_hash, notebook_code
+from fedexit.fingerprint import PHRASES, differences, key_of, module_closure, module_hash, notebook_code
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_only_code_cells_count(tmp_path):
 
 
 def test_differences_are_said_by_name():
-    empty = {section: {} for section in ("code", "parameters", "modules", "needs", "data", "versions")}
+    empty = {section: {} for section in PHRASES}
     old = empty | {
         "parameters": {"rounds": 20, "gone": 1},
         "modules": {"aggregation": "a", "exits": "b"},
@@ -79,6 +79,7 @@ def test_differences_are_said_by_name():
     new = empty | {
         "parameters": {"rounds": 30, "flag": None},
         "modules": {"aggregation": "c", "exits": "b"},
+        "backbones": {"tiny": "d"},
         "versions": {"torch": "2.14"},
     }
     assert differences(old, old) == []
@@ -87,6 +88,7 @@ def test_differences_are_said_by_name():
         "parameter gone: 1 -> none",
         "parameter rounds: 20 -> 30",
         "module aggregation changed",
+        "backbone tiny changed",
         "torch 2.9 -> 2.14",
     ]
     assert key_of(old) != key_of(new) and key_of(old) == key_of(json.loads(json.dumps(old)))
