@@ -194,7 +194,7 @@ def test_killed_by_the_system_and_resumed_gives_the_same_bytes(corpus, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert subprocess.run([*command, tmp_path / "whole", *flags], env=environment).returncode == 0
     process = subprocess.Popen([*command, tmp_path / "killed", *flags], env=environment)
-    while process.poll() is None and not (tmp_path / "killed/work/checkpoint.safetensors").exists():
+    while process.poll() is None and not (tmp_path / "killed" / "work" / "checkpoint.safetensors").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was killed before its end
