@@ -1,5 +1,6 @@
 """One client and its local round: a pure function from global weights and data to an update (paper, sec. 2.2)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -121,3 +122,8 @@ def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.opti
         {"params": list(model.heads.parameters()), "lr": training.head_learning_rate},
     ]
     return OPTIMISERS[training.optimiser](groups)
+
+
+def schedule(done: float, warm_up: float = 0.05) -> float:
+    """Share of the learning rate when a share `done` of the updates is: linear warm-up, then half a cosine to zero."""
+    return min(done / warm_up, 1.0) * (1 + math.cos(math.pi * done)) / 2

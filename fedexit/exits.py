@@ -1,5 +1,6 @@
 """Prediction heads on the exits, and the multi-exit model they make with a backbone (paper, sec. 2.1 and 3)."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -102,6 +103,13 @@ class MultiExitModel(nn.Module):
         with torch.no_grad():
             for name, parameter in self.trainable_weights().items():
                 parameter.copy_(weights[name])
+
+    def checksum(self) -> str:
+        """SHA-256 of all weights and their names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` to `folder`."""

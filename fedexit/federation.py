@@ -1,6 +1,5 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -123,11 +121,8 @@ def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fracti
 def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: object) -> dict:
     """What must be equal for a checkpoint to be this run's: start, settings, clients (but rounds may grow)."""
     *plain, training = settings
-    start = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        start.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
-    return {"start": start.hexdigest(), "settings": [*plain, asdict(training)], "clients": roster}
+    return {"start": model.checksum(), "settings": [*plain, asdict(training)], "clients": roster}
 
 
 def _save(model: MultiExitModel, checkpoint: str | Path | None, identity: dict, state: dict) -> None:

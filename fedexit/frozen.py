@@ -1,6 +1,7 @@
 """The frozen convolutions' output, computed once per clip: fine-tuning never changes it, so no round repeats it."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor, tensor
 
@@ -30,3 +31,9 @@ class FrozenFeatures(Sequence[Example]):
             waveform = normalised(self.clips[index][0])
             self.store[clip] = self.backbone.convolve(waveform[None], tensor([len(waveform)]))[0]
         return self.store[clip], self.clips.targets[index]
+
+
+@cache
+def shared_store(checksum: str, backbone: str, seconds: float) -> dict[str, Tensor]:
+    """This process's store for one corpus (by checksum), backbone (by name) and cut of the clips."""
+    return {}

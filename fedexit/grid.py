@@ -7,16 +7,14 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from fedexit.backbone import Backbone, load_backbone
 from fedexit.clients import Client, LocalTraining, collate
@@ -24,7 +22,7 @@ from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
-from fedexit.frozen import FrozenFeatures
+from fedexit.frozen import FrozenFeatures, shared_store
 from fedexit.metrics import error_rates, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
 from fedexit.progress import progress
@@ -79,7 +77,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
     backbone = load_backbone(setting.backbone)
     seconds = setting.max_seconds[cell.task]
-    store = _features(task.corpus.checksum, setting.backbone, seconds)
+    store = shared_store(task.corpus.checksum, setting.backbone, seconds)
     clients = [
         replace(client, data=FrozenFeatures(client.data, backbone, store))
         for client in make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
@@ -109,30 +107,34 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     key = hashlib.sha256(f"{setting!r} {manifest_checksum(folder_of(setting.corpus))}".encode()).hexdigest()[:16]
     state = state / key
     state.mkdir(parents=True, exist_ok=True)
+    longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
+    done = on_workers(_stored_cell, [(cell, setting, state) for cell in longest_first], workers, "federations")
+    found = dict(zip(longest_first, done, strict=True))
+    errors, traffic = zip(*(found[cell] for cell in cells), strict=True)
+    return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
+
+
+def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
+    """`function(*job)` for each of `jobs`, in their order, on so many processes of one thread each.
+
+    The first failure ends the others and is raised here.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
-        jobs = {cell: pool.submit(_stored_cell, cell, setting, state) for cell in longest_first}
+        futures = [pool.submit(function, *job) for job in jobs]
         try:
-            for job in progress(as_completed(jobs.values()), "federations", total=len(jobs)):
-                job.result()
+            for future in progress(as_completed(futures), desc, total=len(futures)):
+                future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    errors, traffic = zip(*(jobs[cell].result() for cell in cells), strict=True)
-    return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
+    return [future.result() for future in futures]
 
 
 def _cost(cell: Cell, setting: Setting) -> float:
     """Rough: layers run, times seconds and rounds."""
     depth = cell.depth or sum(setting.depths) / len(setting.depths)
     return depth * setting.max_seconds[cell.task] * setting.rounds[cell.task]
-
-
-@cache
-def _features(checksum: str, backbone: str, seconds: float) -> dict[str, Tensor]:
-    """This process's store of frozen features for one corpus, backbone and cut; all cells share it."""
-    return {}
 
 
 def _federate(

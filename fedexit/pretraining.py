@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
 from fedexit.backbone import PRESETS, Backbone, load_backbone, pretrained_model, quiet_transformers
+from fedexit.clients import schedule
 from fedexit.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.errors import FedexitError
 from fedexit.model_card import write_card
@@ -34,7 +35,7 @@ from fedexit.streams import seeded
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FIT_BATCHES, _DEV_BATCHES = 400, 8
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
-_BETAS, _DECAY, _CLIP_NORM, _WARM_UP = (0.9, 0.98), 0.01, 1.0, 0.05  # HuBERT's, but for a shorter warm-up
+_BETAS, _DECAY, _CLIP_NORM = (0.9, 0.98), 0.01, 1.0  # HuBERT's
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class _Run:
     def update(self, number: int) -> None:
         """One update."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * _rate(number / self.settings.updates)
+            group["lr"] = self.settings.learning_rate * schedule(number / self.settings.updates)
         measures = self._predict(self.train, "train", number)
         weights = torch.tensor([weight for _, _, weight in _codebooks(self.settings)])
         self.optimiser.zero_grad()
@@ -313,14 +314,9 @@ def _start_model(settings: Pretraining) -> PreTrainedModel:
     On short rows of few heads the plain ("eager") attention is faster than the fused one.
     """
     if settings.start:
-        return pretrained_model(settings.start, attn_implementation="eager")
+        return pretrained_model(settings.start, attn_implementation="eager", **settings.config)
     config = PRESETS[settings.backbone] | {"layerdrop": 0.0} | settings.config
     return AutoModel.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
-
-
-def _rate(done: float) -> float:
-    """Share of the learning rate when a share `done` of the updates is: linear warm-up, then half a cosine to zero."""
-    return min(done / _WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2
 
 
 def _atomically(file: Path, write: Callable[[Path], object]) -> None:

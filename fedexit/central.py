@@ -1,0 +1,163 @@
+"""Central fine-tuning: all clips in one place, one exit. What federations are measured against.
+
+Unlike a client, who trains for an epoch or two, it has the time to overfit; hence random crops, weight decay, smoothed
+labels, and a learning rate that goes to zero.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fedexit.backbone import load_backbone
+from fedexit.clients import Example, batches, collate, schedule
+from fedexit.corpora import open_corpus
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.frozen import FrozenFeatures, shared_store
+from fedexit.metrics import error_rates, predict
+from fedexit.progress import progress
+from fedexit.streams import numpy_stream, seeded
+from fedexit.tasks import Clips
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune centrally. The defaults were chosen on dev, for the voices of queen from `tiny` (notebook 05).
+
+    `crop`: of each clip a random stretch of so many frames (samples, if the clips are waveforms) is taken per epoch.
+    """
+
+    epochs: int = 100
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-2
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    crop: int = 75
+    clip_norm: float = 1.0
+
+
+def fine_tune(
+    model: MultiExitModel,
+    data: Sequence[Example],
+    exit: int,
+    recipe: Recipe,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+) -> None:
+    """Train `model` in place on `data`, with the loss at `exit`.
+
+    `checkpoint`: a file that keeps the state after every epoch; a run that finds it goes on to the same bits.
+    Raises FedexitError for no clips, a checkpoint of another run and a loss that is not finite.
+    """
+    if not len(data):
+        raise FedexitError("there are no clips to train on")
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.backbone.parameters() if p.requires_grad], "full": recipe.learning_rate},
+            {"params": list(model.heads.parameters()), "full": recipe.head_learning_rate},
+        ],
+        weight_decay=recipe.weight_decay,
+    )
+    identity = json.dumps([asdict(recipe), exit, seed, len(data), model.checksum()])
+    done = _resume(model, optimiser, identity, checkpoint)
+    steps = -(-len(data) // recipe.batch_size)
+    for epoch in progress(range(done, recipe.epochs), f"fine-tuning to exit {exit}"):
+        model.train()
+        rng = numpy_stream(seed, "central", epoch)
+        crops = [(_crop(clip, recipe.crop, rng), label) for clip, label in data]
+        with seeded(seed, "central", "dropout", epoch):
+            for step, batch in enumerate(batches(crops, recipe.batch_size, rng)):
+                for group in optimiser.param_groups:
+                    group["lr"] = group["full"] * schedule((epoch * steps + step) / (recipe.epochs * steps))
+                _step(model, optimiser, batch, exit, recipe)
+        _save(model, optimiser, identity, epoch + 1, checkpoint)
+    model.eval()
+
+
+def fine_tuned_error(
+    corpus: str,
+    rows: pd.DataFrame,
+    split: tuple[np.ndarray, np.ndarray, np.ndarray],
+    label: str,
+    backbone: str,
+    exit: int,
+    recipe: Recipe,
+    seconds: float,
+    seed: int,
+    checkpoint: Path,
+) -> tuple[float, float]:
+    """Error on dev and on test of `backbone`, fine-tuned to `exit` to tell the column `label` of a corpus's `rows`.
+
+    split: positions in `rows` of train, dev and test; clips are cut after `seconds`.
+    """
+    names, opened = sorted(rows[label].unique()), open_corpus(corpus)
+    rows = rows.assign(target=[names.index(value) for value in rows[label]])
+    model = MultiExitModel(load_backbone(backbone, seed=seed).truncated(exit), names, [exit], seed)
+    store = shared_store(opened.checksum, backbone, seconds)
+    train, *held_out = (
+        FrozenFeatures(Clips(opened, rows.iloc[part], seconds), model.backbone, store) for part in split
+    )
+    features, frames, _ = collate([held_out[0][index] for index in range(min(200, len(held_out[0])))])
+    model.standardise(features, frames)
+    fine_tune(model, train, exit, recipe, seed, checkpoint)
+    return tuple(error_rates(predict(model, part))["value"].item() for part in held_out)
+
+
+def _crop(clip: Tensor, length: int, rng: np.random.Generator) -> Tensor:
+    """A random stretch of `length` of `clip` (..., T); all of it if it is not longer."""
+    room = clip.shape[-1] - length
+    start = int(rng.integers(room + 1)) if room > 0 else 0
+    return clip[..., start : start + length]
+
+
+def _step(
+    model: MultiExitModel,
+    optimiser: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor, Tensor],
+    exit: int,
+    recipe: Recipe,
+) -> None:
+    clips, lengths, labels = batch
+    logits = model(clips, lengths, exits=[exit])[exit]
+    loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if not torch.isfinite(loss):
+        raise FedexitError(f"the loss is {loss.item()}; lower the learning rate")
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    optimiser.step()
+
+
+def _save(
+    model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, done: int, file: str | Path | None
+) -> None:
+    if file is None:
+        return
+    part = Path(f"{file}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    state = {"identity": identity, "done": done, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save(state, part)
+    os.replace(part, file)
+
+
+def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, file: str | Path | None) -> int:
+    """Epochs done according to the checkpoint, whose state is loaded; 0 without one."""
+    if file is None or not Path(file).exists():
+        return 0
+    try:
+        state = torch.load(file, weights_only=True)
+    except Exception as error:
+        raise FedexitError(f"checkpoint {Path(file).name} is damaged; delete it and run again") from error
+    if state["identity"] != identity:
+        raise FedexitError(f"checkpoint {Path(file).name} belongs to another run; delete it or name another file")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["done"]
