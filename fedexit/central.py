@@ -34,7 +34,7 @@ class Recipe:
     `crop`: of each clip a random stretch of so many frames (samples, if the clips are waveforms) is taken per epoch.
     """
 
-    epochs: int = 100
+    epochs: int = 60
     batch_size: int = 16
     learning_rate: float = 1e-3
     head_learning_rate: float = 1e-2

@@ -220,6 +220,8 @@ def test_a_second_stage_starts_from_the_first_and_keeps_its_record(corpus, tmp_p
     ]
     one, two = (load_backbone(folder).state_dict() for folder in (first, second))
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+    pretrain(small(corpus, updates=1, start=str(first), config={"feat_extract_norm": "layer"}), tmp_path / "layer")
+    assert load_backbone(tmp_path / "layer").model.config.feat_extract_norm == "layer"
     card = (second / "README.md").read_text()
     assert "| stage1 | mfcc:8:1, voice:4:0.5 | 12 |" in card and "| stage2 | layer6:8:1 | 4 |" in card
     assert f"{24 * 0.5 / 3600:.1f} hours" in card and "| tones |" in card
