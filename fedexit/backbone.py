@@ -75,6 +75,11 @@ class Backbone(nn.Module):
         """Size D of a hidden state."""
         return self.model.config.hidden_size
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the convolutional encoder's output."""
+        return self.model.config.conv_dim[-1]
+
     def truncated(self, depth: int) -> "Backbone":
         """A copy of its own that holds layers 1..depth only. Raises FedexitError when depth is not in 1..layers."""
         self._check_depth(depth)

@@ -20,7 +20,7 @@ from fedexit.clients import Example, batches, collate, schedule
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
-from fedexit.frozen import FrozenFeatures, shared_store
+from fedexit.frozen import freezer
 from fedexit.metrics import error_rates, predict
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream, seeded
@@ -101,10 +101,8 @@ def fine_tuned_error(
     names, opened = sorted(rows[label].unique()), open_corpus(corpus)
     rows = rows.assign(target=[names.index(value) for value in rows[label]])
     model = MultiExitModel(load_backbone(backbone, seed=seed).truncated(exit), names, [exit], seed)
-    store = shared_store(opened.checksum, backbone, seconds)
-    train, *held_out = (
-        FrozenFeatures(Clips(opened, rows.iloc[part], seconds), model.backbone, store) for part in split
-    )
+    frozen = freezer(Clips(opened, rows, seconds), model.backbone)
+    train, *held_out = (frozen(Clips(opened, rows.iloc[part], seconds)) for part in split)
     features, frames, _ = collate([held_out[0][index] for index in range(min(200, len(held_out[0])))])
     model.standardise(features, frames)
     fine_tune(model, train, exit, recipe, seed, checkpoint)

@@ -15,6 +15,7 @@ from fedexit.streams import numpy_stream, seeded
 
 Example = tuple[Tensor, int]
 OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+WINDOW = 8  # batches whose clips are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,24 @@ def normalised(clip: Tensor) -> Tensor:
     return (clip - clip.mean()) / (clip.std(correction=0) + 1e-7)
 
 
+def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding."""
+    order = sorted(range(len(examples)), key=lambda position: examples[position][0].shape[-1])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch of collated batches in an order drawn from `rng`."""
+    """One epoch of collated batches in an order drawn from `rng`.
+
+    Clips are sorted by length within stretches of `WINDOW` batches only, so that an epoch keeps most of its randomness
+    and little is held in memory.
+    """
     order = rng.permutation(len(data))
-    for start in range(0, len(order), size):
-        yield collate([data[int(i)] for i in order[start : start + size]])
+    for start in range(0, len(order), WINDOW * size):
+        window = [data[int(i)] for i in order[start : start + WINDOW * size]]
+        groups = by_length(window, size)
+        for group in rng.permutation(len(groups)):
+            yield collate([window[position] for position in groups[group]])
 
 
 def local_round(

@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedexit.aggregation import Aggregator
-from fedexit.clients import Client, Example, LocalTraining, local_round
+from fedexit.clients import Client, Example, LocalTraining
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.metrics import error_rates, predict
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream
+from fedexit.workers import local_rounds
 
 
 @dataclass(frozen=True)
@@ -45,39 +46,41 @@ def federate(
     dev: Sequence[Example] = (),
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
+    workers: int = 1,
 ) -> Federation:
     """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
 
     Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights,
     and the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round,
     every `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run
-    that finds it goes on from there and ends with the same bits as one that was never stopped.
-    Raises FedexitError for an empty federation, a depth that is no exit, bad numbers and a checkpoint of another run.
+    that finds it goes on from there and ends with the same bits as one that was never stopped. `workers`: processes
+    that train a round's clients side by side, with one thread each; their number changes no bit.
+    Raises FedexitError for an empty federation, a depth that is no exit, bad numbers, a checkpoint of another run and
+    workers that cannot work (see `local_rounds`).
     """
     training = training or LocalTraining()
-    _check(model, clients, rounds, fraction)
-    scratch = {depth: model.client_model(depth) for depth in sorted({c.depth for c in clients})}
+    _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
     state = _resume(model, checkpoint, identity)
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
         state["evaluations"] = [row for row in state["evaluations"] if row[0] % evaluate_every == 0]
-    if not state["evaluations"]:
-        state["evaluations"] += _evaluate(model, dev, 0)
-    done = state["round"]
-    for number in progress(range(done + 1, rounds + 1), f"{method}, seed {seed}"):
-        aggregator = Aggregator(model.trainable_weights(), method, depth_exponent)
-        for client in sample(clients, fraction, seed, number):
-            stream = (seed, "round", number, "client", client.name)
-            update, metrics = local_round(scratch[client.depth], aggregator.global_weights, client, training, stream)
-            aggregator.add(update)
-            state["clients"].append(_client_row(number, client, metrics["loss"], update.weights))
-        model.load_weights(aggregator.result())
-        if number % evaluate_every == 0 or number == rounds:
-            state["evaluations"] += _evaluate(model, dev, number)
-        state["round"] = number
-        _save(model, checkpoint, identity, state)
+    with local_rounds(model, clients, training, workers) as run:
+        if not state["evaluations"]:
+            state["evaluations"] += _evaluate(model, dev, 0)
+        for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
+            aggregator = Aggregator(model.trainable_weights(), method, depth_exponent)
+            for client, update, metrics in run(
+                sample(clients, fraction, seed, number), (seed, "round", number, "client")
+            ):
+                aggregator.add(update)
+                state["clients"].append(_client_row(number, client, metrics["loss"], update.weights))
+            model.load_weights(aggregator.result())
+            if number % evaluate_every == 0 or number == rounds:
+                state["evaluations"] += _evaluate(model, dev, number)
+            state["round"] = number
+            _save(model, checkpoint, identity, state)
     table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "value", "n"])
     return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
 
@@ -104,14 +107,16 @@ def _client_row(number: int, client: Client, loss: float, weights: dict[str, Ten
     )  # fmt: skip
 
 
-def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fraction: float) -> None:
+def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fraction: float, workers: int) -> None:
     if not clients:
         raise FedexitError("a federation needs at least one client; the list is empty")
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
-    if rounds < 1 or not 0 < fraction <= 1:
-        raise FedexitError(f"rounds must be >= 1 and fraction in (0, 1], not {rounds} and {fraction}")
+    if min(rounds, workers) < 1 or not 0 < fraction <= 1:
+        raise FedexitError(
+            f"rounds and workers must be >= 1 and fraction in (0, 1], not {rounds}, {workers} and {fraction}"
+        )
     for client in clients:
         if client.depth not in model.exits:
             known = ", ".join(map(str, model.exits))

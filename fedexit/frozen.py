@@ -1,24 +1,52 @@
-"""The frozen convolutions' output, computed once per clip: fine-tuning never changes it, so no round repeats it."""
+"""The frozen convolutions' output, computed once per clip and kept on disk: fine-tuning never changes it.
 
-from collections.abc import Sequence
+Processes share the memory-mapped file, and the next run finds it again. All files together stay below
+`FEDEXIT_CACHE_GB` (default 8); the ones that were used longest ago make room.
+"""
+
+import fcntl
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-from torch import Tensor, tensor
+import numpy as np
+import torch
+from torch import Tensor
 
+from fedexit.audio import SAMPLE_RATE, one_thread
 from fedexit.backbone import Backbone
 from fedexit.clients import Example, normalised
+from fedexit.errors import FedexitError
+from fedexit.paths import data_dir
+from fedexit.progress import progress
 from fedexit.tasks import Clips
 
 
+@dataclass(frozen=True)
+class FeatureStore:
+    """A file of features (C, F) of many clips: `places` says at which number a clip's begin, and its frames F."""
+
+    file: Path
+    places: dict[str, tuple[int, int]]
+    channels: int
+
+    def __getitem__(self, clip: str) -> Tensor:
+        """Features (C, F) of the clip with id `clip`, in the file's memory."""
+        start, frames = self.places[clip]
+        size = self.channels * frames
+        return _mapped(self.file)[start : start + size].view(self.channels, frames)
+
+
 class FrozenFeatures(Sequence[Example]):
-    """The same examples as `clips`, with `backbone.convolve`'s output (C, F) in the waveform's place.
+    """The same examples as `clips`, with the stored features in the waveform's place."""
 
-    Each clip is convolved alone, so what it gives does not depend on a batch. `store` keeps the features by clip; all
-    datasets of the same corpus, cut and backbone may share it (4 C F bytes a clip: 19 kB for 1.5 s of `tiny`).
-    """
-
-    def __init__(self, clips: Clips, backbone: Backbone, store: dict[str, Tensor]):
-        self.clips, self.backbone, self.store = clips, backbone, store
+    def __init__(self, clips: Clips, store: FeatureStore):
+        self.clips, self.store = clips, store
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -26,14 +54,102 @@ class FrozenFeatures(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """Features (C, F) of clip `index`, and its label."""
-        clip = self.clips.ids[index]
-        if clip not in self.store:
-            waveform = normalised(self.clips[index][0])
-            self.store[clip] = self.backbone.convolve(waveform[None], tensor([len(waveform)]))[0]
-        return self.store[clip], self.clips.targets[index]
+        return self.store[self.clips.ids[index]], self.clips.targets[index]
+
+
+def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Example]]:
+    """What turns any part of `clips` into its features, which are computed here unless the cache has them.
+
+    Each clip is convolved alone, so what it gives does not depend on a batch. If all do not fit into the cache, the
+    parts stay waveforms, a warning says so, and every round convolves them again.
+    Raises FedexitError when the disk is full.
+    """
+    if (size := _bytes(clips, backbone)) > limit():
+        warnings.warn(
+            f"features of {len(clips)} clips need {size / 1e9:.1f} GB and are not kept: FEDEXIT_CACHE_GB allows "
+            f"{limit() / 1e9:g}",
+            stacklevel=2,
+        )
+        return lambda part: part
+    store = _stored(clips, backbone, size)
+    return lambda part: FrozenFeatures(part, store)
+
+
+def limit() -> int:
+    """Bytes that all feature files may take together. Raises FedexitError when FEDEXIT_CACHE_GB is no number."""
+    wish = os.environ.get("FEDEXIT_CACHE_GB", "8")
+    try:
+        return int(float(wish) * 1e9)
+    except ValueError:
+        raise FedexitError(f"FEDEXIT_CACHE_GB is {wish!r}; give a number of gigabytes") from None
+
+
+def feature_files() -> list[Path]:
+    """The feature files in the cache, the one used longest ago first."""
+    return sorted((data_dir() / "cache").glob("frozen-*.f32"), key=lambda file: file.stat().st_mtime)
+
+
+def _bytes(clips: Clips, backbone: Backbone) -> int:
+    """What the features of `clips` take on disk, by the manifest's durations."""
+    seconds = clips.corpus.manifest.set_index("id")["seconds"].loc[clips.ids].to_numpy()
+    samples = np.minimum(seconds * SAMPLE_RATE, clips.max_samples).round().astype(int)
+    return 4 * backbone.channels * int(backbone.frame_lengths(torch.from_numpy(samples)).sum())
+
+
+def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
+    digest = hashlib.sha256(repr([clips.corpus.checksum, clips.max_samples, clips.ids]).encode())
+    for name, tensor in backbone.model.feature_extractor.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    file = data_dir() / "cache" / f"frozen-{digest.hexdigest()[:16]}.f32"
+    with _alone(file.with_suffix(".lock")):
+        if file.is_file():
+            os.utime(file)
+        else:
+            _make_room(size)
+            _compute(clips, backbone, file)
+        frames = np.load(file.with_suffix(".npy"))
+    starts = np.concatenate([[0], np.cumsum(frames)[:-1]]) * backbone.channels
+    places = dict(zip(clips.ids, zip(starts.tolist(), frames.tolist(), strict=True), strict=True))
+    return FeatureStore(file, places, backbone.channels)
+
+
+def _compute(clips: Clips, backbone: Backbone, file: Path) -> None:
+    """Write the frames of each clip beside `file`, then the features as `file`: it is there when all is."""
+    frames, part = [], file.with_suffix(".part")
+    try:
+        with part.open("wb") as out, one_thread():
+            for index in progress(range(len(clips)), "convolving clips, once"):
+                waveform = normalised(clips[index][0])
+                features = backbone.convolve(waveform[None], torch.tensor([len(waveform)]))[0]
+                out.write(features.numpy().tobytes())
+                frames.append(features.shape[1])
+        np.save(file.with_suffix(".npy"), np.array(frames))
+        os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FedexitError(f"the features could not be kept ({error.strerror}); make room in {file.parent}") from error
+
+
+def _make_room(size: int) -> None:
+    """Delete the feature files used longest ago until `size` bytes more are within the limit."""
+    files = feature_files()
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total + size <= limit():
+            break
+        total -= file.stat().st_size
+        file.unlink()
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in here; however it ends, the system opens the lock."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @cache
-def shared_store(checksum: str, backbone: str, seconds: float) -> dict[str, Tensor]:
-    """This process's store for one corpus (by checksum), backbone (by name) and cut of the clips."""
-    return {}
+def _mapped(file: Path) -> Tensor:
+    return torch.from_file(str(file), shared=False, size=file.stat().st_size // 4)

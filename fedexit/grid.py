@@ -4,30 +4,25 @@ A cell runs in one process with one thread, so its bits do not depend on how man
 """
 
 import hashlib
-import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from fedexit.backbone import Backbone, load_backbone
-from fedexit.clients import Client, LocalTraining, collate
+from fedexit.clients import Client, Example, LocalTraining, collate
 from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
-from fedexit.frozen import FrozenFeatures, shared_store
+from fedexit.frozen import freezer
 from fedexit.metrics import error_rates, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
-from fedexit.progress import progress
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task, make_task
+from fedexit.workers import on_workers
 
 HOMOGENEOUS = "homogeneous"
 
@@ -77,14 +72,13 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, p
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
     backbone = load_backbone(setting.backbone)
     seconds = setting.max_seconds[cell.task]
-    store = shared_store(task.corpus.checksum, setting.backbone, seconds)
+    frozen = freezer(Clips(task.corpus, task.rows, seconds), backbone)
     clients = [
-        replace(client, data=FrozenFeatures(client.data, backbone, store))
+        replace(client, data=frozen(client.data))
         for client in make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
     ]
     held_out = {
-        split: FrozenFeatures(Clips(task.corpus, task.rows.query("split == @split"), seconds), backbone, store)
-        for split in ("dev", "test")
+        split: frozen(Clips(task.corpus, task.rows.query("split == @split"), seconds)) for split in ("dev", "test")
     }
     result = _federate(cell, setting, task, backbone, clients, held_out["dev"], state)
     test = task.rows.query("split == 'test'").reset_index(drop=True)
@@ -114,23 +108,6 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
 
 
-def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
-    """`function(*job)` for each of `jobs`, in their order, on so many processes of one thread each.
-
-    The first failure ends the others and is raised here.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
-        try:
-            for future in progress(as_completed(futures), desc, total=len(futures)):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
-
-
 def _cost(cell: Cell, setting: Setting) -> float:
     """Rough: layers run, times seconds and rounds."""
     depth = cell.depth or sum(setting.depths) / len(setting.depths)
@@ -143,7 +120,7 @@ def _federate(
     task: Task,
     backbone: Backbone,
     clients: list[Client],
-    dev: FrozenFeatures,
+    dev: Sequence[Example],
     state: Path,
 ) -> Federation:
     if cell.method == HOMOGENEOUS:
@@ -178,16 +155,3 @@ def _stored_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFram
             frame.to_csv(partial, index=False)  # pandas writes floats so that they come back bit for bit
             os.replace(partial, file)
     return tuple(pd.read_csv(file) for file in files)
-
-
-def _start_worker() -> None:
-    """One thread (two on a busy core are ten times slower), and no life beyond the parent's, however that ends."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Wait for the parent's end; a killed parent cannot tell its workers to stop."""
-    wait([parent])
-    os._exit(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedexit.clients import Example, collate
+from fedexit.clients import WINDOW, Example, by_length, collate
 from fedexit.exits import MultiExitModel
 
 
@@ -21,13 +21,14 @@ def predict(
     model.eval()
     device = next(model.parameters()).device
     rows = []
-    for start in range(0, len(data), batch_size):
-        items = range(start, min(start + batch_size, len(data)))
-        waveforms, lengths, labels = collate([data[i] for i in items])
-        for depth, logits in model(waveforms.to(device), lengths, exits).items():
-            predicted = logits.argmax(1).tolist()
-            rows += [(i, depth, p, y) for i, p, y in zip(items, predicted, labels.tolist(), strict=True)]
-    return pd.DataFrame(rows, columns=["item", "exit", "predicted", "label"])
+    for start in range(0, len(data), WINDOW * batch_size):
+        window = [data[i] for i in range(start, min(start + WINDOW * batch_size, len(data)))]
+        for group in by_length(window, batch_size):
+            waveforms, lengths, labels = collate([window[position] for position in group])
+            for depth, logits in model(waveforms.to(device), lengths, exits).items():
+                found = zip(group, logits.argmax(1).tolist(), labels.tolist(), strict=True)
+                rows += [(start + position, depth, predicted, label) for position, predicted, label in found]
+    return pd.DataFrame(sorted(rows), columns=["item", "exit", "predicted", "label"])
 
 
 def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.DataFrame:

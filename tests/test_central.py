@@ -9,8 +9,8 @@ from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, MultiExitModel, load_backbone, open_corpus
 from fedexit.central import Recipe, fine_tune, fine_tuned_error
-from fedexit.grid import on_workers
 from fedexit.probes import random_splits
+from fedexit.workers import on_workers
 
 RECIPE = Recipe(epochs=3, batch_size=8, crop=3_000)
 

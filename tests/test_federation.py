@@ -1,22 +1,26 @@
+import copy
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fedexit.aggregation import layer_of
-from fedexit.backbone import load_backbone
-from fedexit.clients import Client, LocalTraining, collate, local_round
+from fedexit.backbone import backbone_from_config, config_of, load_backbone
+from fedexit.clients import Client, LocalTraining, batches, collate, local_round, make_optimiser, normalised
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import federate, sample
 from fedexit.metrics import error_rates, majority_error, predict
+from fedexit.streams import numpy_stream, seeded
 
 TRAINING = LocalTraining(batch_size=4, learning_rate=3e-3)
+SGD = LocalTraining(batch_size=4, learning_rate=0.1, optimiser="sgd")
 
 
 def tones(seed: int, count: int) -> list:
@@ -232,3 +236,82 @@ def test_training_that_cannot_be_is_refused(changes, says):
 def test_an_empty_clip_is_refused():
     with pytest.raises(FedexitError, match="no samples"):
         collate([(torch.zeros(0), 0)])
+
+
+def test_the_number_of_workers_changes_no_bit():
+    """With dropout, whose draws must not depend on what a process did before, and a layer that stays frozen."""
+    results = []
+    for workers in (1, 2, 3):
+        config = config_of(load_backbone("nano"))
+        backbone = backbone_from_config({**config, "hidden_dropout": 0.1}, "nano", False)
+        backbone.model.encoder.layers[1].requires_grad_(False)
+        with seeded("test"):
+            for parameter in backbone.parameters():
+                parameter.data.normal_(std=0.1)
+        model = MultiExitModel(backbone, ["low", "high"])
+        results.append(federate(model, make_clients(), rounds=2, training=TRAINING, dev=tones(99, 6), workers=workers))
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+    assert not any(".layers.1." in name for name in results[1].model.trainable_weights())
+
+
+def test_a_failure_in_a_worker_is_told_as_here():
+    broken = [Client("c9", tones(0, 4), 3), Client("mute", [(torch.zeros(0), 0)], 3)]
+    for workers in (1, 2):
+        with pytest.raises(FedexitError, match="a clip holds no samples"):
+            federate(make_model(), broken, rounds=1, workers=workers)
+
+
+class Deadly(list):
+    """Clips whose reading kills the process, as a full memory would."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_clear_message():
+    with pytest.raises(FedexitError, match="a worker died"):
+        federate(make_model(), [Client("c9", Deadly(tones(0, 4)), 3)], rounds=1, workers=2)
+
+
+def plain_rounds(model, clients, rounds, seed):
+    """The reference: whole models, waveforms convolved anew each time, every weight averaged by Eq. (1) one by one."""
+    for number in range(1, rounds + 1):
+        sums, totals = {}, {}
+        for client in clients:
+            local = copy.deepcopy(model)
+            optimiser = make_optimiser(local, SGD)
+            rng = numpy_stream(seed, "round", number, "client", client.name, "batches", 0)
+            for waveforms, lengths, labels in batches(client.data, SGD.batch_size, rng):
+                loss = torch.nn.functional.cross_entropy(local(waveforms, lengths)[client.depth], labels)
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(local.parameters(), SGD.clip_norm)
+                optimiser.step()
+            for name, parameter in local.named_parameters():
+                if parameter.grad is not None:
+                    weight = len(client.data) * client.depth
+                    sums[name] = sums.get(name, 0) + weight * parameter.detach()
+                    totals[name] = totals.get(name, 0) + weight
+        for name, parameter in model.named_parameters():
+            if name in sums:
+                parameter.data = sums[name] / totals[name]
+    return model
+
+
+def convolved(backbone, waveform):
+    return backbone.convolve(normalised(waveform)[None], torch.tensor([len(waveform)]))[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cached_rounds_of_mixed_depth_equal_a_plain_reference(workers):
+    """Up to rounding: plain SGD, whose step is as exact as its gradient (Adam's first step is its gradient's sign)."""
+    clients = make_clients()
+    for client in clients:  # lengths that differ, so that there is padding
+        client.data[:] = [(wave[: 1600 + 320 * (i % 4)], label) for i, (wave, label) in enumerate(client.data)]
+    expected = plain_rounds(make_model(), clients, 2, 0).trainable_weights()
+    backbone = make_model().backbone
+    cached = [replace(c, data=[(convolved(backbone, w), y) for w, y in c.data]) for c in clients]
+    found = federate(make_model(), cached, rounds=2, training=SGD, workers=workers).model.trainable_weights()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)

@@ -5,12 +5,8 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
-from fedexit.backbone import load_backbone
-from fedexit.clients import Client, LocalTraining, collate, local_round
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel
-from fedexit.frozen import FrozenFeatures
 from fedexit.partition import assign_depths, device_of, make_clients, tier_of
 from fedexit.tasks import Clips, first_words, keyword_task, make_task, voice_task
 
@@ -65,27 +61,6 @@ def test_clips_are_cut_and_decoded_when_asked(folder):
     waveform, label = clips[3]
     assert (len(clips), waveform.shape, waveform.dtype) == (len(task.rows), (1600,), torch.float32)
     assert label == task.rows["target"][3]
-
-
-def test_frozen_features_train_and_predict_as_the_waveforms_do(folder):
-    """Up to float rounding; the store is filled once per clip."""
-    task = make_task("keyword", open_corpus(folder))
-    clips, store = Clips(task.corpus, task.rows.iloc[:8], 0.25), {}
-    model = MultiExitModel(load_backbone("nano"), task.labels)
-    features = FrozenFeatures(clips, model.backbone, store)
-    waveforms, lengths, labels = collate(list(clips))
-    frozen, frames, same_labels = collate(list(features))
-    assert frozen.shape == (8, 16, int(frames.max())) and torch.equal(labels, same_labels)
-    for depth, logits in model(waveforms, lengths).items():
-        torch.testing.assert_close(model(frozen, frames)[depth], logits, rtol=1e-4, atol=1e-5)
-    training = LocalTraining(learning_rate=1e-4, head_learning_rate=1e-3)
-    weights = [
-        local_round(model.client_model(6), model.trainable_weights(), Client("c", data, 6), training, (0,))[0].weights
-        for data in (clips, features)
-    ]
-    for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=3e-4)
-    assert len(store) == 8
 
 
 def test_unknown_tasks_and_partitions_are_refused(folder):

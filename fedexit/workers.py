@@ -1,0 +1,198 @@
+"""Processes of one thread each: for many jobs side by side, and for the clients of one round.
+
+One thread, because two on a busy core are ten times slower, and because sums may round differently with another number
+of threads: so no bit depends on how many workers there are.
+"""
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedexit.aggregation import Update
+from fedexit.audio import one_thread
+from fedexit.clients import Client, LocalTraining, local_round
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.progress import progress
+
+Stream = tuple[str | int, ...]
+Round = Callable[[Iterable[Client], Stream], Iterator[tuple[Client, Update, dict[str, float]]]]
+
+_ALIGN = 64  # bytes: where torch lets a tensor begin
+
+
+def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
+    """`function(*job)` for each of `jobs`, in their order, on so many processes of one thread each.
+
+    The first failure ends the others and is raised here; FedexitError when a process dies.
+    """
+    with _pool("spawn", workers, _start_worker) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        for future in progress(as_completed(futures), desc, total=len(futures)):
+            future.result()
+    return [future.result() for future in futures]
+
+
+@contextmanager
+def local_rounds(
+    model: MultiExitModel, clients: Sequence[Client], training: LocalTraining, workers: int
+) -> Iterator[Round]:
+    """Gives a function `run(drawn, stream)`: the local rounds of the clients `drawn`, from the weights of `model`.
+
+    It yields (client, update, metrics) in the order of `drawn`; the tensors of an update are good until the next one is
+    asked for. A client's random stream is `stream` and its name. One worker is this process. Raises FedexitError for
+    several workers on a GPU, too little shared memory and a worker that dies.
+    """
+    with one_thread():
+        if workers == 1:
+            yield _here(model, clients, training)
+            return
+        if next(model.parameters()).device.type != "cpu":
+            raise FedexitError("several workers share a CPU, not a GPU: take workers=1 or move the model to the CPU")
+        shared = _Shared.of(model.trainable_weights(), sections=1 + 2 * workers)
+        # pickled here, once, and plainly: torch's own way would move each clip to shared memory
+        plain = pickle.dumps((list(clients), training))
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)  # because a model with weight norm cannot be pickled
+            # its server has imported torch: a worker starts at once, and all share the libraries' memory
+            with _pool("forkserver", workers, _start_inside, folder, plain, shared) as pool:
+                yield _elsewhere(pool, model, clients, shared)
+
+
+def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTraining) -> Round:
+    scratch = {depth: model.client_model(depth) for depth in {client.depth for client in clients}}
+
+    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict[str, float]]]:
+        weights = model.trainable_weights()
+        for client in drawn:
+            yield client, *local_round(scratch[client.depth], weights, client, training, (*stream, client.name))
+
+    return run
+
+
+class _Shared(NamedTuple):
+    """Shared memory in sections of one size: the global weights, then a place for each of some updates."""
+
+    memory: Tensor
+    section: int
+    places: dict[str, tuple[int, torch.Size, torch.dtype]]
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], sections: int) -> "_Shared":
+        places, end = {}, 0
+        for name, tensor in weights.items():
+            places[name] = end, tensor.shape, tensor.dtype
+            end += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
+        try:
+            memory = torch.empty(sections * end, dtype=torch.uint8).share_memory_()
+        except RuntimeError as error:
+            raise FedexitError(
+                f"the workers need {sections * end / 1e6:.0f} MB of shared memory (/dev/shm); take workers=1, or more "
+                "of it (a container's --shm-size)"
+            ) from error
+        return cls(memory, end, places)
+
+    def weights(self, section: int) -> dict[str, Tensor]:
+        start, views = section * self.section, {}
+        for name, (offset, shape, dtype) in self.places.items():
+            size = shape.numel() * dtype.itemsize
+            views[name] = self.memory[start + offset : start + offset + size].view(dtype).view(shape)
+        return views
+
+
+def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequence[Client], shared: _Shared) -> Round:
+    positions = {client.name: position for position, client in enumerate(clients)}
+    start, *sections = (shared.weights(section) for section in range(len(shared.memory) // shared.section))
+
+    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict[str, float]]]:
+        for name, tensor in model.trainable_weights().items():
+            start[name].copy_(tensor)
+        todo, running, free = deque(drawn), deque(), list(range(len(sections)))
+        while todo or running:
+            while todo and free:
+                client, section = todo.popleft(), free.pop()
+                job = pool.submit(_train, positions[client.name], stream, 1 + section)
+                running.append((client, section, job))
+            client, section, job = running.popleft()
+            names, metrics = job.result()
+            sent = {name: sections[section][name] for name in names}
+            yield client, Update(sent, len(client.data), client.depth), metrics
+            free.append(section)
+
+    return run
+
+
+class _Inside:
+    """What a worker holds: everything but the global weights is its own."""
+
+    def __init__(self, folder: str, plain: bytes, shared: _Shared):
+        self.model = MultiExitModel.from_pretrained(folder)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in shared.places)
+        self.clients, self.training = pickle.loads(plain)
+        self.shared, self.start, self.scratch = shared, shared.weights(0), {}
+
+
+_inside: _Inside | None = None  # one per process
+
+
+def _start_inside(folder: str, plain: bytes, shared: _Shared) -> None:
+    global _inside
+    _start_worker()
+    _inside = _Inside(folder, plain, shared)
+
+
+def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict[str, float]]:
+    """The local round of a client; the update goes to `section`, the names in it and the metrics are given back."""
+    client = _inside.clients[position]
+    if client.depth not in _inside.scratch:
+        _inside.scratch[client.depth] = _inside.model.client_model(client.depth)
+    scratch = _inside.scratch[client.depth]
+    update, metrics = local_round(scratch, _inside.start, client, _inside.training, (*stream, client.name))
+    into = _inside.shared.weights(section)
+    for name, tensor in update.weights.items():
+        into[name].copy_(tensor)
+    return list(update.weights), metrics
+
+
+@contextmanager
+def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose jobs are dropped when the block fails."""
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start, initargs=arguments)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        pool.shutdown(wait=False)
+        raise FedexitError("a worker died (killed, or memory full?); run again, finished work is kept") from error
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _start_worker() -> None:
+    """One thread, and no life beyond the parent's, however that ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Wait for the parent's end; a killed parent cannot tell its workers to stop."""
+    wait([parent])
+    os._exit(1)

@@ -1,0 +1,106 @@
+"""The features that are computed once: equal to what the model makes itself, kept, bounded."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from small_corpus import write_small_corpus
+
+from fedexit.backbone import load_backbone
+from fedexit.clients import Client, LocalTraining, collate, local_round
+from fedexit.corpora import open_corpus
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.frozen import feature_files, freezer
+from fedexit.tasks import Clips, make_task
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_small_corpus(tmp_path_factory.mktemp("corpus") / "small")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path))
+    return tmp_path / "cache"
+
+
+def keyword_clips(folder, seconds=0.25):
+    task = make_task("keyword", open_corpus(folder))
+    return task, Clips(task.corpus, task.rows, seconds)
+
+
+def test_frozen_features_train_and_predict_as_the_waveforms_do(folder, cache):
+    """Up to float rounding."""
+    task, every = keyword_clips(folder)
+    model = MultiExitModel(load_backbone("nano"), task.labels)
+    clips = Clips(task.corpus, task.rows.iloc[:8], 0.25)
+    features = freezer(every, model.backbone)(clips)
+    waveforms, lengths, labels = collate(list(clips))
+    frozen, frames, same_labels = collate(list(features))
+    assert frozen.shape == (8, 16, int(frames.max())) and torch.equal(labels, same_labels)
+    for depth, logits in model(waveforms, lengths).items():
+        torch.testing.assert_close(model(frozen, frames)[depth], logits, rtol=1e-4, atol=1e-5)
+    training = LocalTraining(learning_rate=1e-4, head_learning_rate=1e-3)
+    weights = [
+        local_round(model.client_model(6), model.trainable_weights(), Client("c", data, 6), training, (0,))[0].weights
+        for data in (clips, features)
+    ]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=3e-4)
+
+
+def test_frozen_features_are_computed_once_and_known_by_weights_clips_and_cut(folder, cache, monkeypatch):
+    _, clips = keyword_clips(folder)
+    backbone = load_backbone("nano")
+    first = freezer(clips, backbone)(clips)[3][0].clone()
+    (file,) = feature_files()
+    assert file.stat().st_size == sum(4 * freezer(clips, backbone)(clips)[i][0].numel() for i in range(len(clips)))
+    monkeypatch.setattr(type(backbone), "convolve", None)  # from here on nothing can be computed
+    again = pickle.loads(pickle.dumps(freezer(clips, load_backbone("nano").truncated(3))(clips)))
+    assert torch.equal(again[3][0], first)
+    others = (clips, load_backbone("nano", seed=1)), (keyword_clips(folder, 0.1)[1], backbone)
+    for other in others:
+        with pytest.raises(TypeError):  # convolve is gone
+            freezer(*other)
+
+
+def test_the_features_used_longest_ago_make_room(folder, cache, monkeypatch):
+    _, clips = keyword_clips(folder)
+    for seed in (0, 1, 2):
+        freezer(clips, load_backbone("nano", seed=seed))
+    oldest, *newer = feature_files()
+    for age, file in enumerate((*newer, oldest)):
+        os.utime(file, (age, age))
+    freezer(clips, load_backbone("nano", seed=0))  # used again: now the newest
+    monkeypatch.setenv("FEDEXIT_CACHE_GB", str(2.5 * oldest.stat().st_size / 1e9))
+    freezer(clips, load_backbone("nano", seed=3))
+    assert len(feature_files()) == 2 and feature_files()[0] == oldest
+
+
+def test_features_beyond_the_limit_stay_waveforms_and_a_bad_limit_is_refused(folder, cache, monkeypatch):
+    _, clips = keyword_clips(folder)
+    monkeypatch.setenv("FEDEXIT_CACHE_GB", "0.00001")
+    with pytest.warns(UserWarning, match="FEDEXIT_CACHE_GB allows 1e-05"):
+        assert freezer(clips, load_backbone("nano"))(clips) is clips
+    assert not feature_files()
+    monkeypatch.setenv("FEDEXIT_CACHE_GB", "plenty")
+    with pytest.raises(FedexitError, match="'plenty'; give a number of gigabytes"):
+        freezer(clips, load_backbone("nano"))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(folder, cache):
+    """/dev/full is a disk without room."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    _, clips = keyword_clips(folder)
+    backbone = load_backbone("nano")
+    freezer(clips, backbone)
+    (file,) = feature_files()
+    file.unlink()
+    file.with_suffix(".part").symlink_to("/dev/full")
+    with pytest.raises(FedexitError, match=r"could not be kept \(No space left on device\); make room"):
+        freezer(clips, backbone)
+    assert not feature_files() and not file.with_suffix(".part").exists()
