@@ -123,8 +123,11 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _data_list(args: argparse.Namespace) -> None:
     from fedexit.corpora import list_corpora
+    from fedexit.frozen import feature_files, limit
 
     print(list_corpora().to_string(index=False))
+    held = sum(file.stat().st_size for file in feature_files())
+    print(f"features of frozen convolutions: {held / 1e6:.0f} of at most {limit() / 1e6:.0f} MB in the cache")
 
 
 def _data_fetch(args: argparse.Namespace) -> None:
