@@ -5,7 +5,6 @@ labels, and a learning rate that goes to zero.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedexit.backbone import load_backbone
+from fedexit.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
 from fedexit.clients import Example, batches, collate, schedule
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
@@ -78,7 +78,8 @@ def fine_tune(
                 for group in optimiser.param_groups:
                     group["lr"] = group["full"] * schedule((epoch * steps + step) / (recipe.epochs * steps))
                 _step(model, optimiser, batch, exit, recipe)
-        _save(model, optimiser, identity, epoch + 1, checkpoint)
+        if checkpoint is not None:
+            _save(model, optimiser, identity, epoch + 1, checkpoint)
     model.eval()
 
 
@@ -134,28 +135,20 @@ def _step(
     optimiser.step()
 
 
-def _save(
-    model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, done: int, file: str | Path | None
-) -> None:
-    if file is None:
-        return
-    part = Path(f"{file}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    state = {"identity": identity, "done": done, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save(state, part)
-    os.replace(part, file)
+def _save(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, done: int, file: Path) -> None:
+    tensors = {f"model:{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"{part}:{name}": value for part, value in optimiser.state.get(parameter, {}).items()}
+    save_checkpoint(file, identity, done, tensors)
 
 
 def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, file: str | Path | None) -> int:
     """Epochs done according to the checkpoint, whose state is loaded; 0 without one."""
-    if file is None or not Path(file).exists():
+    if not (found := load_checkpoint(file, identity)):
         return 0
-    try:
-        state = torch.load(file, weights_only=True)
-    except Exception as error:
-        raise FedexitError(f"checkpoint {Path(file).name} is damaged; delete it and run again") from error
-    if state["identity"] != identity:
-        raise FedexitError(f"checkpoint {Path(file).name} belongs to another run; delete it or name another file")
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["done"]
+    done, tensors = found
+    model.load_state_dict({name: tensors[f"model:{name}"] for name in model.state_dict()})
+    for name, parameter in model.named_parameters():
+        if f"step:{name}" in tensors:  # else it is not trained
+            optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in MOMENTS}
+    return done

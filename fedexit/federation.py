@@ -1,17 +1,14 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedexit.aggregation import Aggregator
+from fedexit.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
@@ -61,7 +58,10 @@ def federate(
     training = training or LocalTraining()
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
-    state = _resume(model, checkpoint, identity)
+    state = {"round": 0, "evaluations": [], "clients": []}
+    if found := load_checkpoint(checkpoint, identity):
+        state, weights = found
+        model.load_weights(weights)
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
@@ -80,7 +80,8 @@ def federate(
             if number % evaluate_every == 0 or number == rounds:
                 state["evaluations"] += _evaluate(model, dev, number)
             state["round"] = number
-            _save(model, checkpoint, identity, state)
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, identity, state, model.trainable_weights())
     table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "value", "n"])
     return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
 
@@ -128,34 +129,3 @@ def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: objec
     *plain, training = settings
     roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
     return {"start": model.checksum(), "settings": [*plain, asdict(training)], "clients": roster}
-
-
-def _save(model: MultiExitModel, checkpoint: str | Path | None, identity: dict, state: dict) -> None:
-    """Weights and history in one file, replaced in one step: a kill leaves the old state or the new one."""
-    if checkpoint is None:
-        return
-    path = Path(checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(
-        model.trainable_weights(), partial, metadata={"identity": json.dumps(identity), "state": json.dumps(state)}
-    )
-    os.replace(partial, path)
-
-
-def _resume(model: MultiExitModel, checkpoint: str | Path | None, identity: dict) -> dict:
-    """State to go on from: the checkpoint's (its weights are loaded into `model`), or a fresh one."""
-    if checkpoint is None or not Path(checkpoint).exists():
-        return {"round": 0, "evaluations": [], "clients": []}
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise FedexitError(
-            f"checkpoint {Path(checkpoint).name} is damaged ({error}); delete it and run again"
-        ) from error
-    if json.loads(metadata.get("identity", "null")) != json.loads(json.dumps(identity)):
-        raise FedexitError(f"checkpoint {Path(checkpoint).name} belongs to another run; delete it or name another file")
-    model.load_weights(weights)
-    return json.loads(metadata["state"])

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
 from fedexit.backbone import PRESETS, Backbone, load_backbone, pretrained_model, quiet_transformers
+from fedexit.checkpoints import MOMENTS
 from fedexit.clients import schedule
 from fedexit.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.errors import FedexitError
@@ -34,7 +35,6 @@ from fedexit.streams import seeded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FIT_BATCHES, _DEV_BATCHES = 400, 8
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 _BETAS, _DECAY, _CLIP_NORM = (0.9, 0.98), 0.01, 1.0  # HuBERT's
 
 
@@ -203,7 +203,7 @@ class _Run:
         """Write everything that going on needs, and the curve."""
         tensors = dict(self.task.state_dict())
         for name, parameter in self.task.named_parameters():
-            tensors |= {f"{part}:{name}": self.optimiser.state[parameter][part] for part in _MOMENTS}
+            tensors |= {f"{part}:{name}": self.optimiser.state[parameter][part] for part in MOMENTS}
         self.seconds, self.since = self.seconds + time.monotonic() - self.since, time.monotonic()
         about = {"update": self.done, "rows": self.rows, "seconds": self.seconds}
         metadata = {name: json.dumps(value) for name, value in about.items()}
@@ -232,7 +232,7 @@ class _Run:
         self.done, self.rows, self.seconds = about["update"], about["rows"], about["seconds"]
         self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
         for name, parameter in self.task.named_parameters():
-            self.optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in _MOMENTS}
+            self.optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in MOMENTS}
 
     def _predict(self, pool: SpeechPool, part: str, number: int) -> Tensor:
         """What MaskedPrediction gives, (4, C), for batch `number` of `pool`."""

@@ -46,7 +46,7 @@ def model():
 
 
 def test_stopped_and_resumed_gives_the_weights_of_an_uninterrupted_run(clips, tmp_path):
-    whole, parts, file = model(), model(), tmp_path / "state.pt"
+    whole, parts, file = model(), model(), tmp_path / "state.safetensors"
     fine_tune(whole, clips, 3, RECIPE)
     with pytest.raises(Interrupted):
         fine_tune(model(), Breaking(clips, 2), 3, RECIPE, checkpoint=file)
@@ -68,12 +68,12 @@ def test_crops_and_order_come_from_the_seed(clips):
 
 
 def test_bad_input_and_foreign_checkpoints_are_refused(clips, tmp_path):
-    file = tmp_path / "state.pt"
+    file = tmp_path / "state.safetensors"
     fine_tune(model(), clips, 3, RECIPE, checkpoint=file)
-    with pytest.raises(FedexitError, match=r"state\.pt belongs to another run"):
+    with pytest.raises(FedexitError, match=r"state\.safetensors belongs to another run"):
         fine_tune(model(), clips, 3, RECIPE, seed=1, checkpoint=file)
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(FedexitError, match=r"state\.pt is damaged; delete it"):
+    with pytest.raises(FedexitError, match=r"state\.safetensors is damaged .*; delete it"):
         fine_tune(model(), clips, 3, RECIPE, checkpoint=file)
     with pytest.raises(FedexitError, match="no clips"):
         fine_tune(model(), [], 3, RECIPE)
@@ -86,8 +86,11 @@ def test_voices_are_told_apart_and_the_workers_change_no_bit(tmp_path, monkeypat
     rows = open_corpus(folder).manifest
     split = random_splits(rows["speaker"], 1)[0]
     recipe = Recipe(epochs=12, crop=8, learning_rate=1e-3)
-    jobs = [(folder, rows, split, "speaker", "nano", exit, recipe, 0.25, 0, tmp_path / f"{exit}.pt") for exit in (3, 6)]
+    jobs = [
+        (folder, rows, split, "speaker", "nano", exit, recipe, 0.25, 0, tmp_path / f"{exit}.safetensors")
+        for exit in (3, 6)
+    ]
     found = on_workers(fine_tuned_error, jobs, 2, "central")
     assert np.array(found).shape == (2, 2) and max(map(max, found)) < 0.3  # guessing: 0.75
-    again = tmp_path / "again.pt"
+    again = tmp_path / "again.safetensors"
     assert fine_tuned_error(*jobs[0][:-1], again) == found[0]
