@@ -124,6 +124,8 @@ def local_round(
                 torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                 optimiser.step()
                 losses.append((loss.item(), len(labels)))
+    optimiser.zero_grad()
+    del optimiser  # its state and the gradients, three times the weights, before the weights are copied
     weights = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
     mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
     return Update(weights, examples=len(client.data), depth=client.depth), {"loss": mean_loss}

@@ -1,0 +1,220 @@
+"""What a client's round costs by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3, and more).
+
+Everything here is arithmetic on a model's geometry. Tests hold it against `torch.utils.flop_counter`, against the
+serialised size and against the peak memory of processes of their own.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from fedexit.aggregation import layer_of
+from fedexit.backbone import Backbone
+from fedexit.clients import LocalTraining
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel, check_exit
+
+_FLOAT = 4  # bytes
+_NORM_COPIES = 4  # of the first convolution's output, while it is normalised
+_OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors of the parameter's size that the optimiser keeps for each
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one clip's forward pass: in the `frozen` convolutions, and in what is `trained`."""
+
+    frozen: int
+    trained: int
+
+    @property
+    def backward(self) -> int:
+        """Those of the backward pass: each product of the trained part twice, for the gradients of its two factors."""
+        return 2 * self.trained
+
+
+def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Columns `part, parameters, bytes` of the named `weights`: a row per layer, `layer 3`, and one for `outside` them.
+
+    Of `trainable_weights()` that is what a client receives, and sends back.
+    """
+    parts = {name: f"layer {layer_of(name)}" if layer_of(name) else "outside" for name in weights}
+    rows = [(parts[name], tensor.numel(), tensor.numel() * tensor.element_size()) for name, tensor in weights.items()]
+    table = pd.DataFrame(rows, columns=["part", "parameters", "bytes"])
+    return table.groupby("part", sort=False, as_index=False).sum()
+
+
+def clip_macs(backbone: Backbone, samples: int, depth: int, labels: int = 0) -> Macs:
+    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with a head of `labels` classes there.
+
+    Matrix products and convolutions only, as flop counters count. Raises FedexitError for less than one frame.
+    """
+    config = backbone.model.config
+    lengths = _lengths(config, samples)
+    into = [1, *config.conv_dim[:-1]]
+    sides = zip(lengths, into, config.conv_dim, config.conv_kernel, strict=True)
+    frozen = sum(length * channels * out * kernel for length, channels, out, kernel in sides)
+    width, frames, kernel = config.hidden_size, lengths[-1], config.num_conv_pos_embeddings
+    projection = frames * config.conv_dim[-1] * width
+    position = (frames + (kernel % 2 == 0)) * kernel * width * width // config.num_conv_pos_embedding_groups
+    layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
+    if config.model_type == "wavlm":  # the gate of the relative positions: eight outputs per head and frame
+        layer += 8 * frames * width
+    return Macs(frozen, projection + position + depth * layer + 2 * width * labels)
+
+
+def client_costs(
+    model: MultiExitModel, depth: int, lengths: Sequence[int], training: LocalTraining, cached: bool = False
+) -> dict[str, int]:
+    """What one local round at `depth` costs a client with clips of `lengths` (samples at 16 kHz).
+
+    `parameters` and `bytes` of the weights it sends, the same as it receives; `macs_forward` and `macs_backward` summed
+    over its clips and epochs, each clip at its own length (what a batch pads comes on top). The frozen convolutions run
+    once per clip when their output is `cached`, else once per epoch.
+    Raises FedexitError when `depth` is no exit, and for clips shorter than one frame.
+    """
+    check_exit(depth, model.exits, model.backbone.name)
+    sent = sizes_by_layer(_held(model.trainable_weights(), depth))
+    clips = [clip_macs(model.backbone, samples, depth, len(model.labels)) for samples in lengths]
+    frozen, trained = sum(clip.frozen for clip in clips), sum(clip.trained for clip in clips)
+    return {
+        "parameters": int(sent["parameters"].sum()),
+        "bytes": int(sent["bytes"].sum()),
+        "macs_forward": frozen * (1 if cached else training.epochs) + trained * training.epochs,
+        "macs_backward": sum(clip.backward for clip in clips) * training.epochs,
+    }
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a client's process needs beyond the libraries, by what they are for.
+
+    `activations` are what a training step keeps for its backward pass; `convolving`, `passing` and `updating` the most
+    that the frozen convolutions, a forward pass without gradients and the optimiser work with at a time.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    convolving: int
+    passing: int
+    updating: int
+
+    @property
+    def forward(self) -> int:
+        """Peak of a forward pass without gradients, which Table 3 of the paper seems to show."""
+        return self.weights + max(self.convolving, self.passing)
+
+    @property
+    def training(self) -> int:
+        """Peak of training: gradients and optimiser state of one step are there while the next one runs forward.
+
+        The backward pass needs no more: that step's gradients are let go before it, and what it works with is smaller.
+        """
+        return self.weights + self.gradients + self.optimiser + max(self.convolving, self.activations, self.updating)
+
+
+def memory(model: MultiExitModel, samples: int, batch: int, depth: int, optimiser: str = "adam") -> Memory:
+    """The memory model: a batch of `batch` clips of `samples` at 16 kHz, trained to `depth` in single precision.
+
+    Counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config and
+    torch's own attention; clips of one length. Raises FedexitError when `depth` is no exit.
+    """
+    check_exit(depth, model.exits, model.backbone.name)
+    config, lengths = model.backbone.model.config, _lengths(model.backbone.model.config, samples)
+    trained = [tensor.numel() for tensor in _held(model.trainable_weights(), depth).values()]
+    convolved = [batch * length * channels for length, channels in zip(lengths, config.conv_dim, strict=True)]
+    states, inner = (batch * lengths[-1] * width for width in (config.hidden_size, config.intermediate_size))
+    return Memory(
+        weights=_FLOAT * sum(tensor.numel() for tensor in _held(model.state_dict(), depth).values()),
+        gradients=_FLOAT * sum(trained),
+        optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
+        activations=_FLOAT * _kept(config, batch, lengths[-1], depth),
+        convolving=_FLOAT * _NORM_COPIES * convolved[0],
+        passing=_FLOAT * (convolved[-1] + max(_position_kernel(config) + 4 * states, (depth + 2) * states + 2 * inner)),
+        updating=_FLOAT * 2 * max(trained),
+    )
+
+
+def _kept(config: PretrainedConfig, batch: int, frames: int, depth: int) -> int:
+    """Numbers that autograd keeps of a training step, in tensors of their own; weights and a few per frame not counted.
+
+    Read from the layers of `transformers`: each product keeps its input, each normalisation and GELU as well, each
+    dropout its mask.
+    """
+    states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
+    scores = batch * frames**2 * config.num_attention_heads
+    masked = {
+        name: getattr(config, f"{name}_dropout") > 0 for name in ("feat_proj", "hidden", "attention", "activation")
+    }
+    wavlm = config.model_type == "wavlm"  # copies what attention reads, and keeps its scores with no dropout as well
+    layer = (8 + wavlm * (3 if batch > 1 else 1) + 2 * masked["hidden"]) * states + (2 + masked["activation"]) * inner
+    layer += (3 if masked["attention"] else 1 if wavlm else 0) * scores
+    outside = 2 * batch * frames * config.conv_dim[-1] + (4 + masked["feat_proj"] + masked["hidden"]) * states
+    outside += wavlm * (scores + 2 * frames**2)  # the relative positions, which all layers share
+    return depth * layer + outside + _position_kernel(config)
+
+
+def _position_kernel(config: PretrainedConfig) -> int:
+    """Size of the positional convolution's kernel, which each forward pass makes of its direction and its length."""
+    return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
+
+
+def _held(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Those of a model's named `weights` that a client of `depth` holds (`MultiExitModel.client_model`)."""
+    foreign = re.compile(rf"heads\.(?!{depth}\.)")
+    return {n: tensor for n, tensor in weights.items() if (layer_of(n) or 0) <= depth and not foreign.match(n)}
+
+
+def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
+    """Frames after each convolution of the encoder. Raises FedexitError when the last of them has none."""
+    lengths = []
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+        lengths.append(samples)
+    if samples < 1:
+        raise FedexitError("a clip is shorter than one frame; drop it")
+    return lengths
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that is simulated: what it computes and moves per second, and what it draws while busy (None: unknown).
+
+    A link's speed is given in bits per second, as links are sold.
+    """
+
+    name: str
+    macs_per_second: float
+    down_bits_per_second: float
+    up_bits_per_second: float
+    watts: float | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.macs_per_second, self.down_bits_per_second, self.up_bits_per_second) <= 0:
+            raise FedexitError(f"the speeds of device {self.name} must be > 0, not {self}")
+
+    def joules(self, seconds: float) -> float | None:
+        """Energy of `seconds` of work, None where the power is not known."""
+        return None if self.watts is None else self.watts * seconds
+
+
+def device_seconds(macs: float, bytes_down: float, bytes_up: float, device: Device) -> float:
+    """Simulated seconds of a client's round: it receives, computes and sends, one after the other."""
+    moved = 8 * bytes_down / device.down_bits_per_second + 8 * bytes_up / device.up_bits_per_second
+    return macs / device.macs_per_second + moved
+
+
+def round_times(seconds: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Length of a synchronous round, that of its slowest client, and the seconds each client idles meanwhile.
+
+    `seconds`: by client's name, how long each is busy. Raises FedexitError when there is none.
+    """
+    if not seconds:
+        raise FedexitError("a round without clients has no length")
+    length = max(seconds.values())
+    return length, {client: length - busy for client, busy in seconds.items()}

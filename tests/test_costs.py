@@ -1,0 +1,152 @@
+"""The cost model against what counts for real: torch's counter, the serialised bytes, the memory of a process."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
+
+from fedexit import FedexitError, LocalTraining, MultiExitModel, load_backbone
+from fedexit.backbone import Backbone
+from fedexit.costs import Device, client_costs, clip_macs, device_seconds, memory, round_times, sizes_by_layer
+from fedexit.costs_probe import measured_memory
+
+GEOMETRY = dict(
+    hidden_size=48, num_attention_heads=4, intermediate_size=100, conv_dim=(16,) * 7, num_hidden_layers=4,
+    num_conv_pos_embedding_groups=4,
+)  # fmt: skip
+
+
+def small(family="hubert", kernel=16, attention="eager", dropout=0.1):
+    names = ("feat_proj", "hidden", "attention", "activation")
+    dropouts = {f"{name}_dropout": dropout for name in names}
+    config = AutoConfig.for_model(family, num_conv_pos_embeddings=kernel, **dropouts, **GEOMETRY)
+    # the counter does not know the fused attention of the CPU
+    return Backbone(AutoModel.from_config(config, attn_implementation=attention), family, False)
+
+
+def counted(run):
+    """Multiply-accumulates by operation."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return {str(name): flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.mark.parametrize("samples", [4_000, 16_000, 31_999])
+@pytest.mark.parametrize(("family", "kernel"), [("hubert", 16), ("wav2vec2", 17), ("wavlm", 16)])
+def test_forward_macs_are_those_of_the_counter(family, kernel, samples):
+    model = MultiExitModel(small(family, kernel), ["a", "b", "c"], [2, 4])
+    for depth in (2, 4):
+        expected = sum(counted(lambda depth=depth: model(torch.randn(2, samples), exits=[depth])).values())
+        macs = clip_macs(model.backbone, samples, depth, labels=3)
+        assert 2 * (macs.frozen + macs.trained) == expected
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_backward_macs_are_those_of_the_counter(depth):
+    model = MultiExitModel(small(), ["a", "b", "c"], [2, 4]).client_model(depth)
+    both = counted(lambda: model(torch.randn(2, 16_000))[depth].sum().backward())
+    forward = counted(lambda: model(torch.randn(2, 16_000)))
+    # The counter takes a grouped convolution's gradient for that of a full one: four times the work, with four groups.
+    frames, width = 49, 48
+    position = 2 * (frames + 1) * 16 * width * width // 4
+    wrong = both.pop("aten.convolution_backward")
+    assert wrong == position + 4 * position
+    backward = sum(both.values()) - sum(forward.values()) + 2 * position
+    assert 2 * clip_macs(model.backbone, 16_000, depth, labels=3).backward == backward
+
+
+def test_bytes_are_those_of_the_serialised_weights():
+    model = MultiExitModel(small(), ["a", "b", "c"], [2, 4]).client_model(2)
+    weights = model.trainable_weights()
+    sizes = sizes_by_layer(weights)
+    data = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    header = 8 + int.from_bytes(data[:8], "little")  # names and shapes
+    assert sizes["bytes"].sum() == len(data) - header
+    assert list(sizes["part"]) == ["outside", "layer 1", "layer 2"]
+    assert sizes["parameters"].sum() * 4 == sizes["bytes"].sum()
+
+
+def saved_bytes(model, clips):
+    """Bytes that autograd keeps of a training step in storages that are no weights."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    storages = {}  # kept, so that no address is used twice
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        [logits] = model(clips).values()
+        logits.sum()
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
+def test_activations_are_what_autograd_keeps(family, dropout, batch):
+    model = MultiExitModel(small(family, attention=None, dropout=dropout), ["a", "b", "c"], [2, 4])
+    for depth in (2, 4):
+        kept = saved_bytes(model.client_model(depth).train(), torch.randn(batch, 24_000))
+        assert memory(model, 24_000, batch, depth).activations == pytest.approx(kept, rel=0.02)
+
+
+def test_memory_counts_what_the_client_model_holds():
+    model = MultiExitModel(small(), ["a", "b", "c"], [2, 4])
+    client, need = model.client_model(2), memory(model, 16_000, 1, 2)
+    assert need.weights == sum(tensor.nbytes for tensor in client.state_dict().values())
+    assert need.gradients == sum(tensor.nbytes for tensor in client.trainable_weights().values())
+    assert need.optimiser == 2 * need.gradients and memory(model, 16_000, 1, 2, "sgd").optimiser == 0
+    with pytest.raises(FedexitError, match="exit 3 does not exist"):
+        memory(model, 16_000, 1, 3)
+    with pytest.raises(FedexitError, match="shorter than one frame"):
+        memory(model, 100, 1, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mode", ["training", "forward"])
+def test_memory_is_that_of_a_process(mode):
+    model = MultiExitModel(load_backbone("base").truncated(3), map(str, range(10)), [3])
+    expected = getattr(memory(model, 32_000, batch=2, depth=3), mode)
+    assert measured_memory("base", depth=3, batch=2, seconds=2, mode=mode) == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_measurement_says_what_is_wrong_with_it():
+    with pytest.raises(FedexitError, match="unknown mode 'backward'"):
+        measured_memory("nano", 3, 1, 1, "backward")
+    with pytest.raises(FedexitError, match="exit 13 does not exist in nano"):
+        measured_memory("nano", 13, 1, 1)
+    with pytest.raises(FedexitError, match=r"nano at depth 3 .* died, most often because memory ran out: .*alloc"):
+        measured_memory("nano", 3, batch=10**7, seconds=1000)  # more than there are addresses
+
+
+def test_costs_of_a_round_add_up_over_clips_and_epochs():
+    model = MultiExitModel(small(), ["a", "b", "c"], [2, 4])
+    one, other = (clip_macs(model.backbone, samples, 2, labels=3) for samples in (8_000, 16_000))
+    costs = client_costs(model, 2, [8_000, 16_000], LocalTraining(epochs=3))
+    assert costs["macs_forward"] == 3 * (one.frozen + one.trained + other.frozen + other.trained)
+    assert costs["macs_backward"] == 3 * 2 * (one.trained + other.trained)
+    cached = client_costs(model, 2, [8_000, 16_000], LocalTraining(epochs=3), cached=True)
+    assert costs["macs_forward"] - cached.pop("macs_forward") == 2 * (one.frozen + other.frozen)
+    assert cached.items() <= costs.items()
+    sent = model.client_model(2).trainable_weights().values()
+    assert costs["parameters"] == sum(tensor.numel() for tensor in sent) and costs["bytes"] == 4 * costs["parameters"]
+
+
+def test_simulated_time_and_energy():
+    device = Device("board", macs_per_second=1e9, down_bits_per_second=8e6, up_bits_per_second=4e6, watts=5)
+    busy = device_seconds(2e9, bytes_down=3e6, bytes_up=1e6, device=device)
+    assert busy == 2 + 3 + 2 and device.joules(busy) == 35
+    assert Device("unknown power", 1, 1, 1).joules(1) is None
+    with pytest.raises(FedexitError, match="speeds of device stone must be > 0"):
+        Device("stone", 0, 1, 1)
+
+
+def test_a_round_is_as_long_as_its_slowest_client():
+    assert round_times({"a": 2.0, "b": 5.0, "c": 4.5}) == (5.0, {"a": 3.0, "b": 0.0, "c": 0.5})
+    with pytest.raises(FedexitError, match="without clients"):
+        round_times({})
