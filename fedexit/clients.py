@@ -1,6 +1,7 @@
 """One client and its local round: a pure function from global weights and data to an update (paper, sec. 2.2)."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,8 +96,11 @@ def local_round(
     client: Client,
     training: LocalTraining,
     stream: tuple[str | int, ...],
-) -> tuple[Update, dict[str, float]]:
-    """Train `client` from `global_weights` and return what it sends, and its mean loss in the last epoch.
+) -> tuple[Update, dict]:
+    """Train `client` from `global_weights` and return what it sends, and what is to be told of it.
+
+    That is `loss`, the mean of its last epoch, `seconds` of wall time, `lengths` of its clips, and whether they are
+    `cached` features (lengths in frames) or waveforms (in samples).
 
     `model` is scratch space of the client's depth (`client_model`): the result depends on the other arguments alone.
     The loss is the task's at exit L_i only, as in the paper; layers above L_i do not exist here. Randomness comes from
@@ -104,15 +108,18 @@ def local_round(
     """
     if not len(client.data):
         raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
+    since = time.perf_counter()
     model.load_weights(global_weights)
     model.train()
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = make_optimiser(model, training)
     losses: list[tuple[float, int]] = []
+    sizes: list[int] = []
     with seeded(*stream, "dropout"):
         for epoch in range(training.epochs):
             losses.clear()
+            sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
             for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
                 logits = model(waveforms.to(device), lengths, exits=[client.depth])[client.depth]
@@ -124,11 +131,13 @@ def local_round(
                 torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                 optimiser.step()
                 losses.append((loss.item(), len(labels)))
+                sizes += lengths.tolist()
     optimiser.zero_grad()
     del optimiser  # its state and the gradients, three times the weights, before the weights are copied
     weights = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
     mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
-    return Update(weights, examples=len(client.data), depth=client.depth), {"loss": mean_loss}
+    told = dict(loss=mean_loss, seconds=time.perf_counter() - since, lengths=sizes, cached=waveforms.dim() == 3)
+    return Update(weights, examples=len(client.data), depth=client.depth), told
 
 
 def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ serialised size and against the peak memory of processes of their own.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pandas as pd
 from torch import Tensor
@@ -69,22 +69,27 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, labels: int = 0) -> 
 def client_costs(
     model: MultiExitModel, depth: int, lengths: Sequence[int], training: LocalTraining, cached: bool = False
 ) -> dict[str, int]:
-    """What one local round at `depth` costs a client with clips of `lengths` (samples at 16 kHz).
+    """What one local round at `depth` costs a client: its line in the ledger.
 
+    lengths: of its clips, in samples at 16 kHz; in frames if they are `cached` features (nothing is convolved).
     `parameters` and `bytes` of the weights it sends, the same as it receives; `macs_forward` and `macs_backward` summed
-    over its clips and epochs, each clip at its own length (what a batch pads comes on top). The frozen convolutions run
-    once per clip when their output is `cached`, else once per epoch.
+    over its clips and epochs, each clip at its own length (what a batch pads comes on top); `memory_forward` and
+    `memory_training`, bytes, of its longest clip in a whole batch, by the memory model.
     Raises FedexitError when `depth` is no exit, and for clips shorter than one frame.
     """
     check_exit(depth, model.exits, model.backbone.name)
     sent = sizes_by_layer(_held(model.trainable_weights(), depth))
-    clips = [clip_macs(model.backbone, samples, depth, len(model.labels)) for samples in lengths]
-    frozen, trained = sum(clip.frozen for clip in clips), sum(clip.trained for clip in clips)
+    samples = [_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
+    clips = [clip_macs(model.backbone, length, depth, len(model.labels)) for length in samples]
+    forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
+    held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached)
     return {
         "parameters": int(sent["parameters"].sum()),
         "bytes": int(sent["bytes"].sum()),
-        "macs_forward": frozen * (1 if cached else training.epochs) + trained * training.epochs,
+        "macs_forward": forward * training.epochs,
         "macs_backward": sum(clip.backward for clip in clips) * training.epochs,
+        "memory_forward": held.forward,
+        "memory_training": held.training,
     }
 
 
@@ -118,8 +123,12 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + max(self.convolving, self.activations, self.updating)
 
 
-def memory(model: MultiExitModel, samples: int, batch: int, depth: int, optimiser: str = "adam") -> Memory:
+def memory(
+    model: MultiExitModel, samples: int, batch: int, depth: int, optimiser: str = "adam", cached: bool = False
+) -> Memory:
     """The memory model: a batch of `batch` clips of `samples` at 16 kHz, trained to `depth` in single precision.
+
+    `cached`: the clips come as features, so nothing is convolved.
 
     Counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config and
     torch's own attention; clips of one length. Raises FedexitError when `depth` is no exit.
@@ -134,7 +143,7 @@ def memory(model: MultiExitModel, samples: int, batch: int, depth: int, optimise
         gradients=_FLOAT * sum(trained),
         optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
         activations=_FLOAT * _kept(config, batch, lengths[-1], depth),
-        convolving=_FLOAT * _NORM_COPIES * convolved[0],
+        convolving=0 if cached else _FLOAT * _NORM_COPIES * convolved[0],
         passing=_FLOAT * (convolved[-1] + max(_position_kernel(config) + 4 * states, (depth + 2) * states + 2 * inner)),
         updating=_FLOAT * 2 * max(trained),
     )
@@ -181,40 +190,42 @@ def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
     return lengths
 
 
+def _samples(config: PretrainedConfig, frames: int) -> int:
+    """Fewest samples that make so many frames."""
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        frames = (frames - 1) * stride + kernel
+    return frames
+
+
 @dataclass(frozen=True)
 class Device:
-    """A device that is simulated: what it computes and moves per second, and what it draws while busy (None: unknown).
+    """A simulated device: what it computes per second, its link in bits per second, its power when busy (if known)."""
 
-    A link's speed is given in bits per second, as links are sold.
-    """
-
-    name: str
     macs_per_second: float
     down_bits_per_second: float
     up_bits_per_second: float
-    watts: float | None = None
+    watts: float = float("nan")
 
     def __post_init__(self) -> None:
         if min(self.macs_per_second, self.down_bits_per_second, self.up_bits_per_second) <= 0:
-            raise FedexitError(f"the speeds of device {self.name} must be > 0, not {self}")
-
-    def joules(self, seconds: float) -> float | None:
-        """Energy of `seconds` of work, None where the power is not known."""
-        return None if self.watts is None else self.watts * seconds
+            raise FedexitError(f"a device's speeds must be > 0, not {self}")
 
 
-def device_seconds(macs: float, bytes_down: float, bytes_up: float, device: Device) -> float:
-    """Simulated seconds of a client's round: it receives, computes and sends, one after the other."""
-    moved = 8 * bytes_down / device.down_bits_per_second + 8 * bytes_up / device.up_bits_per_second
-    return macs / device.macs_per_second + moved
+def on_devices(ledger: pd.DataFrame, devices: Mapping[str, Device], rounds: Sequence[str] = ("round",)) -> pd.DataFrame:
+    """The ledger of a federation (`Federation.clients`), with its times on a fleet.
 
-
-def round_times(seconds: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Length of a synchronous round, that of its slowest client, and the seconds each client idles meanwhile.
-
-    `seconds`: by client's name, how long each is busy. Raises FedexitError when there is none.
+    devices: by tier; rounds: the columns that tell rounds apart. Adds `device_seconds` (a client receives, computes and
+    sends, one after the other), `idle_seconds` (until the slowest client of its round is done) and `joules` (NaN where
+    the power is not known). Raises FedexitError for a tier without a device.
     """
-    if not seconds:
-        raise FedexitError("a round without clients has no length")
-    length = max(seconds.values())
-    return length, {client: length - busy for client, busy in seconds.items()}
+    if missing := set(ledger["tier"]) - set(devices):
+        raise FedexitError(f"no device is given for tier {min(missing)!r}; known: {', '.join(devices)}")
+    columns = {
+        field.name: ledger["tier"].map({t: getattr(d, field.name) for t, d in devices.items()})
+        for field in fields(Device)
+    }
+    busy = (ledger["macs_forward"] + ledger["macs_backward"]) / columns["macs_per_second"]
+    busy += 8 * ledger["bytes"] * (1 / columns["down_bits_per_second"] + 1 / columns["up_bits_per_second"])
+    ledger = ledger.assign(device_seconds=busy, joules=busy * columns["watts"])
+    slowest = ledger.groupby(list(rounds))["device_seconds"].transform("max")
+    return ledger.assign(idle_seconds=slowest - busy)

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor
 
-from fedexit.aggregation import Aggregator
+from fedexit.aggregation import Aggregator, Update
 from fedexit.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.clients import Client, Example, LocalTraining
+from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.metrics import error_rates, predict
@@ -22,8 +22,9 @@ from fedexit.workers import local_rounds
 class Federation:
     """What `federate` gives back.
 
-    model: the global model; table: error of every exit on `dev` per round (`round, exit, value, n`); clients: one row
-    per local round (`round, client, tier, depth, examples, loss, bytes`, the bytes one way).
+    model: the global model; table: error of every exit on `dev` per round (`round, exit, value, n`); clients: the
+    ledger, one row per local round: `round, client, tier, depth, examples, loss`, the columns of `client_costs` (see
+    there), and `seconds` of wall time, the only column that is not the same each time.
     """
 
     model: MultiExitModel
@@ -71,11 +72,10 @@ def federate(
             state["evaluations"] += _evaluate(model, dev, 0)
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
             aggregator = Aggregator(model.trainable_weights(), method, depth_exponent)
-            for client, update, metrics in run(
-                sample(clients, fraction, seed, number), (seed, "round", number, "client")
-            ):
+            drawn = sample(clients, fraction, seed, number)
+            for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
-                state["clients"].append(_client_row(number, client, metrics["loss"], update.weights))
+                state["clients"].append(_ledger_row(number, client, update, told, model, training))
             model.load_weights(aggregator.result())
             if number % evaluate_every == 0 or number == rounds:
                 state["evaluations"] += _evaluate(model, dev, number)
@@ -100,12 +100,12 @@ def _evaluate(model: MultiExitModel, dev: Sequence[Example], number: int) -> lis
     return [[number, int(row.exit), float(row.value), int(row.n)] for row in rates.itertuples()]
 
 
-def _client_row(number: int, client: Client, loss: float, weights: dict[str, Tensor]) -> dict:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    return dict(
-        round=number, client=client.name, tier=client.tier, depth=client.depth, examples=len(client.data), loss=loss,
-        bytes=size,
-    )  # fmt: skip
+def _ledger_row(
+    number: int, client: Client, update: Update, told: dict, model: MultiExitModel, training: LocalTraining
+) -> dict:
+    about = dict(round=number, client=client.name, tier=client.tier, depth=client.depth, examples=update.examples)
+    costs = client_costs(model, client.depth, told["lengths"], training, told["cached"])
+    return {**about, "loss": told["loss"], **costs, "seconds": told["seconds"]}
 
 
 def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fraction: float, workers: int) -> None:

@@ -28,7 +28,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.progress import progress
 
 Stream = tuple[str | int, ...]
-Round = Callable[[Iterable[Client], Stream], Iterator[tuple[Client, Update, dict[str, float]]]]
+Round = Callable[[Iterable[Client], Stream], Iterator[tuple[Client, Update, dict]]]
 
 _ALIGN = 64  # bytes: where torch lets a tensor begin
 
@@ -74,7 +74,7 @@ def local_rounds(
 def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTraining) -> Round:
     scratch = {depth: model.client_model(depth) for depth in {client.depth for client in clients}}
 
-    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict[str, float]]]:
+    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
         weights = model.trainable_weights()
         for client in drawn:
             yield client, *local_round(scratch[client.depth], weights, client, training, (*stream, client.name))
@@ -116,7 +116,7 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
     positions = {client.name: position for position, client in enumerate(clients)}
     start, *sections = (shared.weights(section) for section in range(len(shared.memory) // shared.section))
 
-    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict[str, float]]]:
+    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
         for name, tensor in model.trainable_weights().items():
             start[name].copy_(tensor)
         todo, running, free = deque(drawn), deque(), list(range(len(sections)))
@@ -154,7 +154,7 @@ def _start_inside(folder: str, plain: bytes, shared: _Shared) -> None:
     _inside = _Inside(folder, plain, shared)
 
 
-def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict[str, float]]:
+def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict]:
     """The local round of a client; the update goes to `section`, the names in it and the metrics are given back."""
     client = _inside.clients[position]
     if client.depth not in _inside.scratch:

@@ -2,6 +2,7 @@
 
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 from fedexit import FedexitError, LocalTraining, MultiExitModel, load_backbone
 from fedexit.backbone import Backbone
-from fedexit.costs import Device, client_costs, clip_macs, device_seconds, memory, round_times, sizes_by_layer
+from fedexit.costs import Device, client_costs, clip_macs, memory, on_devices, sizes_by_layer
 from fedexit.costs_probe import measured_memory
 
 GEOMETRY = dict(
@@ -130,23 +131,27 @@ def test_costs_of_a_round_add_up_over_clips_and_epochs():
     costs = client_costs(model, 2, [8_000, 16_000], LocalTraining(epochs=3))
     assert costs["macs_forward"] == 3 * (one.frozen + one.trained + other.frozen + other.trained)
     assert costs["macs_backward"] == 3 * 2 * (one.trained + other.trained)
-    cached = client_costs(model, 2, [8_000, 16_000], LocalTraining(epochs=3), cached=True)
-    assert costs["macs_forward"] - cached.pop("macs_forward") == 2 * (one.frozen + other.frozen)
-    assert cached.items() <= costs.items()
+    assert costs["memory_training"] == memory(model, 16_000, 2, 2).training
+    cached = client_costs(model, 2, [24, 49], LocalTraining(epochs=3), cached=True)  # frames
+    assert cached["macs_forward"] == 3 * (one.trained + other.trained)
+    assert cached["macs_backward"] == costs["macs_backward"]
+    assert cached["memory_forward"] <= costs["memory_forward"]
     sent = model.client_model(2).trainable_weights().values()
     assert costs["parameters"] == sum(tensor.numel() for tensor in sent) and costs["bytes"] == 4 * costs["parameters"]
 
 
-def test_simulated_time_and_energy():
-    device = Device("board", macs_per_second=1e9, down_bits_per_second=8e6, up_bits_per_second=4e6, watts=5)
-    busy = device_seconds(2e9, bytes_down=3e6, bytes_up=1e6, device=device)
-    assert busy == 2 + 3 + 2 and device.joules(busy) == 35
-    assert Device("unknown power", 1, 1, 1).joules(1) is None
-    with pytest.raises(FedexitError, match="speeds of device stone must be > 0"):
-        Device("stone", 0, 1, 1)
-
-
-def test_a_round_is_as_long_as_its_slowest_client():
-    assert round_times({"a": 2.0, "b": 5.0, "c": 4.5}) == (5.0, {"a": 3.0, "b": 0.0, "c": 0.5})
-    with pytest.raises(FedexitError, match="without clients"):
-        round_times({})
+def test_time_and_energy_on_a_fleet():
+    """Two rounds; the second has one client, which waits for nobody."""
+    columns = ["round", "tier", "macs_forward", "macs_backward", "bytes"]
+    ledger = pd.DataFrame(
+        [[1, "weak", 1e9, 1e9, 1e6], [1, "strong", 4e9, 4e9, 1e6], [2, "strong", 4e9, 0, 0]], columns=columns
+    )
+    fleet = {"weak": Device(1e9, 8e6, 4e6, watts=5), "strong": Device(8e9, 8e6, 8e6)}
+    timed = on_devices(ledger, fleet)
+    assert timed["device_seconds"].tolist() == [2 + 1 + 2, 1 + 1 + 1, 0.5]
+    assert timed["idle_seconds"].tolist() == [0, 2, 0]
+    assert timed["joules"].fillna(-1).tolist() == [25, -1, -1]
+    with pytest.raises(FedexitError, match="no device is given for tier 'weak'; known: strong"):
+        on_devices(ledger, {"strong": fleet["strong"]})
+    with pytest.raises(FedexitError, match="speeds must be > 0"):
+        Device(0, 1, 1)

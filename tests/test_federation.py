@@ -49,7 +49,7 @@ def run(checkpoint=None, rounds=3, seed=0, **changes):
 
 def assert_same(one, two):
     assert one.table.equals(two.table)
-    assert one.clients.equals(two.clients)
+    assert one.clients.drop(columns="seconds").equals(two.clients.drop(columns="seconds"))  # wall time differs
     left, right = one.model.state_dict(), two.model.state_dict()
     assert all(torch.equal(left[n], right[n]) for n in left)
 
