@@ -93,6 +93,28 @@ def client_costs(
     }
 
 
+def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFrame:
+    """A row per exit: what a client who trains to it exchanges, computes and holds.
+
+    Columns `depth, parameters, bytes` (one way), `macs_frozen, macs_forward, macs_backward` of a training step on a
+    `batch` of clips of `samples` (forward without the frozen convolutions), and bytes of memory: `forward` and
+    `training`, the latter's parts `weights, gradients, optimiser` and `activations`, the rest.
+    """
+    rows = []
+    for depth in model.exits:
+        sent = sizes_by_layer(_held(model.trainable_weights(), depth))[["parameters", "bytes"]].sum()
+        macs = clip_macs(model.backbone, samples, depth, len(model.labels))
+        held = memory(model, samples, batch, depth)
+        fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
+        work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}
+        rows.append(
+            {"depth": depth, **sent, **{name: batch * value for name, value in work.items()}}
+            | {"forward": held.forward, "training": held.training, **fixed}
+            | {"activations": held.training - sum(fixed.values())}
+        )
+    return pd.DataFrame(rows)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that a client's process needs beyond the libraries, by what they are for.

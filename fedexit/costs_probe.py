@@ -1,4 +1,4 @@
-"""The memory of a client, measured: a process of its own that trains or runs one, and how far its memory rises (Linux).
+"""Memory and time of a client, measured: the memory in a process of its own, by how far it rises (Linux).
 
 `python -m fedexit.costs_probe` is that process; `measured_memory` starts it and reads what it prints.
 """
@@ -7,13 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fedexit.audio import one_thread
 from fedexit.backbone import backbone_from_config, config_of, load_backbone
-from fedexit.clients import Client, LocalTraining, local_round
+from fedexit.clients import Client, Example, LocalTraining, local_round
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel, check_exit
 
@@ -53,6 +55,20 @@ def measured_memory(
             f"often because memory ran out: {reason}"
         )
     return int(done.stdout)
+
+
+def step_seconds(model: MultiExitModel, depth: int, clips: Sequence[Example]) -> float:
+    """Seconds of one training step of a client of `depth` with the batch `clips`, on one thread.
+
+    The difference between local rounds of three steps and of one: what a round costs once is not in it.
+    """
+    client, weights, spent = model.client_model(depth), model.trainable_weights(), []
+    training = LocalTraining(batch_size=len(clips))
+    with one_thread():
+        for steps in (1, 3):
+            data = Client("timed", list(clips) * steps, depth)
+            spent.append(local_round(client, weights, data, training, ("timed",))[1]["seconds"])
+    return (spent[1] - spent[0]) / 2
 
 
 def _probe(job: dict) -> int:

@@ -14,6 +14,8 @@ METHODS = {
     "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
 }
 
+MEMORY = {"weights": "", "gradients": "//", "optimiser": "..", "activations": "xx"}  # parts of memory: hatch
+
 
 def style() -> None:
     """Set the project's look for all figures that follow."""
@@ -46,4 +48,21 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
     if baseline is not None:
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
     axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
+    axis.grid(axis="x", visible=False)
+
+
+def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:
+    """Training memory by depth, a bar of its parts in MiB; the forward-only model a dash, what was measured marks.
+
+    held: columns `depth, weights, gradients, optimiser, activations, forward`; measured: `depth, mode, measured_mib`.
+    """
+    places, below = range(len(held)), 0
+    for kind, hatch, colour in zip(MEMORY, MEMORY.values(), sns.color_palette("colorblind"), strict=False):
+        axis.bar(places, held[kind], bottom=below, color=colour, hatch=hatch, label=kind, edgecolor="white")
+        below = below + held[kind].to_numpy()
+    axis.plot(places, held["forward"], "k_", ms=26, mew=3, label="forward only, model")
+    for mode, marker in (("training", "D"), ("forward", "o")):
+        seen = measured[measured["mode"] == mode].set_index("depth")["measured_mib"].reindex(held["depth"])
+        axis.plot(places, seen, f"k{marker}", ms=6, mfc="white", label=f"{mode}, measured")
+    axis.set(xticks=places, xticklabels=held["depth"], xlabel="depth")
     axis.grid(axis="x", visible=False)
