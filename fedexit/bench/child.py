@@ -17,7 +17,8 @@ import psutil
 import fedexit
 from fedexit.errors import FedexitError
 
-# What can run in a child, by name: each takes the keywords in JSON, and `started`, and returns what JSON can hold.
+# What can run in a child, by name: each takes the keywords in JSON, and `started`, and returns what JSON can hold, a
+# dictionary or a list of rows.
 TARGETS = {
     "bare": "fedexit.bench.engines:bare",
     "fedexit": "fedexit.bench.engines:fedexit",
@@ -31,10 +32,11 @@ _EVERY = 0.25  # seconds between two looks at the memory
 
 
 def launch(name: str, arguments: dict, threads: int = 1, python: str | Path = sys.executable, ranks: int = 1) -> dict:
-    """What target `name` returns for `arguments`, run by `python` with so many threads, and `peak_mb` of its processes.
+    """What target `name` returns for `arguments` (a list as `rows`), and the `peak_mb` of its processes.
 
-    The peak is that of the proportional set size, where shared pages are counted once (where the system tells; else of
-    the unique set size). With several `ranks`, torchrun starts as many and the first one answers.
+    `python` runs it, with so many threads. The peak is that of the proportional set size, where a shared page
+    counts once (where the system tells; else of the unique set size). With several `ranks`, torchrun starts as many and
+    the first one answers.
     Raises FedexitError, with the last line that it said, when the process fails or takes an hour.
     """
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
@@ -118,7 +120,7 @@ def main() -> None:
         arguments["workload"] = Workload(**arguments["workload"])
     answer = getattr(import_module(module), function)(**arguments)
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer if isinstance(answer, dict) else {"rows": answer}), flush=True)
 
 
 if __name__ == "__main__":

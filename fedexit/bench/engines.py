@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import SupportsIndex
 from unittest.mock import patch
 
@@ -121,7 +122,7 @@ def fedexit(workload: Workload, processes: int, started: float) -> dict:
     with _untrained() if workload.kind == "empty" else nullcontext():
         federation.federate(model, clock, "masked", workload.rounds, SEED, training=training, **workers)
     marks = [since, *clock.marks[1:]]
-    rounds = [end - begin for begin, end in zip(marks, marks[1:], strict=False)]
+    rounds = [end - begin for begin, end in pairwise(marks)]
     if len(rounds) != workload.rounds - 1:
         raise AssertionError("`federate` no longer asks for its first client once a round: see `_Clock`")
     return {"startup": startup, "rounds": rounds, **outcome(workload, model.trainable_weights())}
