@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(capsys):
 
 
 def test_a_failing_process_says_why():
-    with pytest.raises(FedexitError, match="aggregate failed: .*no-such-model"):
+    with pytest.raises(FedexitError, match=r"aggregate failed: .*no-such-model"):
         child.launch("aggregate", {"way": "sum", "depths": "full", "clients": 1, "preset": "no-such-model"})
 
 

@@ -18,11 +18,11 @@ from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
 from pfl.callback.base import TrainingProcessCallback
+from pfl.context import LocalResultMetaData
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam import NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
-from pfl.model.base import LocalResultMetaData
 from pfl.model.pytorch import PyTorchModel
 
 from fedexit.bench.workload import LEARNING_RATE, Workload, build_clients, build_model, epoch, loss, outcome
@@ -76,7 +76,7 @@ class _Module(nn.Module):
 def _data(workload: Workload) -> FederatedDataset:
     """Every client once a round, in order. A user's id names the round as well: it decides the order of the clips."""
     clients = build_clients(workload)
-    # pfl draws a round more than it trains, before it finds that it has done
+    # a round to spare, should pfl draw ahead
     visits = iter([(number, c) for number in range(1, workload.rounds + 2) for c in range(workload.clients)])
 
     def dataset(visit: tuple[int, int]) -> Dataset:
