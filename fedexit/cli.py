@@ -57,8 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
+    _add_bench_command(commands)
     _add_data_commands(commands)
     return parser
+
+
+def _add_bench_command(commands: argparse._SubParsersAction) -> None:
+    text = "measure speed and memory beside their floors"
+    bench = _command(commands, "bench", _bench, text, "fedexit bench engine --repetitions 5")
+    bench.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="engine, aggregate, depth or peers (installs them); default: first three",
+    )
+    bench.add_argument("--repetitions", type=int, default=3, metavar="N", help="of each measurement, in turn (3)")
+    bench.add_argument("--out", metavar="FOLDER", help="for tables and figure; default: results/bench")
 
 
 def _add_data_commands(commands: argparse._SubParsersAction) -> None:
@@ -119,6 +133,12 @@ def _pretrain(args: argparse.Namespace) -> None:
     settings = pretraining_settings(dict(map(_parameter, args.settings)))
     finished = pretrain(settings, args.out, args.minutes)
     print(f"{args.out}: " + ("done" if finished else "stopped at a checkpoint; run the same command again, it goes on"))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from fedexit.bench.suite import bench
+
+    print(f"tables and figure: {bench(args.parts, args.repetitions, args.out)}")
 
 
 def _data_list(args: argparse.Namespace) -> None:

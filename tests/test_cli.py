@@ -12,6 +12,7 @@ from fedexit.errors import FedexitError
 COMMANDS = (
     ["run"],
     ["status"],
+    ["bench"],
     ["data"],
     ["data", "list"],
     ["data", "fetch"],

@@ -1,0 +1,162 @@
+"""The engines without a peer's code: the bare loop, which is the floor, and fedexit's own."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from typing import SupportsIndex
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.multiprocessing import get_context
+
+from fedexit import federation
+from fedexit.aggregation import Update
+from fedexit.backbone import Backbone
+from fedexit.bench.workload import (
+    LEARNING_RATE,
+    SEED,
+    Workload,
+    build_client,
+    build_clients,
+    build_model,
+    outcome,
+    train_locally,
+)
+from fedexit.clients import Client, Example, LocalTraining, normalised
+from fedexit.exits import MultiExitModel
+
+_PATIENCE = 1800  # seconds that one process of the bare loop waits for another: a dead one shall not hang it for good
+
+
+def bare(workload: Workload, processes: int, started: float) -> dict:
+    """FedAvg with nothing around it, the least that `workload` can cost: each process trains its share of the clients
+    into a sum of its own, and this one, which trains too, adds up the sums.
+
+    `started`: `time.time()` when the process was asked for. Returns `startup` (s), `rounds` (s each), the `outcome`.
+    """
+    model = build_model(workload)
+    weights = {name: tensor.clone().share_memory_() for name, tensor in model.trainable_weights().items()}
+    sums = [{n: torch.zeros_like(t).share_memory_() for n, t in weights.items()} for _ in range(processes)]
+    context = get_context("fork")  # the cheapest there is
+    barrier = context.Barrier(processes, timeout=_PATIENCE)
+    shares = [range(first, workload.clients, processes) for first in range(processes)]
+    others = [
+        context.Process(target=_helper, args=(workload, model, share, weights, own, barrier), daemon=True)
+        for share, own in zip(shares[1:], sums[1:], strict=True)
+    ]
+    for process in others:
+        process.start()
+    trainer = _Trainer(workload, model, shares[0])
+    totals = _totals(workload, model)
+    barrier.wait()
+    startup, rounds = time.time() - started, []
+    for number in range(1, workload.rounds + 1):
+        since = time.perf_counter()
+        barrier.wait()
+        trainer.round(number, weights, sums[0])
+        barrier.wait()
+        for name, total in totals.items():
+            weights[name].copy_(sum((own[name] for own in sums[1:]), sums[0][name])).div_(total)
+        rounds.append(time.perf_counter() - since)
+    for process in others:
+        process.join()
+    return {"startup": startup, "rounds": rounds, **outcome(workload, weights)}
+
+
+class _Trainer:
+    """A process's share of the clients, and scratch models for them."""
+
+    def __init__(self, workload: Workload, model: MultiExitModel, share: Sequence[int]):
+        self.workload, self.clients = workload, [build_client(workload, number) for number in share]
+        self.scratch = {depth: model.client_model(depth) for depth in {client.depth for client in self.clients}}
+
+    def round(self, number: int, weights: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        """Train each client from `weights` and add n_i times its weights to `sums`, which start from zero."""
+        for tensor in sums.values():
+            tensor.zero_()
+        for client in self.clients:
+            model = self.scratch[client.depth]
+            model.load_weights(weights)
+            train_locally(model, self.workload, client, number)
+            for name, tensor in model.trainable_weights().items():
+                sums[name].add_(tensor, alpha=len(client.data))
+
+
+def _helper(
+    workload: Workload, model: MultiExitModel, share: Sequence[int], weights: dict, sums: dict, barrier
+) -> None:
+    trainer = _Trainer(workload, model, share)
+    barrier.wait()
+    for number in range(1, workload.rounds + 1):
+        barrier.wait()
+        trainer.round(number, weights, sums)
+        barrier.wait()
+
+
+def _totals(workload: Workload, model: MultiExitModel) -> dict[str, int]:
+    """Examples behind each weight that some client trains."""
+    totals: dict[str, int] = {}
+    names = {depth: list(model.client_model(depth).trainable_weights()) for depth in model.exits}
+    for client in build_clients(workload):
+        for name in names[client.depth]:
+            totals[name] = totals.get(name, 0) + len(client.data)
+    return totals
+
+
+def fedexit(workload: Workload, processes: int, started: float) -> dict:
+    """`federate` on `workload`; arguments and result as of `bare`, but that `rounds` lacks the last one.
+
+    In a `mixed` workload the frozen convolutions' output is computed beforehand, within `startup`. The first of
+    `rounds` begins with the call of `federate`.
+    """
+    model, clients = build_model(workload), build_clients(workload)
+    if workload.kind == "mixed":
+        clients = [replace(client, data=_convolved(client.data, model.backbone)) for client in clients]
+    training = LocalTraining(1, workload.batch, LEARNING_RATE, LEARNING_RATE, clip_norm=float("inf"), optimiser="sgd")
+    clock = _Clock(clients)
+    workers = {"workers": processes} if processes > 1 else {}
+    startup, since = time.time() - started, time.perf_counter()
+    with _untrained() if workload.kind == "empty" else nullcontext():
+        federation.federate(model, clock, "masked", workload.rounds, SEED, training=training, **workers)
+    marks = [since, *clock.marks[1:]]
+    rounds = [end - begin for begin, end in pairwise(marks)]
+    if len(rounds) != workload.rounds - 1:
+        raise AssertionError("`federate` no longer asks for its first client once a round: see `_Clock`")
+    return {"startup": startup, "rounds": rounds, **outcome(workload, model.trainable_weights())}
+
+
+class _Clock(list):
+    """Clients that note when the first of them is asked for: `federate` does so as each round begins.
+
+    So its rounds are timed from outside and it needs no hook; but where the last one ends is not seen.
+    """
+
+    def __init__(self, clients: Sequence[Client]):
+        super().__init__(clients)
+        self.marks: list[float] = []
+
+    def __getitem__(self, position: SupportsIndex) -> Client:
+        if position == 0:
+            self.marks.append(time.perf_counter())
+        return super().__getitem__(position)
+
+
+def _convolved(data: Sequence[Example], backbone: Backbone) -> list[Example]:
+    clips = [(normalised(clip), label) for clip, label in data]
+    return [(backbone.convolve(clip[None], torch.tensor([len(clip)]))[0], label) for clip, label in clips]
+
+
+@contextmanager
+def _untrained() -> Iterator[None]:
+    """Within the block a local round receives and sends as ever, and trains nothing."""
+
+    def local_round(model: MultiExitModel, weights: dict, client: Client, training: LocalTraining, stream: tuple):
+        model.load_weights(weights)
+        sent = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
+        return Update(sent, len(client.data), client.depth), {"loss": 0.0}
+
+    with patch.object(federation, "local_round", local_round):
+        yield
