@@ -87,11 +87,12 @@ class Aggregator:
             )
 
     def _accumulate(self, name: str, tensor: Tensor, weight: float) -> None:
-        if name not in self._sums:
-            self._sums[name] = torch.zeros_like(self.global_weights[name], dtype=torch.float32)
-            self._totals[name] = 0.0
-        self._sums[name].add_(tensor.to(torch.float32), alpha=weight)
-        self._totals[name] += weight
+        tensor = tensor.to(torch.float32)
+        if name in self._sums:
+            self._sums[name].add_(tensor, alpha=weight)
+        else:
+            self._sums[name] = tensor * weight
+        self._totals[name] = self._totals.get(name, 0.0) + weight
 
     def result(self) -> dict[str, Tensor]:
         """The new global weights. A name that nobody trained keeps its very tensor, bit for bit.
@@ -103,11 +104,11 @@ class Aggregator:
     def _mean(self, name: str, old: Tensor) -> Tensor:
         if name not in self._sums:
             return old
-        total, mean = self._totals[name], self._sums[name].clone()
+        total, mean = self._totals[name], self._sums[name]
         if self.method == "stale":  # the clients that did not send it hold an untouched copy: it counts with their n_i
-            mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
+            mean = mean.add(old.to(torch.float32), alpha=self._all_clients - total)
             total = self._all_clients
-        mean.div_(total)
+        mean = mean.div(total)
         if not torch.isfinite(mean).all():
             raise FedexitError(f"the average of {name!r} is not finite: a client diverged; lower its learning rate")
         return mean.to(old.dtype)

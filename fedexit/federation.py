@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedexit.aggregation import Aggregator, Update
+from fedexit.aggregation import Aggregator
 from fedexit.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.costs import client_costs
@@ -67,6 +67,7 @@ def federate(
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
         state["evaluations"] = [row for row in state["evaluations"] if row[0] % evaluate_every == 0]
+    costs: dict[str, dict] = {}  # of a client's round, which are the same in each
     with local_rounds(model, clients, training, workers) as run:
         if not state["evaluations"]:
             state["evaluations"] += _evaluate(model, dev, 0)
@@ -75,7 +76,9 @@ def federate(
             drawn = sample(clients, fraction, seed, number)
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
-                state["clients"].append(_ledger_row(number, client, update, told, model, training))
+                if client.name not in costs:
+                    costs[client.name] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
+                state["clients"].append(_ledger_row(number, client, told, costs[client.name]))
             model.load_weights(aggregator.result())
             if number % evaluate_every == 0 or number == rounds:
                 state["evaluations"] += _evaluate(model, dev, number)
@@ -100,11 +103,8 @@ def _evaluate(model: MultiExitModel, dev: Sequence[Example], number: int) -> lis
     return [[number, int(row.exit), float(row.value), int(row.n)] for row in rates.itertuples()]
 
 
-def _ledger_row(
-    number: int, client: Client, update: Update, told: dict, model: MultiExitModel, training: LocalTraining
-) -> dict:
-    about = dict(round=number, client=client.name, tier=client.tier, depth=client.depth, examples=update.examples)
-    costs = client_costs(model, client.depth, told["lengths"], training, told["cached"])
+def _ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:
+    about = dict(round=number, client=client.name, tier=client.tier, depth=client.depth, examples=len(client.data))
     return {**about, "loss": told["loss"], **costs, "seconds": told["seconds"]}
 
 
