@@ -1,7 +1,8 @@
 """What a client's round costs by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3, and more).
 
-Everything here is arithmetic on a model's geometry. Tests hold it against `torch.utils.flop_counter`, against the
-serialised size and against the peak memory of processes of their own.
+Everything here is arithmetic on a model's geometry. Tests hold it against `torch.utils.flop_counter`, the serialised
+size, the tensors that autograd keeps and the peak memory of processes of their own (`fedexit.costs_probe`). From there,
+what a round would take on a device with given speeds.
 """
 
 import re
@@ -19,7 +20,7 @@ from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel, check_exit
 
 _FLOAT = 4  # bytes
-_NORM_COPIES = 4  # of the first convolution's output, while it is normalised
+_NORM_COPIES = 4  # of the first convolution's output, the largest there is, while `Backbone.convolve` normalises it
 _OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors of the parameter's size that the optimiser keeps for each
 
 
@@ -153,7 +154,9 @@ def memory(
     `cached`: the clips come as features, so nothing is convolved.
 
     Counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config and
-    torch's own attention; clips of one length. Raises FedexitError when `depth` is no exit.
+    torch's own attention, for clips of one length. The weights are the client's own: what a server in the same process
+    holds comes on top, and so do the clips. `optimiser` is `adam` or `sgd`. Raises FedexitError when `depth` is no exit
+    and for clips shorter than one frame.
     """
     check_exit(depth, model.exits, model.backbone.name)
     config, lengths = model.backbone.model.config, _lengths(model.backbone.model.config, samples)

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
-from fedexit import FedexitError, LocalTraining, MultiExitModel, load_backbone
+from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, load_backbone, local_round
 from fedexit.backbone import Backbone
 from fedexit.costs import Device, client_costs, clip_macs, memory, on_devices, sizes_by_layer
 from fedexit.costs_probe import measured_memory
@@ -123,6 +123,13 @@ def test_a_measurement_says_what_is_wrong_with_it():
         measured_memory("nano", 13, 1, 1)
     with pytest.raises(FedexitError, match=r"nano at depth 3 .* died, most often because memory ran out: .*alloc"):
         measured_memory("nano", 3, batch=10**7, seconds=1000)  # more than there are addresses
+
+
+def test_a_local_round_keeps_no_gradients():
+    model = MultiExitModel(small(), ["a", "b", "c"], [2])
+    weights = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
+    local_round(model, weights, Client("c", [(torch.randn(8_000), 0)], 2), LocalTraining(), (0,))
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_costs_of_a_round_add_up_over_clips_and_epochs():
