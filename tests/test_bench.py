@@ -1,6 +1,5 @@
 """The benchmark compares what is equal, and says so when it is not. Nothing here asks how long anything takes."""
 
-import importlib.util
 import json
 import subprocess
 import time
@@ -47,9 +46,9 @@ def test_engines_end_with_the_same_weights(kind):
     assert (floor["moved"] > 1e-6 * floor["checksum"]) == (kind != "empty")
 
 
-def test_two_processes_end_with_the_same_weights_and_their_memory_is_seen():
-    job = {"workload": asdict(TINY), "processes": 2}
-    found = child.launch("bare", job)
+@pytest.mark.parametrize("engine", ["bare", "fedexit"])
+def test_two_processes_end_with_the_same_weights_and_their_memory_is_seen(engine):
+    found = child.launch(engine, {"workload": asdict(TINY), "processes": 2})
     assert same_weights(found, engines.bare(TINY, 1, time.time()), "full")
     assert found["peak_mb"] > 50 and found["startup"] > 0
 
@@ -85,7 +84,6 @@ def test_command_writes_its_tables(tiny, tmp_path):
     assert told["sizes"]["preset"] == "nano" and "torch" in told["packages"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("fedexit.costs") is None, reason="no cost model in this checkout")
 def test_depth_stands_beside_its_macs(tiny, tmp_path):
     suite.bench(["depth"], 1, tmp_path)
     table = pd.read_csv(tmp_path / "tables" / "depth.csv")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from fedexit import federation
+from fedexit import federation, workers
 from fedexit.aggregation import Update
 from fedexit.backbone import Backbone
 from fedexit.bench.workload import (
@@ -117,10 +117,9 @@ def fedexit(workload: Workload, processes: int, started: float) -> dict:
         clients = [replace(client, data=_convolved(client.data, model.backbone)) for client in clients]
     training = LocalTraining(1, workload.batch, LEARNING_RATE, LEARNING_RATE, clip_norm=float("inf"), optimiser="sgd")
     clock = _Clock(clients)
-    workers = {"workers": processes} if processes > 1 else {}
     startup, since = time.time() - started, time.perf_counter()
-    with _untrained() if workload.kind == "empty" else nullcontext():
-        federation.federate(model, clock, "masked", workload.rounds, SEED, training=training, **workers)
+    with _untrained(workload) if workload.kind == "empty" else nullcontext():
+        federation.federate(model, clock, "masked", workload.rounds, SEED, training=training, workers=processes)
     marks = [since, *clock.marks[1:]]
     rounds = [end - begin for begin, end in pairwise(marks)]
     if len(rounds) != workload.rounds - 1:
@@ -150,13 +149,14 @@ def _convolved(data: Sequence[Example], backbone: Backbone) -> list[Example]:
 
 
 @contextmanager
-def _untrained() -> Iterator[None]:
+def _untrained(workload: Workload) -> Iterator[None]:
     """Within the block a local round receives and sends as ever, and trains nothing."""
 
     def local_round(model: MultiExitModel, weights: dict, client: Client, training: LocalTraining, stream: tuple):
         model.load_weights(weights)
         sent = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
-        return Update(sent, len(client.data), client.depth), {"loss": 0.0}
+        told = {"loss": 0.0, "seconds": 0.0, "lengths": [workload.samples] * len(client.data), "cached": False}
+        return Update(sent, len(client.data), client.depth), told
 
-    with patch.object(federation, "local_round", local_round):
+    with patch.object(workers, "local_round", local_round):
         yield

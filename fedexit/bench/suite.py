@@ -30,8 +30,10 @@ ENGINES = (
     Engine("bare", "full", 1),
     Engine("bare", "full", 2),
     Engine("fedexit", "full", 1),
+    Engine("fedexit", "full", 2),
     Engine("bare", "mixed", 1),
     Engine("fedexit", "mixed", 1),
+    Engine("fedexit", "mixed", 2),
     Engine("bare", "empty", 1),
     Engine("fedexit", "empty", 1),
 )
