@@ -27,7 +27,7 @@ TARGETS = {
     "aggregate": "fedexit.bench.aggregate:one_way",
     "depth": "fedexit.bench.depth:steps",
 }
-_LIMIT = 3600  # seconds
+_LIMIT = 1200  # seconds, some twenty times what the longest takes: Flower waits for ever when Ray could not start
 _EVERY = 0.25  # seconds between two looks at the memory
 
 
@@ -37,7 +37,7 @@ def launch(name: str, arguments: dict, threads: int = 1, python: str | Path = sy
     `python` runs it, with so many threads. The peak is that of the proportional set size, where a shared page
     counts once (where the system tells; else of the unique set size). With several `ranks`, torchrun starts as many and
     the first one answers.
-    Raises FedexitError, with the last line that it said, when the process fails or takes an hour.
+    Raises FedexitError, with the last line that it said, when the process fails or takes twenty minutes.
     """
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     job = json.dumps({**arguments, "threads": threads, "started": time.time()})
@@ -50,7 +50,7 @@ def launch(name: str, arguments: dict, threads: int = 1, python: str | Path = sy
     try:
         said, complained = process.communicate(timeout=_LIMIT)
     except subprocess.TimeoutExpired:
-        raise FedexitError(f"{name} did not end within an hour") from None
+        raise FedexitError(f"{name} did not end within twenty minutes") from None
     finally:
         memory.ended.set()
         _end(process)

@@ -120,13 +120,21 @@ def _engine_figure(path: Path, data: pd.DataFrame) -> None:
     from fedexit.plots import style
 
     style()
-    names = {"full": "all clients at exit 12", "mixed": "exits 3 and 9"}
-    data = data.assign(label=data["engine"] + ", " + data["kind"].map(names))
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.45 * data["label"].nunique()))
-    sns.stripplot(data, x="ratio", y="label", hue="processes", palette="colorblind", dodge=True, ax=axis, size=7)
+    clients = {"full": "all clients at exit 12", "mixed": "exits 3 and 9"}
+    data = data.assign(label=data["engine"] + ", " + data["kind"].map(clients))
+    data["label"] += ((data["engine"] == "fedexit") & (data["kind"] == "mixed")).map(
+        {True: ", convolved once", False: ""}
+    )
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.4 * data["label"].nunique()))
+    marks = dict(hue="processes", style="processes", palette="colorblind", s=70, alpha=0.8)
+    sns.scatterplot(data, x="ratio", y="label", ax=axis, **marks)
     axis.axvline(1, color="black", ls="--", lw=1)
-    axis.set(xlabel="seconds of a round / those of the bare loop, all at exit 12, with as many processes", ylabel="")
+    axis.set(
+        xlabel="seconds of a round, as a multiple of the bare loop's\n(all at exit 12, as many processes)", ylabel=""
+    )
     axis.set_xlim(left=0)
+    axis.invert_yaxis()
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
