@@ -71,16 +71,21 @@ def normalised(clip: Tensor) -> Tensor:
 
 
 def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding."""
-    order = sorted(range(len(examples)), key=lambda position: examples[position][0].shape[-1])
+    """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding.
+
+    Like is what differs by less than a factor of about 1.4; among these the order stays as it is. To sort more finely
+    would fill batches with one label: a short clip is a short word.
+    """
+    order = sorted(
+        range(len(examples)), key=lambda position: round(2 * math.log2(examples[position][0].shape[-1] or 1))
+    )
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch of collated batches in an order drawn from `rng`.
 
-    Clips are sorted by length within stretches of `WINDOW` batches only, so that an epoch keeps most of its randomness
-    and little is held in memory.
+    Clips are sorted by length (`by_length`) within stretches of `WINDOW` batches only, so that little is held in memory.
     """
     order = rng.permutation(len(data))
     for start in range(0, len(order), WINDOW * size):

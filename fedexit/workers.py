@@ -178,7 +178,10 @@ def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Ite
         yield pool
     except BrokenProcessPool as error:
         pool.shutdown(wait=False)
-        raise FedexitError("a worker died (killed, or memory full?); run again, finished work is kept") from error
+        raise FedexitError(
+            "a worker died: it was killed, or the memory is full, or a script starts workers outside of "
+            'if __name__ == "__main__"; mend it and run again, finished work is kept'
+        ) from error
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
