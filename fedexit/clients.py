@@ -74,7 +74,7 @@ def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
     """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding.
 
     Like is what differs by less than a factor of about 1.4; among these the order stays as it is. To sort more finely
-    would fill batches with one label: a short clip is a short word.
+    would make batches alike inside: a short clip is a short word.
     """
     order = sorted(
         range(len(examples)), key=lambda position: round(2 * math.log2(examples[position][0].shape[-1] or 1))
@@ -85,7 +85,7 @@ def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
 def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch of collated batches in an order drawn from `rng`.
 
-    Clips are sorted by length (`by_length`) within stretches of `WINDOW` batches only, so that little is held in memory.
+    Clips are sorted by length (`by_length`) within stretches of `WINDOW` batches only, so that few are held at once.
     """
     order = rng.permutation(len(data))
     for start in range(0, len(order), WINDOW * size):
