@@ -133,7 +133,6 @@ def _engine_figure(path: Path, data: pd.DataFrame) -> None:
         xlabel="seconds of a round, as a multiple of the bare loop's\n(all at exit 12, as many processes)", ylabel=""
     )
     axis.set_xlim(left=0)
-    axis.invert_yaxis()
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
