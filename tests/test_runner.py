@@ -265,7 +265,7 @@ def test_interrupt_is_one_line_and_ends_the_kernel(project):
     project.save(mode="sleep")
     process, kernel = start_sleeping_run(project)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 130
     assert err == "fedexit: interrupted; run the same command again, it resumes\n"
     assert ended(kernel)
