@@ -73,8 +73,7 @@ def normalised(clip: Tensor) -> Tensor:
 def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
     """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding.
 
-    Like is what differs by less than a factor of about 1.4; among these the order stays as it is. To sort more finely
-    would make batches alike inside: a short clip is a short word.
+    Like is what differs by less than a factor of about 1.4; among these the order stays as it is, drawn or listed.
     """
     order = sorted(
         range(len(examples)), key=lambda position: round(2 * math.log2(examples[position][0].shape[-1] or 1))

@@ -74,9 +74,9 @@ def step_seconds(model: MultiExitModel, depth: int, clips: Sequence[Example]) ->
 def _probe(job: dict) -> int:
     """Peak bytes of `job` over what the process holds once everything it needs is loaded and has run small."""
     _run({**job, "config": _smallest(job["config"]), "depth": 1, "batch": 1, "samples": 8_000})
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     _run(job)
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def _run(job: dict) -> None:
@@ -103,7 +103,7 @@ def _smallest(config: dict) -> dict:
     return {**config, **widths, "conv_dim": [16] * len(config["conv_dim"]), "num_conv_pos_embedding_groups": 2}
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes of this process's memory now (`VmRSS`) or at most so far (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -3,9 +3,10 @@
 import errno
 import os
 import re
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,19 +80,31 @@ def _this_interpreter(env: dict[str, str]) -> type:
 
 @contextmanager
 def _time_limit(name: str, minutes: float) -> Iterator[None]:
-    """Kill what the block starts (the kernel and its workers) after `minutes`, and in any case when the block ends."""
+    """Kill what the block starts (the kernel and its workers) after `minutes`, and in any case when the block ends.
+
+    An interrupt kills it, too, before it is raised: papermill's event loop can lose the exception, or wait for the
+    kernel; a kernel that is gone it always notices.
+    """
     before = set(psutil.Process().children(recursive=True))
-    expired = threading.Event()
+    expired, interrupted = threading.Event(), threading.Event()
 
     def stop() -> None:
         expired.set()
         _kill_children_except(before)
 
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        _kill_children_except(before)
+        raise KeyboardInterrupt
+
     timer = threading.Timer(60 * minutes, stop)
     timer.start()
     try:
-        yield
+        with _on_interrupt(interrupt):
+            yield
     except RuntimeError as error:  # what nbclient raises when its kernel is gone
+        if interrupted.is_set():
+            raise KeyboardInterrupt from None
         if expired.is_set():
             raise FedexitError(
                 f"{name} took longer than its limit of {minutes:g} min; raise it in nbs_ci.yml"
@@ -100,6 +113,19 @@ def _time_limit(name: str, minutes: float) -> Iterator[None]:
     finally:
         timer.cancel()
         _kill_children_except(before)
+
+
+@contextmanager
+def _on_interrupt(handler: Callable) -> Iterator[None]:
+    """Let Ctrl-C call `handler` inside the block; no effect outside of the main thread, which alone gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _kill_children_except(spared: set[psutil.Process]) -> None:

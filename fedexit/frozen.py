@@ -139,6 +139,7 @@ def _make_room(size: int) -> None:
             break
         total -= file.stat().st_size
         file.unlink()
+        file.with_suffix(".npy").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ of threads: so no bit depends on how many workers there are.
 
 import multiprocessing
 import os
-import pickle
 import tempfile
 import threading
 from collections import deque
@@ -14,15 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedexit.aggregation import Update
 from fedexit.audio import one_thread
-from fedexit.clients import Client, LocalTraining, local_round
+from fedexit.clients import Client, Example, LocalTraining, local_round
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.progress import progress
@@ -62,12 +63,11 @@ def local_rounds(
         if next(model.parameters()).device.type != "cpu":
             raise FedexitError("several workers share a CPU, not a GPU: take workers=1 or move the model to the CPU")
         shared = _Shared.of(model.trainable_weights(), sections=1 + 2 * workers)
-        # pickled here, once, and plainly: torch's own way would move each clip to shared memory
-        plain = pickle.dumps((list(clients), training))
+        clients = [replace(client, data=_plain(client.data)) for client in clients]
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)  # because a model with weight norm cannot be pickled
             # its server has imported torch: a worker starts at once, and all share the libraries' memory
-            with _pool("forkserver", workers, _start_inside, folder, plain, shared) as pool:
+            with _pool("forkserver", workers, _start_inside, folder, clients, training, shared) as pool:
                 yield _elsewhere(pool, model, clients, shared)
 
 
@@ -80,6 +80,25 @@ def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTrain
             yield client, *local_round(scratch[client.depth], weights, client, training, (*stream, client.name))
 
     return run
+
+
+def _plain(data: Sequence[Example]) -> Sequence[Example]:
+    """`data` as it can go to a worker: not as a list of tensors, as torch would send each by a file descriptor."""
+    return _Arrays([(clip.numpy(), label) for clip, label in data]) if isinstance(data, list | tuple) else data
+
+
+class _Arrays(Sequence[Example]):
+    """Examples whose clips are kept as NumPy arrays."""
+
+    def __init__(self, pairs: list[tuple[np.ndarray, int]]):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        clip, label = self.pairs[index]
+        return torch.from_numpy(clip), label
 
 
 class _Shared(NamedTuple):
@@ -104,8 +123,12 @@ class _Shared(NamedTuple):
             ) from error
         return cls(memory, end, places)
 
-    def weights(self, section: int) -> dict[str, Tensor]:
-        start, views = section * self.section, {}
+    def split(self) -> list[dict[str, Tensor]]:
+        """The weights of each section, by name, in its memory."""
+        return [self._weights(start) for start in range(0, len(self.memory), self.section)]
+
+    def _weights(self, start: int) -> dict[str, Tensor]:
+        views = {}
         for name, (offset, shape, dtype) in self.places.items():
             size = shape.numel() * dtype.itemsize
             views[name] = self.memory[start + offset : start + offset + size].view(dtype).view(shape)
@@ -114,16 +137,16 @@ class _Shared(NamedTuple):
 
 def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequence[Client], shared: _Shared) -> Round:
     positions = {client.name: position for position, client in enumerate(clients)}
-    start, *sections = (shared.weights(section) for section in range(len(shared.memory) // shared.section))
+    sections = shared.split()
 
     def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
         for name, tensor in model.trainable_weights().items():
-            start[name].copy_(tensor)
-        todo, running, free = deque(drawn), deque(), list(range(len(sections)))
+            sections[0][name].copy_(tensor)
+        todo, running, free = deque(drawn), deque(), list(range(1, len(sections)))
         while todo or running:
             while todo and free:
                 client, section = todo.popleft(), free.pop()
-                job = pool.submit(_train, positions[client.name], stream, 1 + section)
+                job = pool.submit(_train, positions[client.name], stream, section)
                 running.append((client, section, job))
             client, section, job = running.popleft()
             names, metrics = job.result()
@@ -137,21 +160,21 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
 class _Inside:
     """What a worker holds: everything but the global weights is its own."""
 
-    def __init__(self, folder: str, plain: bytes, shared: _Shared):
+    def __init__(self, folder: str, clients: list[Client], training: LocalTraining, shared: _Shared):
         self.model = MultiExitModel.from_pretrained(folder)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in shared.places)
-        self.clients, self.training = pickle.loads(plain)
-        self.shared, self.start, self.scratch = shared, shared.weights(0), {}
+        self.clients, self.training, self.scratch = clients, training, {}
+        self.sections = shared.split()
 
 
 _inside: _Inside | None = None  # one per process
 
 
-def _start_inside(folder: str, plain: bytes, shared: _Shared) -> None:
+def _start_inside(folder: str, clients: list[Client], training: LocalTraining, shared: _Shared) -> None:
     global _inside
     _start_worker()
-    _inside = _Inside(folder, plain, shared)
+    _inside = _Inside(folder, clients, training, shared)
 
 
 def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict]:
@@ -160,8 +183,8 @@ def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict
     if client.depth not in _inside.scratch:
         _inside.scratch[client.depth] = _inside.model.client_model(client.depth)
     scratch = _inside.scratch[client.depth]
-    update, metrics = local_round(scratch, _inside.start, client, _inside.training, (*stream, client.name))
-    into = _inside.shared.weights(section)
+    update, metrics = local_round(scratch, _inside.sections[0], client, _inside.training, (*stream, client.name))
+    into = _inside.sections[section]
     for name, tensor in update.weights.items():
         into[name].copy_(tensor)
     return list(update.weights), metrics

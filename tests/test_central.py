@@ -73,7 +73,7 @@ def test_bad_input_and_foreign_checkpoints_are_refused(clips, tmp_path):
     with pytest.raises(FedexitError, match=r"state\.safetensors belongs to another run"):
         fine_tune(model(), clips, 3, RECIPE, seed=1, checkpoint=file)
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(FedexitError, match=r"state\.safetensors is damaged .*; delete it"):
+    with pytest.raises(FedexitError, match=r"state\.safetensors is damaged \(.+\); delete it and run again"):
         fine_tune(model(), clips, 3, RECIPE, checkpoint=file)
     with pytest.raises(FedexitError, match="no clips"):
         fine_tune(model(), [], 3, RECIPE)

@@ -1,7 +1,6 @@
 """The features that are computed once: equal to what the model makes itself, kept, bounded."""
 
 import os
-import pickle
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.frozen import feature_files, freezer
 from fedexit.tasks import Clips, make_task
+from fedexit.workers import on_workers
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,10 @@ def test_frozen_features_train_and_predict_as_the_waveforms_do(folder, cache):
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=3e-4)
 
 
+def read(features, index):
+    return features[index][0].tolist(), features[index][1]
+
+
 def test_frozen_features_are_computed_once_and_known_by_weights_clips_and_cut(folder, cache, monkeypatch):
     _, clips = keyword_clips(folder)
     backbone = load_backbone("nano")
@@ -59,8 +63,9 @@ def test_frozen_features_are_computed_once_and_known_by_weights_clips_and_cut(fo
     (file,) = feature_files()
     assert file.stat().st_size == sum(4 * freezer(clips, backbone)(clips)[i][0].numel() for i in range(len(clips)))
     monkeypatch.setattr(type(backbone), "convolve", None)  # from here on nothing can be computed
-    again = pickle.loads(pickle.dumps(freezer(clips, load_backbone("nano").truncated(3))(clips)))
+    again = freezer(clips, load_backbone("nano").truncated(3))(clips)
     assert torch.equal(again[3][0], first)
+    assert on_workers(read, [(again, 3)], 1, "reading") == [(first.tolist(), clips[3][1])]  # by another process
     others = (clips, load_backbone("nano", seed=1)), (keyword_clips(folder, 0.1)[1], backbone)
     for other in others:
         with pytest.raises(TypeError):  # convolve is gone

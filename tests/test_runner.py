@@ -1,5 +1,6 @@
 """The runner on a tiny project of two notebooks, the second reading a table of the first."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,9 +16,10 @@ import psutil
 import pytest
 import yaml
 
-from fedexit import fingerprint, runner
+from fedexit import execution, fingerprint, runner
 from fedexit.cli import main
 from fedexit.execution import _remove_volatile
+from fedexit.manifest import load_manifest
 
 FIRST = """
 import os, time
@@ -265,10 +267,29 @@ def test_interrupt_is_one_line_and_ends_the_kernel(project):
     project.save(mode="sleep")
     process, kernel = start_sleeping_run(project)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err == "fedexit: interrupted; run the same command again, it resumes\n"
     assert ended(kernel)
+
+
+def test_an_interrupt_that_the_event_loop_loses_still_ends_the_run(project, monkeypatch):
+    """As nbclient may: the exception is swallowed, the cell is waited for, and a kernel that is gone is an error."""
+
+    def lossy(*_, **__):
+        kernel = subprocess.Popen(["sleep", "60"])
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        assert kernel.wait(timeout=10) == -signal.SIGKILL
+        raise RuntimeError("Kernel died")
+
+    monkeypatch.setattr("papermill.execute_notebook", lossy)
+    notebook = load_manifest(project.root)[0]
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        execution.execute(notebook, {}, project.root / "executed.ipynb", {}, minutes=1)
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_mistakes_are_said_before_anything_starts(project, capsys):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedexit.aggregation import Aggregator, Update, layer_of
 from fedexit.backbone import load_backbone
+from fedexit.costs_probe import resident
 from fedexit.exits import MultiExitModel
 
 DEPTHS = {"full": (12,), "mixed": (3, 6, 9, 12)}  # the clients' depths, in turn
@@ -115,11 +116,6 @@ def _peak(found: list[float]) -> Iterator[None]:
         found.append(float("nan"))
         return
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     yield
-    found.append(_status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+    found.append(resident("VmHWM") - before)
