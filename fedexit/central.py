@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fedexit.backbone import load_backbone
 from fedexit.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
-from fedexit.clients import Example, batches, collate, schedule
+from fedexit.clients import Example, batches, collate, schedule, spec_augment
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel
+from fedexit.exits import MultiExitModel, task_loss
 from fedexit.frozen import freezer
 from fedexit.metrics import error_rates, predict
 from fedexit.progress import progress
@@ -31,7 +31,10 @@ from fedexit.tasks import Clips
 class Recipe:
     """How to fine-tune centrally. The defaults were chosen on dev, for the voices of queen from `tiny` (notebook 05).
 
-    `crop`: of each clip a random stretch of so many frames (samples, if the clips are waveforms) is taken per epoch.
+    `crop`: of each clip a random stretch of so many frames (samples, if the clips are waveforms) is taken per epoch;
+    None takes all of it, as texts need. `spec_augment`: features of training clips are masked
+    (`clients.spec_augment`). `bfloat16`: matrix products are taken in it, faster on processors that know it; the bits
+    then depend on the processor.
     """
 
     epochs: int = 60
@@ -40,19 +43,21 @@ class Recipe:
     head_learning_rate: float = 1e-2
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
-    crop: int = 75
+    crop: int | None = 75
     clip_norm: float = 1.0
+    spec_augment: bool = False
+    bfloat16: bool = False
 
 
 def fine_tune(
     model: MultiExitModel,
     data: Sequence[Example],
-    exit: int,
+    exits: Sequence[int],
     recipe: Recipe,
     seed: int = 0,
     checkpoint: str | Path | None = None,
 ) -> None:
-    """Train `model` in place on `data`, with the loss at `exit`.
+    """Train `model` in place on `data`, with the loss at one exit or the mean of those at several.
 
     `checkpoint`: a file that keeps the state after every epoch; a run that finds it goes on to the same bits.
     Raises FedexitError for no clips, a checkpoint of another run and a loss that is not finite.
@@ -66,10 +71,10 @@ def fine_tune(
         ],
         weight_decay=recipe.weight_decay,
     )
-    identity = json.dumps([asdict(recipe), exit, seed, len(data), model.checksum()])
+    identity = json.dumps([asdict(recipe), list(exits), seed, len(data), model.checksum()])
     done = _resume(model, optimiser, identity, checkpoint)
     steps = -(-len(data) // recipe.batch_size)
-    for epoch in progress(range(done, recipe.epochs), f"fine-tuning to exit {exit}"):
+    for epoch in progress(range(done, recipe.epochs), f"fine-tuning to exit {max(exits)}"):
         model.train()
         rng = numpy_stream(seed, "central", epoch)
         crops = [(_crop(clip, recipe.crop, rng), label) for clip, label in data]
@@ -77,7 +82,7 @@ def fine_tune(
             for step, batch in enumerate(batches(crops, recipe.batch_size, rng)):
                 for group in optimiser.param_groups:
                     group["lr"] = group["full"] * schedule((epoch * steps + step) / (recipe.epochs * steps))
-                _step(model, optimiser, batch, exit, recipe)
+                _step(model, optimiser, batch, exits, recipe)
         if checkpoint is not None:
             _save(model, optimiser, identity, epoch + 1, checkpoint)
     model.eval()
@@ -106,14 +111,15 @@ def fine_tuned_error(
     train, *held_out = (frozen(Clips(opened, rows.iloc[part], seconds)) for part in split)
     features, frames, _ = collate([held_out[0][index] for index in range(min(200, len(held_out[0])))])
     model.standardise(features, frames)
-    fine_tune(model, train, exit, recipe, seed, checkpoint)
+    fine_tune(model, train, [exit], recipe, seed, checkpoint)
     return tuple(error_rates(predict(model, part))["value"].item() for part in held_out)
 
 
-def _crop(clip: Tensor, length: int, rng: np.random.Generator) -> Tensor:
-    """A random stretch of `length` of `clip` (..., T); all of it if it is not longer."""
-    room = clip.shape[-1] - length
-    start = int(rng.integers(room + 1)) if room > 0 else 0
+def _crop(clip: Tensor, length: int | None, rng: np.random.Generator) -> Tensor:
+    """A random stretch of `length` of `clip` (..., T); all of it if it is not longer, or `length` None."""
+    if length is None or clip.shape[-1] <= length:
+        return clip
+    start = int(rng.integers(clip.shape[-1] - length + 1))
     return clip[..., start : start + length]
 
 
@@ -121,12 +127,16 @@ def _step(
     model: MultiExitModel,
     optimiser: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor, Tensor],
-    exit: int,
+    exits: Sequence[int],
     recipe: Recipe,
 ) -> None:
-    clips, lengths, labels = batch
-    logits = model(clips, lengths, exits=[exit])[exit]
-    loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    clips, lengths, targets = batch
+    if recipe.spec_augment and clips.dim() == 3:
+        clips = spec_augment(clips)
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+        outputs = model(clips, lengths, exits).values()
+    losses = [task_loss(logits.float(), targets, recipe.label_smoothing) for logits in outputs]
+    loss = torch.stack(losses).mean()
     if not torch.isfinite(loss):
         raise FedexitError(f"the loss is {loss.item()}; lower the learning rate")
     optimiser.zero_grad()

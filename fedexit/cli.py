@@ -57,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
+    text = "train a start for speech recognition on a corpus's public voice, or go on with it"
+    ctc = _command(commands, "ctc", _ctc, text, "fedexit ctc data/backbones/mine-ctc --start data/backbones/mine")
+    ctc.add_argument("out", metavar="FOLDER", help="of the run; in the end it is a model folder with CTC heads")
+    ctc.add_argument("--start", default="tiny", metavar="BACKBONE", help="what to train (default: %(default)s)")
+    ctc.add_argument("--corpus", default="queen", metavar="CORPUS", help="whose public voice (default: %(default)s)")
+    ctc.add_argument(
+        "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
+    )
     _add_bench_command(commands)
     _add_data_commands(commands)
     return parser
@@ -133,6 +141,13 @@ def _pretrain(args: argparse.Namespace) -> None:
     settings = pretraining_settings(dict(map(_parameter, args.settings)))
     finished = pretrain(settings, args.out, args.minutes)
     print(f"{args.out}: " + ("done" if finished else "stopped at a checkpoint; run the same command again, it goes on"))
+
+
+def _ctc(args: argparse.Namespace) -> None:
+    from fedexit.ctc_start import train_ctc_start
+
+    train_ctc_start(args.out, args.start, args.corpus, dict(map(_parameter, args.settings)))
+    print(f"{args.out}: done; its card says how well it spells")
 
 
 def _bench(args: argparse.Namespace) -> None:

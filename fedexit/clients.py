@@ -7,21 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torchaudio
 from torch import Tensor
 
 from fedexit.aggregation import Update
 from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel
+from fedexit.exits import MultiExitModel, task_loss
 from fedexit.streams import numpy_stream, seeded
 
-Example = tuple[Tensor, int]
+Example = tuple[Tensor, int | list[int]]
 OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 WINDOW = 8  # batches whose clips are sorted by length together
 
 
 @dataclass(frozen=True)
 class Client:
-    """A participant: its clips, as a sequence of (waveform (T,) float32 at 16 kHz, label index), its depth and tier."""
+    """A participant: its clips, as a sequence of (waveform (T,) float32 at 16 kHz, target), its depth and tier.
+
+    A target is a label's index, or the numbers of a text's characters (`fedexit.ctc.characters`).
+    """
 
     name: str
     data: Sequence[Example]
@@ -43,6 +47,7 @@ class LocalTraining:
     head_learning_rate: float = 1e-2
     clip_norm: float = 1.0
     optimiser: str = "adam"
+    spec_augment: bool = False
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
@@ -54,13 +59,28 @@ class LocalTraining:
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """A zero-padded batch of clips, each of zero mean and unit variance (as wav2vec 2.0 expects).
 
-    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,). Clips that are frozen features already, (C, F),
-    come back as (B, C, F) with lengths in frames. Raises FedexitError for an empty clip.
+    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,), of texts (B, L) with zeros behind. Clips that
+    are frozen features already, (C, F), come back as (B, C, F) with lengths in frames. Raises FedexitError for an empty
+    clip.
     """
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
     batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
-    return batch, lengths, torch.tensor([label for _, label in examples])
+    targets = [torch.tensor(target) for _, target in examples]
+    return batch, lengths, torch.nn.utils.rnn.pad_sequence(targets, True) if targets[0].dim() else torch.stack(targets)
+
+
+def spec_augment(features: Tensor, masks: int = 2, time: int = 20, channels: float = 0.08) -> Tensor:
+    """`features` (B, C, F) with random stretches set to zero (SpecAugment, Park et al. 2019, without warping).
+
+    Each clip has `masks` of up to `time` frames, but no more than a fifth of the batch's frames in all, and as many of
+    up to a share `channels` of the channels. Randomness is torch's.
+    """
+    spread = features[:, None]  # torchaudio masks (B, channel, frequency, time)
+    for _ in range(masks):
+        spread = torchaudio.functional.mask_along_axis_iid(spread, time, 0.0, axis=3, p=0.2 / masks)
+        spread = torchaudio.functional.mask_along_axis_iid(spread, int(channels * features.shape[1]), 0.0, axis=2)
+    return spread[:, 0]
 
 
 def normalised(clip: Tensor) -> Tensor:
@@ -126,8 +146,10 @@ def local_round(
             sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
             for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
+                if training.spec_augment and waveforms.dim() == 3:
+                    waveforms = spec_augment(waveforms)
                 logits = model(waveforms.to(device), lengths, exits=[client.depth])[client.depth]
-                loss = torch.nn.functional.cross_entropy(logits, labels.to(device))
+                loss = task_loss(logits, labels.to(device))
                 if not torch.isfinite(loss):
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
                 optimiser.zero_grad()

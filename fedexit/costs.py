@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fedexit.aggregation import layer_of
@@ -48,8 +48,8 @@ def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
     return table.groupby("part", sort=False, as_index=False).sum()
 
 
-def clip_macs(backbone: Backbone, samples: int, depth: int, labels: int = 0) -> Macs:
-    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with a head of `labels` classes there.
+def clip_macs(backbone: Backbone, samples: int, depth: int, head: nn.Module | None = None) -> Macs:
+    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with the `head` there, if given.
 
     Matrix products and convolutions only, as flop counters count. Raises FedexitError for less than one frame.
     """
@@ -64,7 +64,7 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, labels: int = 0) -> 
     layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
     if config.model_type == "wavlm":  # the gate of the relative positions: eight outputs per head and frame
         layer += 8 * frames * width
-    return Macs(frozen, projection + position + depth * layer + 2 * width * labels)
+    return Macs(frozen, projection + position + depth * layer + (head.macs(frames) if head else 0))
 
 
 def client_costs(
@@ -81,7 +81,7 @@ def client_costs(
     check_exit(depth, model.exits, model.backbone.name)
     sent = sizes_by_layer(_held(model.trainable_weights(), depth))
     samples = [_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
-    clips = [clip_macs(model.backbone, length, depth, len(model.labels)) for length in samples]
+    clips = [clip_macs(model.backbone, length, depth, model.heads[str(depth)]) for length in samples]
     forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
     held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached)
     return {
@@ -104,7 +104,7 @@ def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFr
     rows = []
     for depth in model.exits:
         sent = sizes_by_layer(_held(model.trainable_weights(), depth))[["parameters", "bytes"]].sum()
-        macs = clip_macs(model.backbone, samples, depth, len(model.labels))
+        macs = clip_macs(model.backbone, samples, depth, model.heads[str(depth)])
         held = memory(model, samples, batch, depth)
         fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
         work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}

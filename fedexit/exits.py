@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedexit.backbone import Backbone, backbone_from_config, config_of, default_exits
+from fedexit.ctc import CTCHead, ctc_loss
 from fedexit.errors import FedexitError, first_line
 from fedexit.streams import seeded
 
@@ -36,43 +38,97 @@ class Head(nn.Module):
         self.register_buffer("centre", torch.zeros(2 * width))
         self.register_buffer("scale", torch.ones(2 * width))
 
+    def reads(self, states: Tensor, frames: Tensor) -> Tensor:
+        """What is standardised: the pooled statistics (B, 2D)."""
+        return statistics_pooling(states, frames)
+
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
         """(B, F, D), (B,) -> logits (B, labels)."""
-        return self.linear((statistics_pooling(states, frames) - self.centre) / self.scale)
+        return self.linear((self.reads(states, frames) - self.centre) / self.scale)
+
+    def macs(self, frames: int) -> int:
+        """Multiply-accumulates of a clip of any number of `frames`."""
+        return self.linear.weight.numel()
+
+
+# what a task's head is made by, from the backbone's width and the number of labels
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "pooled": Head,
+    "ctc": CTCHead,
+    "ctc-bilstm": partial(CTCHead, recurrent=True),
+}
+
+
+def task_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (B, labels) and (B,) indices, or the CTC loss of (B, F, labels) and (B, L) characters."""
+    if logits.dim() == 3:
+        return ctc_loss(logits, targets)
+    return nn.functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
 class MultiExitModel(nn.Module):
     """A backbone with an independent head on each exit.
 
-    `labels` are the class names, in the order of the logits. Parameters are named
-    `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, the same at every depth: aggregation goes by them.
+    `labels` are the class names, in the order of the logits; `head`, one of `HEADS`, is what reads them. Parameters are
+    named `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, the same at every depth: aggregation goes by
+    them. Raises FedexitError for an exit that the backbone has not and an unknown head.
     """
 
-    def __init__(self, backbone: Backbone, labels: Iterable[str], exits: Iterable[int] | None = None, seed: int = 0):
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: Iterable[str],
+        exits: Iterable[int] | None = None,
+        seed: int = 0,
+        head: str = "pooled",
+    ):
         super().__init__()
-        self.backbone, self.labels = backbone, list(labels)
+        if head not in HEADS:
+            raise FedexitError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
+        self.backbone, self.labels, self.head = backbone, list(labels), head
         self.exits = sorted(exits) if exits is not None else default_exits(backbone.layers)
         for depth in self.exits:
             check_exit(depth, range(1, backbone.layers + 1), backbone.name)
         with seeded(seed, "heads"):
-            self.heads = nn.ModuleDict({str(depth): Head(backbone.width, len(self.labels)) for depth in self.exits})
+            self.heads = nn.ModuleDict(
+                {str(depth): HEADS[head](backbone.width, len(self.labels)) for depth in self.exits}
+            )
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
     ) -> dict[int, Tensor]:
-        """Logits (B, labels) at each of `exits` (default all), in one pass that stops at the deepest of them.
+        """Logits at each of `exits` (default all), in one pass that stops at the deepest of them.
+
+        (B, labels) each; by a CTC head (B, frames, 1 + labels).
 
         waveforms: (B, T) float32 at 16 kHz, zero-padded; lengths: (B,) samples. Raises FedexitError for unknown exits.
         """
-        asked = self.exits if exits is None else sorted(exits)
-        for depth in asked:
-            check_exit(depth, self.exits, self.backbone.name)
+        asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
         return {depth: self.heads[str(depth)](states[depth], frames) for depth in asked}
 
     @torch.no_grad()
+    def embeddings(
+        self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
+    ) -> dict[int, Tensor]:
+        """What the linear layer reads at each of `exits`: standardised pooled statistics (B, 2D), for verification.
+
+        Arguments and errors as for `forward`.
+        """
+        asked = self._asked(exits)
+        states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
+        heads = {depth: self.heads[str(depth)] for depth in asked}
+        return {d: (head.reads(states[d], frames) - head.centre) / head.scale for d, head in heads.items()}
+
+    def _asked(self, exits: Iterable[int] | None) -> list[int]:
+        asked = self.exits if exits is None else sorted(exits)
+        for depth in asked:
+            check_exit(depth, self.exits, self.backbone.name)
+        return asked
+
+    @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
-        """Let each head see pooled statistics of mean 0 and variance 1 over these clips (B, T), (B,); no labels needed.
+        """Let each head read what has mean 0 and variance 1 over these clips (B, T), (B,); no labels needed.
 
         Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
         spread), so a head that reads them raw learns the most frequent class first and stays there for long. Ours, not
@@ -80,9 +136,10 @@ class MultiExitModel(nn.Module):
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
         for depth in self.exits:
-            pooled, head = statistics_pooling(states[depth], frames), self.heads[str(depth)]
-            head.centre.copy_(pooled.mean(0))
-            head.scale.copy_(pooled.std(0) + 1e-3)
+            head = self.heads[str(depth)]
+            read = head.reads(states[depth], frames)
+            head.centre.copy_(read.mean(0))
+            head.scale.copy_(read.std(0) + 1e-3)
 
     def client_model(self, depth: int) -> "MultiExitModel":
         """What a client of this depth holds, as a copy of its own: layers 1..depth and the head of exit `depth`.
@@ -90,7 +147,7 @@ class MultiExitModel(nn.Module):
         Raises FedexitError when `depth` is not an exit.
         """
         check_exit(depth, self.exits, self.backbone.name)
-        shallow = MultiExitModel(self.backbone.truncated(depth), self.labels, [depth])
+        shallow = MultiExitModel(self.backbone.truncated(depth), self.labels, [depth], head=self.head)
         shallow.heads.load_state_dict({k: v for k, v in self.heads.state_dict().items() if k.startswith(f"{depth}.")})
         return shallow
 
@@ -111,6 +168,20 @@ class MultiExitModel(nn.Module):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def save_heads(self, file: str | Path) -> None:
+        """Write the heads of all exits to a safetensors file."""
+        save_file({k: v.contiguous() for k, v in self.heads.state_dict().items()}, file)
+
+    def load_heads(self, file: str | Path) -> None:
+        """Take those of the exits' heads from a file of `save_heads`. Raises FedexitError when they do not fit."""
+        try:
+            found = load_file(file)
+            self.heads.load_state_dict({name: found[name] for name in self.heads.state_dict()})
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            raise FedexitError(
+                f"{file} holds no heads for exits {self.exits} of this model: {first_line(error)}"
+            ) from error
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` to `folder`."""
         folder = Path(folder)
@@ -121,6 +192,7 @@ class MultiExitModel(nn.Module):
             "pretrained": self.backbone.pretrained,
             "exits": self.exits,
             "labels": self.labels,
+            "head": self.head,
         }
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -132,7 +204,7 @@ class MultiExitModel(nn.Module):
         try:
             config = json.loads((folder / "config.json").read_text())
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
-            model = cls(backbone, config["labels"], config["exits"])
+            model = cls(backbone, config["labels"], config["exits"], head=config["head"])
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise FedexitError(

@@ -12,7 +12,7 @@ from fedexit.clients import Client, Example, LocalTraining
 from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
-from fedexit.metrics import error_rates, predict
+from fedexit.metrics import all_rates, predict
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream
 from fedexit.workers import local_rounds
@@ -22,9 +22,9 @@ from fedexit.workers import local_rounds
 class Federation:
     """What `federate` gives back.
 
-    model: the global model; table: error of every exit on `dev` per round (`round, exit, value, n`); clients: the
-    ledger, one row per local round: `round, client, tier, depth, examples, loss`, the columns of `client_costs` (see
-    there), and `seconds` of wall time, the only column that is not the same each time.
+    model: the global model; table: errors of every exit on `dev` per round (`round, exit, metric, value, n`); clients:
+    the ledger, one row per local round: `round, client, tier, depth, examples, loss`, the columns of `client_costs`
+    (see there), and `seconds` of wall time, the only column that is not the same each time.
     """
 
     model: MultiExitModel
@@ -85,7 +85,7 @@ def federate(
             state["round"] = number
             if checkpoint is not None:
                 save_checkpoint(checkpoint, identity, state, model.trainable_weights())
-    table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "value", "n"])
+    table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "metric", "value", "n"])
     return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
 
 
@@ -99,8 +99,8 @@ def sample(clients: Sequence[Client], fraction: float, seed: int, number: int) -
 def _evaluate(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
     if not len(dev):
         return []
-    rates = error_rates(predict(model, dev))
-    return [[number, int(row.exit), float(row.value), int(row.n)] for row in rates.itertuples()]
+    rates = all_rates(predict(model, dev))
+    return [[number, int(row.exit), row.metric, float(row.value), int(row.n)] for row in rates.itertuples()]
 
 
 def _ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:

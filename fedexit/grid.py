@@ -1,4 +1,4 @@
-"""Many federations side by side: the cells of an experiment's grid, each resumable, on as many processes as wished.
+"""Many models side by side: the cells of an experiment's grid, each resumable, on as many processes as wished.
 
 A cell runs in one process with one thread, so its bits do not depend on how many cells run beside it.
 """
@@ -6,30 +6,37 @@ A cell runs in one process with one thread, so its bits do not depend on how man
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from fedexit.backbone import Backbone, load_backbone
+from fedexit.backbone import load_backbone
+from fedexit.central import Recipe, fine_tune
 from fedexit.clients import Client, Example, LocalTraining, collate
 from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
+from fedexit.ctc_start import load_start_heads
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.frozen import freezer
-from fedexit.metrics import error_rates, predict
+from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task, make_task
+from fedexit.verification import trials_of, verify
 from fedexit.workers import on_workers
 
-HOMOGENEOUS = "homogeneous"
+HOMOGENEOUS, CENTRAL = "homogeneous", "central"
+COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric", "value", "n"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One federation: `method` is `homogeneous` (all clients at `depth`) or how clients of mixed depth are averaged."""
+    """One model. `method`: how clients of mixed depth are averaged; or `homogeneous`, all clients at `depth`; or
+    `central`, all clips in one place, trained to `depth`.
+    """
 
     task: str
     method: str
@@ -44,7 +51,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in equal shares of the devices."""
+    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in equal shares of the devices.
+
+    folds: the cell's seed is the task's `fold`, which says who is tested; head: taken in place of the task's own.
+    """
 
     corpus: str
     backbone: str
@@ -54,46 +64,65 @@ class Setting:
     max_seconds: Mapping[str, float]  # clips are cut there
     fraction: float
     training: LocalTraining
+    central: Recipe = field(default_factory=Recipe)
+    folds: bool = False
+    head: str = ""
     min_clips: int = 8
     dev_clips: int = 200
     evaluations: int = 6  # on dev, spread over the rounds
 
 
-def run_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run one cell, or go on with it from its checkpoint in the folder `state`.
+class Measured(NamedTuple):
+    """What cells give, as tidy tables.
 
-    Returns (errors, traffic). Errors: `method, task, seed, round, tier, exit, split, value, n`: every trained exit on
-    dev as training goes (tier `all`), on test after the last round, for all clips and for each tier's devices. Traffic:
-    one row per local round (`round, client, tier, depth, examples, loss, bytes`), with the cell's columns.
+    errors: `COLUMNS`: every trained exit on dev as training goes (tier `all`), on test after it, for all clips and for
+    each tier's devices, then EER and minDCF (split `trials`), if the corpus has a trial list. ledger: a row per local
+    round (`Federation.clients`). items: `exit, item, errors, n` of each test clip, for paired intervals.
     """
-    task = make_task(cell.task, open_corpus(setting.corpus))
+
+    errors: pd.DataFrame
+    ledger: pd.DataFrame
+    items: pd.DataFrame
+
+
+def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
+    """Run one cell, or go on with it from its checkpoint in the folder `state`."""
+    task = make_task(cell.task, open_corpus(setting.corpus), **({"fold": cell.seed} if setting.folds else {}))
+    seconds = setting.max_seconds[cell.task]
     devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
     tiers = assign_depths(devices, setting.depths, cell.seed)
-    depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
-    backbone = load_backbone(setting.backbone)
-    seconds = setting.max_seconds[cell.task]
-    frozen = freezer(Clips(task.corpus, task.rows, seconds), backbone)
-    clients = [
-        replace(client, data=frozen(client.data))
-        for client in make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
-    ]
-    held_out = {
-        split: frozen(Clips(task.corpus, task.rows.query("split == @split"), seconds)) for split in ("dev", "test")
-    }
-    result = _federate(cell, setting, task, backbone, clients, held_out["dev"], state)
-    test = task.rows.query("split == 'test'").reset_index(drop=True)
-    predictions = predict(result.model, held_out["test"])
-    predictions["tier"] = [tier_of(test["group"][item], tiers) for item in predictions["item"]]
-    rates = pd.concat([error_rates(predictions).assign(tier="all"), error_rates(predictions, ["tier", "exit"])])
-    dev = result.table.assign(split="dev", tier="all")
-    errors = pd.concat([dev, rates.assign(split="test", round=setting.rounds[cell.task])])
+    model = _start(cell, setting, task)
+    frozen = freezer(Clips(task.corpus, task.rows, seconds), model.backbone)
+    train, dev, test = (
+        frozen(Clips(task.corpus, task.rows.query("split == @split"), seconds)) for split in ("train", "dev", "test")
+    )
+    server_clips = _drawn(dev, setting.dev_clips, task.name)
+    _set_heads(model, setting, server_clips)
+    checkpoint = state / f"{cell.name}.safetensors"
+    if cell.method == CENTRAL:
+        fine_tune(model, train, [cell.depth], setting.central, cell.seed, checkpoint)
+        done, ledger = setting.central.epochs, pd.DataFrame()
+        curve = all_rates(predict(model, server_clips)).assign(round=done)
+    else:
+        depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
+        clients = make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
+        clients = [replace(client, data=frozen(client.data)) for client in clients]
+        result = _federate(cell, setting, model, clients, server_clips, checkpoint)
+        done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
+    predictions = predict(model, test)
+    groups = task.rows.query("split == 'test'")["group"].to_numpy()
+    predictions["tier"] = [tier_of(groups[item], tiers) for item in predictions["item"]]
+    rates = pd.concat([all_rates(predictions).assign(tier="all"), all_rates(predictions, ["tier", "exit"])])
+    parts = [curve.assign(split="dev", tier="all"), rates.assign(split="test", round=done)]
+    if task.head == "pooled" and (trials := trials_of(task.corpus)) is not None and cell.task in ("voice", "speaker"):
+        parts.append(_verified(model, task, trials, seconds).assign(split="trials", tier="all", round=done))
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
-    columns = ["method", "task", "seed", "round", "tier", "exit", "split", "value", "n"]
-    return errors.assign(**about)[columns], result.clients.assign(**about)
+    errors = pd.concat(parts).assign(**about)[COLUMNS]
+    return Measured(errors, ledger.assign(**about), item_errors(predictions).assign(**about))
 
 
-def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells' errors and traffic, in the order of `cells`; what the folder `state` holds is not run again.
+def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
+    """All cells' results, in the order of `cells`; what the folder `state` holds is not run again.
 
     Cells are stored by setting and corpus: another setting starts anew beside them.
     """
@@ -104,8 +133,7 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
     done = on_workers(_stored_cell, [(cell, setting, state) for cell in longest_first], workers, "federations")
     found = dict(zip(longest_first, done, strict=True))
-    errors, traffic = zip(*(found[cell] for cell in cells), strict=True)
-    return pd.concat(errors, ignore_index=True), pd.concat(traffic, ignore_index=True)
+    return Measured(*(pd.concat(frames, ignore_index=True) for frames in zip(*map(found.get, cells), strict=True)))
 
 
 def _cost(cell: Cell, setting: Setting) -> float:
@@ -114,23 +142,29 @@ def _cost(cell: Cell, setting: Setting) -> float:
     return depth * setting.max_seconds[cell.task] * setting.rounds[cell.task]
 
 
+def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
+    """The model before training: one exit, or one per tier."""
+    backbone, head = load_backbone(setting.backbone), setting.head or task.head
+    if cell.method in (CENTRAL, HOMOGENEOUS):
+        return MultiExitModel(backbone.truncated(cell.depth), task.labels, [cell.depth], head=head)
+    return MultiExitModel(backbone, task.labels, setting.depths, head=head)
+
+
+def _set_heads(model: MultiExitModel, setting: Setting, clips: Sequence[Example]) -> None:
+    """Heads as the backbone's start brings them, or else drawn at random and standardised on `clips`."""
+    if not load_start_heads(model, setting.backbone):
+        features, frames, _ = collate(clips)  # the labels stay out of it
+        model.standardise(features, frames)
+
+
+def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:
+    chosen = sorted(numpy_stream("dev", task).permutation(len(dev))[:size])
+    return [dev[int(index)] for index in chosen]
+
+
 def _federate(
-    cell: Cell,
-    setting: Setting,
-    task: Task,
-    backbone: Backbone,
-    clients: list[Client],
-    dev: Sequence[Example],
-    state: Path,
+    cell: Cell, setting: Setting, model: MultiExitModel, clients: list[Client], dev: list[Example], checkpoint: Path
 ) -> Federation:
-    if cell.method == HOMOGENEOUS:
-        model = MultiExitModel(backbone.truncated(cell.depth), task.labels, [cell.depth])
-    else:
-        model = MultiExitModel(backbone, task.labels, setting.depths)
-    chosen = sorted(numpy_stream("dev", task.name).permutation(len(dev))[: setting.dev_clips])
-    server_clips = [dev[int(index)] for index in chosen]
-    features, frames, _ = collate(server_clips)  # the labels stay out of it
-    model.standardise(features, frames)
     rounds = setting.rounds[cell.task]
     return federate(
         model,
@@ -140,18 +174,24 @@ def _federate(
         seed=cell.seed,
         fraction=setting.fraction,
         training=setting.training,
-        dev=server_clips,
+        dev=dev,
         evaluate_every=max(1, rounds // setting.evaluations),
-        checkpoint=state / f"{cell.name}.safetensors",
+        checkpoint=checkpoint,
     )
 
 
-def _stored_cell(cell: Cell, setting: Setting, state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _verified(model: MultiExitModel, task: Task, trials: pd.DataFrame, seconds: float) -> pd.DataFrame:
+    ids = sorted({*trials["first"], *trials["second"]})
+    clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
+    return verify(model, freezer(clips, model.backbone)(clips), ids, trials)
+
+
+def _stored_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     """`run_cell`, with its result kept beside its checkpoint."""
-    files = [state / f"{cell.name}.{kind}.csv" for kind in ("errors", "traffic")]
+    files = [state / f"{cell.name}.{kind}.csv" for kind in Measured._fields]
     if not all(file.exists() for file in files):
         for file, frame in zip(files, run_cell(cell, setting, state), strict=True):
             partial = file.with_suffix(".partial")
             frame.to_csv(partial, index=False)  # pandas writes floats so that they come back bit for bit
             os.replace(partial, file)
-    return tuple(pd.read_csv(file) for file in files)
+    return Measured(*(pd.read_csv(file) for file in files))

@@ -1,41 +1,96 @@
-"""Predictions of every exit from one pass, and error rates with the number of clips behind them."""
+"""Predictions of every exit from one pass, and error rates with the number of clips, or words, behind them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import jiwer
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fedexit.clients import WINDOW, Example, by_length, collate
+from fedexit.ctc import greedy, spell
 from fedexit.exits import MultiExitModel
 
 
 @torch.no_grad()
 def predict(
-    model: MultiExitModel, data: Sequence[Example], exits: Iterable[int] | None = None, batch_size: int = 32
+    model: MultiExitModel,
+    data: Sequence[Example],
+    exits: Iterable[int] | None = None,
+    batch_size: int = 32,
+    decode: Callable[[Tensor], list[str]] = greedy,
 ) -> pd.DataFrame:
-    """Predicted label index of every clip at every exit, from one pass over `data`.
+    """What every exit says of every clip, from one pass over `data`.
 
-    Returns one row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`.
+    Returns one row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`: indices of labels, or
+    texts, which `decode` makes of a CTC head's logits (B, F, C).
     """
-    model.eval()
-    device = next(model.parameters()).device
     rows = []
-    for start in range(0, len(data), WINDOW * batch_size):
-        window = [data[i] for i in range(start, min(start + WINDOW * batch_size, len(data)))]
-        for group in by_length(window, batch_size):
-            waveforms, lengths, labels = collate([window[position] for position in group])
-            for depth, logits in model(waveforms.to(device), lengths, exits).items():
-                found = zip(group, logits.argmax(1).tolist(), labels.tolist(), strict=True)
-                rows += [(start + position, depth, predicted, label) for position, predicted, label in found]
+    for group, outputs, targets in forward(model, data, exits, batch_size):
+        for depth, logits in outputs.items():
+            said = decode(logits) if logits.dim() == 3 else logits.argmax(1).tolist()
+            true = [spell(target) if logits.dim() == 3 else target for target in targets.tolist()]
+            rows += [(item, depth, *pair) for item, *pair in zip(group, said, true, strict=True)]
     return pd.DataFrame(sorted(rows), columns=["item", "exit", "predicted", "label"])
 
 
-def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.DataFrame:
-    """Error per group: columns `by`, `value` (share of wrong clips, 0 to 1) and `n` (clips; value * n are wrong)."""
-    wrong = predictions.assign(wrong=predictions["predicted"] != predictions["label"])
-    grouped = wrong.groupby(list(by), sort=True)["wrong"].agg(value="mean", n="size")
-    return grouped.reset_index()
+@torch.no_grad()
+def forward(
+    model: MultiExitModel, data: Sequence[Example], exits: Iterable[int] | None = None, batch_size: int = 32
+) -> Iterator[tuple[list[int], dict[int, Tensor], Tensor]]:
+    """Batches of clips of like length: their positions in `data`, their logits at each exit, their targets."""
+    model.eval()
+    device = next(model.parameters()).device
+    for start in range(0, len(data), WINDOW * batch_size):
+        window = [data[i] for i in range(start, min(start + WINDOW * batch_size, len(data)))]
+        for group in by_length(window, batch_size):
+            waveforms, lengths, targets = collate([window[position] for position in group])
+            yield [start + position for position in group], model(waveforms.to(device), lengths, exits), targets
+
+
+def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: str = "character") -> pd.DataFrame:
+    """Error per group: columns `by`, `value` and `n`; value * n are the errors.
+
+    `n` are clips, and `value` the share of those with a wrong label. Of texts, `value` is the error rate (CER or WER,
+    by `unit`, `character` or `word`), counted over all texts together, and `n` the units that they have: with
+    insertions it may exceed 1, and it is infinite if something was heard where nothing is said at all.
+    """
+    counted = predictions.assign(**_counts(predictions, unit))
+    sums = counted.groupby(list(by), sort=True)[["errors", "n"]].sum().reset_index()
+    value = sums["errors"] / sums["n"]
+    return sums.drop(columns=["errors", "n"]).assign(value=value.where(sums["errors"] > 0, 0.0), n=sums["n"])
+
+
+def all_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.DataFrame:
+    """`error_rates` with the column `metric`: `error` of labels; `CER` and `WER` of texts."""
+    if _are_labels(predictions):
+        return error_rates(predictions, by).assign(metric="error")
+    units = {"CER": "character", "WER": "word"}
+    return pd.concat(
+        [error_rates(predictions, by, unit).assign(metric=metric) for metric, unit in units.items()], ignore_index=True
+    )
+
+
+def item_errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Errors of every clip at every exit: `exit, item, errors, n`, of texts in words."""
+    return predictions[["exit", "item"]].assign(**_counts(predictions, "word"))
+
+
+def _are_labels(predictions: pd.DataFrame) -> bool:
+    return pd.api.types.is_integer_dtype(predictions["label"])
+
+
+def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
+    """Errors, and what could be wrong, of each prediction."""
+    if _are_labels(predictions):
+        return {"errors": (predictions["predicted"] != predictions["label"]).astype(int), "n": 1}
+    process = {"character": jiwer.process_characters, "word": jiwer.process_words}[unit]
+    found = [process(row.label, row.predicted) for row in predictions.itertuples()]
+    return {
+        "errors": [one.substitutions + one.deletions + one.insertions for one in found],
+        "n": [one.substitutions + one.deletions + one.hits for one in found],
+    }
 
 
 def majority_error(labels: Sequence[int]) -> float:

@@ -51,6 +51,41 @@ apply, all of them); the code is MIT.
 """
 
 
+_CTC_TEMPLATE = """---
+library_name: transformers
+license: other
+tags: [speech, ctc, hubert]
+---
+
+# {name}: {start} after central CTC training
+
+The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`: the loss
+is the mean of the CTC losses of all exits. The heads lie beside it in `ctc_heads.safetensors`. Federated speech
+recognition starts from it, as one may start from `facebook/wav2vec2-base-100h` instead of `facebook/wav2vec2-base`.
+
+    from fedexit import load_backbone
+    backbone = load_backbone("{name}")
+
+Recipe: `training/ctc.json`.
+
+## Errors on voices that training never heard (greedy decoding, the development part)
+
+{errors}
+
+## Licence
+
+As that of `{start}` and of the recordings of `{corpus}`; the code is MIT.
+"""
+
+
+def write_ctc_card(folder: Path) -> None:
+    """Write README.md of a start for speech recognition in `folder`, from the record of its training."""
+    told = json.loads((folder / "training" / "ctc.json").read_text())
+    errors = pd.read_csv(folder / "training" / "ctc.csv").round(3)
+    text = _CTC_TEMPLATE.format(name=folder.name, errors=_markdown(errors), **told)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
 def write_card(folder: Path) -> None:
     """Write README.md of the model in `folder`, from its config and the record of its training."""
     config = json.loads((folder / "config.json").read_text())

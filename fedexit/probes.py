@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedexit.audio import SAMPLE_RATE
 from fedexit.backbone import Backbone
 from fedexit.clients import collate, normalised
+from fedexit.ctc import CHARACTERS, characters, frames_needed, spell
 from fedexit.errors import FedexitError
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream, seeded, stream_seed
@@ -27,7 +28,6 @@ Split = tuple[np.ndarray, np.ndarray, np.ndarray]  # indices of train, dev and t
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # strengths of the ridge, chosen on dev
 _BATCH_SECONDS, _BANDS = 20.0, 80
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "  # the CTC probe's alphabet; 0 is the blank, the first one 1
 
 
 # ---- features ----------------------------------------------------------------------------------------------------
@@ -174,12 +174,6 @@ def cluster_quality(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 # ---- characters --------------------------------------------------------------------------------------------------
 
 
-def characters(text: str) -> list[int]:
-    """Numbers of the letters, apostrophes and blanks of `text` in lower case, single blanks between words."""
-    kept = "".join(letter if letter in CHARACTERS else " " for letter in text.lower())
-    return [CHARACTERS.index(letter) + 1 for letter in " ".join(kept.split())]
-
-
 def ctc_probe(
     states: Sequence[Tensor], texts: Sequence[str], split: Split, updates: int, seed: int = 0
 ) -> tuple[float, float]:
@@ -190,8 +184,7 @@ def ctc_probe(
     """
     targets = [torch.tensor(characters(text)) for text in texts]
     for number, (state, target) in enumerate(zip(states, targets, strict=True)):
-        needed = len(target) + int((target[1:] == target[:-1]).sum())
-        if not len(target) or needed > len(state):
+        if not len(target) or frames_needed(target.tolist()) > len(state):
             raise FedexitError(f"clip {number}: {len(state)} frames cannot spell {texts[number]!r}; leave it out")
     train, dev, test = split
     frames = torch.cat([states[index] for index in train])
@@ -223,6 +216,6 @@ def _character_error(head, states, targets, part, mean: Tensor, std: Tensor) -> 
     said, heard = [], []
     for index in part:
         best = head((states[index] - mean) / std).argmax(-1).unique_consecutive()
-        heard.append("".join(CHARACTERS[code - 1] for code in best.tolist() if code))
-        said.append("".join(CHARACTERS[code - 1] for code in targets[index].tolist()))
+        heard.append(spell(best.tolist()))
+        said.append(spell(targets[index].tolist()))
     return jiwer.cer(said, heard)

@@ -47,11 +47,11 @@ def model():
 
 def test_stopped_and_resumed_gives_the_weights_of_an_uninterrupted_run(clips, tmp_path):
     whole, parts, file = model(), model(), tmp_path / "state.safetensors"
-    fine_tune(whole, clips, 3, RECIPE)
+    fine_tune(whole, clips, [3], RECIPE)
     with pytest.raises(Interrupted):
-        fine_tune(model(), Breaking(clips, 2), 3, RECIPE, checkpoint=file)
+        fine_tune(model(), Breaking(clips, 2), [3], RECIPE, checkpoint=file)
     again = Breaking(clips, 1)  # one epoch was left
-    fine_tune(parts, again, 3, RECIPE, checkpoint=file)
+    fine_tune(parts, again, [3], RECIPE, checkpoint=file)
     assert again.reads == 0 and whole.checksum() == parts.checksum() != model().checksum()
     frozen = "backbone.model.feature_extractor.conv_layers.0.conv.weight"
     assert torch.equal(whole.state_dict()[frozen], model().state_dict()[frozen])
@@ -61,7 +61,7 @@ def test_crops_and_order_come_from_the_seed(clips):
     found = []
     for seed, crop in ((0, 3_000), (0, 3_000), (1, 3_000), (0, 4_000), (0, 9_000)):
         tuned = model()
-        fine_tune(tuned, clips, 3, dataclasses.replace(RECIPE, crop=crop), seed)
+        fine_tune(tuned, clips, [3], dataclasses.replace(RECIPE, crop=crop), seed)
         found.append(tuned.checksum())
     assert found[0] == found[1] and found[3] == found[4]  # a crop longer than the clip is the clip
     assert len(set(found)) == 3
@@ -69,16 +69,16 @@ def test_crops_and_order_come_from_the_seed(clips):
 
 def test_bad_input_and_foreign_checkpoints_are_refused(clips, tmp_path):
     file = tmp_path / "state.safetensors"
-    fine_tune(model(), clips, 3, RECIPE, checkpoint=file)
+    fine_tune(model(), clips, [3], RECIPE, checkpoint=file)
     with pytest.raises(FedexitError, match=r"state\.safetensors belongs to another run"):
-        fine_tune(model(), clips, 3, RECIPE, seed=1, checkpoint=file)
+        fine_tune(model(), clips, [3], RECIPE, seed=1, checkpoint=file)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(FedexitError, match=r"state\.safetensors is damaged \(.+\); delete it and run again"):
-        fine_tune(model(), clips, 3, RECIPE, checkpoint=file)
+        fine_tune(model(), clips, [3], RECIPE, checkpoint=file)
     with pytest.raises(FedexitError, match="no clips"):
-        fine_tune(model(), [], 3, RECIPE)
+        fine_tune(model(), [], [3], RECIPE)
     with pytest.raises(FedexitError, match="the loss is nan; lower the learning rate"):
-        fine_tune(model(), clips, 3, dataclasses.replace(RECIPE, learning_rate=1e30, epochs=9))
+        fine_tune(model(), clips, [3], dataclasses.replace(RECIPE, learning_rate=1e30, epochs=9))
 
 
 def test_voices_are_told_apart_and_the_workers_change_no_bit(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def test_forward_macs_are_those_of_the_counter(family, kernel, samples):
     model = MultiExitModel(small(family, kernel), ["a", "b", "c"], [2, 4])
     for depth in (2, 4):
         expected = sum(counted(lambda depth=depth: model(torch.randn(2, samples), exits=[depth])).values())
-        macs = clip_macs(model.backbone, samples, depth, labels=3)
+        macs = clip_macs(model.backbone, samples, depth, model.heads[str(depth)])
         assert 2 * (macs.frozen + macs.trained) == expected
 
 
@@ -56,7 +56,7 @@ def test_backward_macs_are_those_of_the_counter(depth):
     wrong = both.pop("aten.convolution_backward")
     assert wrong == position + 4 * position
     backward = sum(both.values()) - sum(forward.values()) + 2 * position
-    assert 2 * clip_macs(model.backbone, 16_000, depth, labels=3).backward == backward
+    assert 2 * clip_macs(model.backbone, 16_000, depth, model.heads[str(depth)]).backward == backward
 
 
 def test_bytes_are_those_of_the_serialised_weights():
@@ -134,7 +134,7 @@ def test_a_local_round_keeps_no_gradients():
 
 def test_costs_of_a_round_add_up_over_clips_and_epochs():
     model = MultiExitModel(small(), ["a", "b", "c"], [2, 4])
-    one, other = (clip_macs(model.backbone, samples, 2, labels=3) for samples in (8_000, 16_000))
+    one, other = (clip_macs(model.backbone, samples, 2, model.heads["2"]) for samples in (8_000, 16_000))
     costs = client_costs(model, 2, [8_000, 16_000], LocalTraining(epochs=3))
     assert costs["macs_forward"] == 3 * (one.frozen + one.trained + other.frozen + other.trained)
     assert costs["macs_backward"] == 3 * 2 * (one.trained + other.trained)

@@ -32,7 +32,7 @@ def whole(folder, tmp_path_factory):
 
 
 def test_tables_hold_every_exit_tier_and_method(whole):
-    errors, traffic = whole
+    errors, traffic, _ = whole
     test = errors[errors["split"] == "test"]
     assert set(test.query("method == 'layerwise'")["exit"]) == {3, 6}
     assert set(test.query("method == 'homogeneous'")["exit"]) == {3}
@@ -56,7 +56,7 @@ def assert_same(ours, theirs):
 def test_another_setting_does_not_get_stored_cells(whole, folder, tmp_path):
     """In JupyterLab the state folder stays the same when a parameter is changed."""
     run_grid(CELLS[:1], setting(folder, 1), tmp_path, workers=1)
-    errors, _ = run_grid(CELLS[:1], setting(folder), tmp_path, workers=1)
+    errors, *_ = run_grid(CELLS[:1], setting(folder), tmp_path, workers=1)
     assert errors.equals(whole[0][whole[0]["method"] == "homogeneous"].reset_index(drop=True))
 
 

@@ -9,10 +9,10 @@ from sklearn.preprocessing import StandardScaler
 
 from fedexit import FedexitError, load_backbone
 from fedexit.clients import normalised
+from fedexit.ctc import characters
 from fedexit.probes import (
     ALPHAS,
     best_layer,
-    characters,
     cluster_quality,
     ctc_probe,
     frame_states,
@@ -148,11 +148,6 @@ def spelled(texts, noise=0.05):
         codes = [code for character in characters(text) for code in (character, character, 0)]
         states.append(torch.eye(29)[codes] + noise * torch.randn(len(codes), 29, generator=random))
     return states
-
-
-def test_characters_keep_letters_apostrophes_and_single_blanks():
-    assert characters("It's  A-b!") == characters("it's a b") and characters("42?!") == []
-    assert characters("az' ") == [1, 26, 27]
 
 
 def test_a_linear_ctc_head_reads_what_is_spelled_linearly():

@@ -8,7 +8,9 @@ from small_corpus import write_small_corpus
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.partition import assign_depths, device_of, make_clients, tier_of
-from fedexit.tasks import Clips, first_words, keyword_task, make_task, voice_task
+from fedexit.tasks import Clips, make_task
+from fedexit.tasks.keyword import first_words, keyword_task
+from fedexit.tasks.voice import voice_task
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def test_clips_are_cut_and_decoded_when_asked(folder):
 
 
 def test_unknown_tasks_and_partitions_are_refused(folder):
-    with pytest.raises(FedexitError, match=r"'emotion'; known: voice, keyword"):
-        make_task("emotion", open_corpus(folder))
+    with pytest.raises(FedexitError, match=r"'mood'; known: voice, keyword"):
+        make_task("mood", open_corpus(folder))
     task = make_task("keyword", open_corpus(folder))
     with pytest.raises(FedexitError, match=r"'dirichlet'; known: group, iid"):
         make_clients(task, {}, "dirichlet")

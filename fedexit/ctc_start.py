@@ -1,0 +1,74 @@
+"""`tiny-ctc`: the backbone after long central CTC training on a public voice, with a CTC head on every exit.
+
+The counterpart of `facebook/wav2vec2-base-100h`: from a merely self-supervised start, a small model leaves the plateau
+on which CTC says nothing only after thousands of updates. Federated ASR starts here; the other tasks may.
+"""
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from fedexit.backbone import load_backbone, shipped_backbones
+from fedexit.central import Recipe, fine_tune
+from fedexit.clients import collate
+from fedexit.corpora import open_corpus
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.frozen import freezer
+from fedexit.metrics import all_rates, predict
+from fedexit.model_card import write_ctc_card
+from fedexit.paths import backbones_dir
+from fedexit.pretraining import save_model
+from fedexit.tasks import Clips, make_task
+
+HEADS_FILE = "ctc_heads.safetensors"
+RECIPE = Recipe(
+    epochs=40, batch_size=8, learning_rate=5e-4, head_learning_rate=2e-3, weight_decay=0.01, crop=None,
+    spec_augment=True, bfloat16=True,
+)  # fmt: skip
+
+
+def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen", given: dict | None = None) -> None:
+    """Train all exits of the backbone `start` together on the public clips of `corpus`, and make `out` a model folder.
+
+    In it lie the backbone in the Hugging Face format, the heads, a card, and in training/ the recipe and the errors on
+    the voices of dev, none of whom was heard. `given`: what differs from `RECIPE`. Stopped or killed, the same call
+    goes on after the last whole epoch. Raises FedexitError for an unknown setting and a corpus without public clips.
+    """
+    recipe, out = ctc_recipe(given or {}), Path(out)
+    task = make_task("asr", open_corpus(corpus))
+    model = MultiExitModel(load_backbone(start), task.labels, head=task.head)
+    frozen = freezer(Clips(task.corpus, task.rows, 10.0), model.backbone)
+    public, dev = (frozen(Clips(task.corpus, task.rows.query("split == @s"), 10.0)) for s in ("public", "dev"))
+    if not len(public):
+        raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/tasks/asr.py")
+    features, frames, _ = collate([public[index] for index in range(min(200, len(public)))])
+    model.standardise(features, frames)
+    fine_tune(model, public, model.exits, recipe, checkpoint=out / "checkpoint.safetensors")
+    save_model(model.backbone.model, out)
+    model.save_heads(out / HEADS_FILE)
+    training = out / "training"
+    training.mkdir(exist_ok=True)
+    told = {"start": start, "corpus": corpus, "clips": len(public), **asdict(recipe)}
+    (training / "ctc.json").write_text(json.dumps(told, indent=2) + "\n")
+    all_rates(predict(model, dev)).to_csv(training / "ctc.csv", index=False)
+    write_ctc_card(out)
+    (out / "checkpoint.safetensors").unlink()
+
+
+def ctc_recipe(given: dict) -> Recipe:
+    """`RECIPE` with what is `given`. Raises FedexitError for a setting that it has not."""
+    known = [field.name for field in fields(Recipe)]
+    for name in given:
+        if name not in known:
+            raise FedexitError(f"unknown setting {name!r}; known: {', '.join(known)}")
+    return replace(RECIPE, **given)
+
+
+def load_start_heads(model: MultiExitModel, backbone: str) -> bool:
+    """Give a CTC `model` the heads that lie beside its `backbone`, name or folder; False if there are none for it."""
+    folder = backbones_dir() / backbone if backbone in shipped_backbones() else Path(backbone)
+    if model.head != "ctc" or not (folder / HEADS_FILE).is_file():
+        return False
+    model.load_heads(folder / HEADS_FILE)
+    return True

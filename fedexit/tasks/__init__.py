@@ -1,0 +1,33 @@
+"""Tasks, each a small module: which clips take part, who holds them, what is to be told and by what head."""
+
+from collections.abc import Callable
+
+from fedexit.corpora import Corpus
+from fedexit.errors import FedexitError
+from fedexit.tasks.asr import asr_task
+from fedexit.tasks.contract import Clips, Task
+from fedexit.tasks.keyword import digit_task, keyword_task
+from fedexit.tasks.paralinguistic import emotion_task, sentence_task
+from fedexit.tasks.voice import speaker_task, voice_task
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "voice": voice_task,
+    "keyword": keyword_task,
+    "sentence": sentence_task,
+    "digit": digit_task,
+    "speaker": speaker_task,
+    "emotion": emotion_task,
+    "asr": asr_task,
+}
+
+__all__ = ["TASKS", "Clips", "Task", "make_task"]
+
+
+def make_task(name: str, corpus: Corpus, **options: object) -> Task:
+    """The task `name` on `corpus`; options are those of its function.
+
+    Raises FedexitError for an unknown name and for a corpus that cannot express it.
+    """
+    if name not in TASKS:
+        raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[name](corpus, **options)

@@ -1,0 +1,34 @@
+"""ER in the paper, and the like of it on a corpus without emotions: how something is said."""
+
+import numpy as np
+
+from fedexit.corpora import Corpus
+from fedexit.errors import FedexitError
+from fedexit.streams import numpy_stream
+from fedexit.tasks.contract import Task, closed_set
+
+MARKS = {"...": "trailing off", "!": "exclamation", "?": "question", ".": "statement"}  # the first that fits
+
+
+def emotion_task(corpus: Corpus, fold: int = 0) -> Task:
+    """Which emotion is acted: the corpus's label, with a fifth of the speakers for test, another for dev.
+
+    `fold` says which: folds 0 to 4 test each speaker once. A speaker is a client.
+    """
+    rows = corpus.manifest.query("label != '' and speaker != ''")
+    speakers = sorted(rows["speaker"].unique())
+    if len(speakers) < 5:
+        raise FedexitError(f"corpus {corpus.name} has {len(speakers)} speakers; task emotion needs five")
+    parts = np.array_split(numpy_stream("emotion folds").permutation(speakers), 5)
+    split = dict.fromkeys(speakers, "train")
+    split |= dict.fromkeys(parts[fold % 5], "test") | dict.fromkeys(parts[(fold + 1) % 5], "dev")
+    return closed_set("emotion", corpus, rows.assign(split=rows["speaker"].map(split)), "label")
+
+
+def sentence_task(corpus: Corpus) -> Task:
+    """How the line ends: a statement, a question, an exclamation or trailing off. Noisy, as the writers' marks are."""
+    rows = corpus.manifest.query("text != ''")
+    bare = rows["text"].str.rstrip(" \"'")
+    kind = [next((name for mark, name in MARKS.items() if text.endswith(mark)), "") for text in bare]
+    rows = rows.assign(mark=kind)
+    return closed_set("sentence", corpus, rows[rows["mark"] != ""], "mark")

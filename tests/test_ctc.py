@@ -1,0 +1,99 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fedexit.backbone import load_backbone
+from fedexit.ctc import CHARACTERS, CTCHead, beam_decoder, characters, ctc_loss, frames_needed, greedy, spell
+from fedexit.exits import HEADS, MultiExitModel
+
+
+def test_characters_keep_letters_apostrophes_and_single_blanks():
+    assert characters("It's  A-b!") == characters("it's a b") and characters("42?!") == []
+    assert characters("az' ") == [1, 26, 27]
+    assert spell(characters("Don't panic")) == "don't panic"
+
+
+@given(st.lists(st.integers(1, 3), max_size=5))
+def test_frames_needed_is_the_fewest_that_collapse_to_the_text(target):
+    def spells(frames):
+        paths = itertools.product(range(4), repeat=frames)
+        return any([c for c, _ in itertools.groupby(path) if c] == target for path in paths)
+
+    needed = frames_needed(target)
+    if needed <= 6:
+        assert spells(needed) and (needed == 0 or not spells(needed - 1))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_padding_changes_neither_loss_nor_text(recurrent):
+    torch.manual_seed(0)
+    head = CTCHead(8, len(CHARACTERS), recurrent).eval()
+    states, frames = torch.randn(3, 20, 8), torch.tensor([20, 13, 7])
+    targets = torch.tensor([[1, 2, 2, 3], [4, 0, 0, 0], [5, 5, 0, 0]])
+    together = head(states, frames)
+    alone = [head(states[i : i + 1, :f], frames[i : i + 1]) for i, f in enumerate(frames.tolist())]
+    lengths = (targets > 0).sum(1)
+    expected = [
+        nn.functional.ctc_loss(
+            one.log_softmax(-1).transpose(0, 1), targets[i : i + 1], frames[i : i + 1], lengths[i : i + 1]
+        )
+        for i, one in enumerate(alone)
+    ]
+    torch.testing.assert_close(ctc_loss(together, targets), torch.stack(expected).mean())
+    assert greedy(together) == [text for one in alone for text in greedy(one)]
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(together[i, : frames[i]], one[0])
+
+
+def test_loss_of_padded_batch_sends_no_gradient_to_padding():
+    head = CTCHead(8, 5)
+    states = torch.randn(2, 9, 8, requires_grad=True)
+    ctc_loss(head(states, torch.tensor([9, 4])), torch.tensor([[1, 2], [3, 0]])).backward()
+    assert states.grad[1, 4:].abs().max() == 0 and states.grad[1, :4].abs().min() > 0
+
+
+@pytest.mark.parametrize("kind", ["ctc", "ctc-bilstm"])
+def test_a_head_survives_saving_and_cutting(kind, tmp_path):
+    model = MultiExitModel(load_backbone("nano"), CHARACTERS, [3, 12], head=kind).eval()
+    clips, lengths = torch.randn(2, 8000), torch.tensor([8000, 5000])
+    model.standardise(clips, lengths)
+    model.save_pretrained(tmp_path)
+    again, shallow = MultiExitModel.from_pretrained(tmp_path), model.client_model(3).eval()
+    with torch.no_grad():
+        expected = model(clips, lengths)
+        assert torch.equal(again(clips, lengths)[12], expected[12])
+        assert torch.equal(shallow(clips, lengths)[3], expected[3])
+
+
+def logits_of(path):
+    logits = torch.zeros(1, len(path), 1 + len(CHARACTERS))
+    logits[0, range(len(path)), path] = 10.0
+    return logits
+
+
+def test_decoders_read_a_certain_path():
+    path = [code for code in characters("it's me") for code in (code, code, 0)]
+    assert greedy(logits_of(path)) == ["it's me"]
+    assert beam_decoder(["it's", "me", "we"])(logits_of(path)) == ["it's me"]
+
+
+def test_beam_search_mends_what_is_no_word():
+    path = [code for code in characters("helo we") for code in (code, 0)]
+    assert greedy(logits_of(path)) == ["helo we"]
+    assert beam_decoder(["hello", "hero", "we"])(logits_of(path))[0].split()[1] == "we"
+    assert beam_decoder(["hello", "hero", "we"])(logits_of(path))[0].split()[0] in {"hello", "hero"}
+
+
+def test_every_head_counts_its_products():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    states, frames = torch.randn(1, 11, 8), torch.tensor([11])
+    for kind in ("pooled", "ctc"):
+        head = HEADS[kind](8, 5)
+        with FlopCounterMode(display=False) as counter:
+            head(states, frames)
+        assert counter.get_total_flops() == 2 * head.macs(11)
