@@ -17,6 +17,7 @@ from fedexit.central import Recipe, fine_tune
 from fedexit.clients import Client, Example, LocalTraining, collate
 from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
+from fedexit.ctc import beam_decoder, spell
 from fedexit.ctc_start import load_start_heads
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
@@ -114,6 +115,9 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     predictions["tier"] = [tier_of(groups[item], tiers) for item in predictions["item"]]
     rates = pd.concat([all_rates(predictions).assign(tier="all"), all_rates(predictions, ["tier", "exit"])])
     parts = [curve.assign(split="dev", tier="all"), rates.assign(split="test", round=done)]
+    if task.head == "ctc":
+        searched = all_rates(predict(model, test, decode=beam_decoder(_words(task))))
+        parts.append(searched.assign(metric=searched["metric"] + " beam", split="test", tier="all", round=done))
     if task.head == "pooled" and (trials := trials_of(task.corpus)) is not None and cell.task in ("voice", "speaker"):
         parts.append(_verified(model, task, trials, seconds).assign(split="trials", tier="all", round=done))
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
@@ -180,6 +184,12 @@ def _federate(
     )
 
 
+def _words(task: Task) -> list[str]:
+    """The words of the texts that may be trained on."""
+    texts = task.rows.query("split in ('train', 'public')")["target"]
+    return sorted({word for target in texts for word in spell(target).split()})
+
+
 def _verified(model: MultiExitModel, task: Task, trials: pd.DataFrame, seconds: float) -> pd.DataFrame:
     ids = sorted({*trials["first"], *trials["second"]})
     clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
@@ -187,11 +197,13 @@ def _verified(model: MultiExitModel, task: Task, trials: pd.DataFrame, seconds: 
 
 
 def _stored_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
-    """`run_cell`, with its result kept beside its checkpoint."""
-    files = [state / f"{cell.name}.{kind}.csv" for kind in Measured._fields]
+    """`run_cell`, with its result kept in place of its checkpoint."""
+    files = [state / f"{cell.name}.{kind}.csv.gz" for kind in Measured._fields]
     if not all(file.exists() for file in files):
         for file, frame in zip(files, run_cell(cell, setting, state), strict=True):
             partial = file.with_suffix(".partial")
-            frame.to_csv(partial, index=False)  # pandas writes floats so that they come back bit for bit
+            # pandas writes floats so that they come back bit for bit; without the time, the same bytes each time
+            frame.to_csv(partial, index=False, compression={"method": "gzip", "mtime": 0})
             os.replace(partial, file)
+        (state / f"{cell.name}.safetensors").unlink(missing_ok=True)
     return Measured(*(pd.read_csv(file) for file in files))

@@ -14,6 +14,11 @@ METHODS = {
     "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
 }
 
+SETTINGS = {
+    "central": ("#CC79A7", "^", "central (all clips in one place)"),
+    "homogeneous": METHODS["homogeneous"],
+}
+
 MEMORY = {"weights": "", "gradients": "//", "optimiser": "..", "activations": "xx"}  # parts of memory: hatch
 
 
@@ -49,6 +54,25 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
     axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
     axis.grid(axis="x", visible=False)
+
+
+def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: float | None = None) -> None:
+    """One task's errors by exit, central and homogeneous: seeds as small marks, means with their intervals as lines.
+
+    seen: `method, exit, value` (a share); means: `task, metric, method, exit, mean, half_interval` in percent; guess:
+    the share that guessing errs in, dashed.
+    """
+    exits = sorted(means["exit"].unique())
+    for method, (colour, marker, label) in SETTINGS.items():
+        own, line = seen[seen["method"] == method], means[means["method"] == method]
+        shift = [exits.index(e) + (0.1 if method == "central" else -0.1) for e in line["exit"]]
+        axis.plot([exits.index(e) for e in own["exit"]], 100 * own["value"], marker, color=colour, ms=4, alpha=0.5)
+        axis.errorbar(shift, line["mean"], line["half_interval"], color=colour, marker=marker, label=label, capsize=3)
+    if guess is not None:
+        axis.axhline(100 * guess, color="black", ls="--", lw=1)
+    name, metric = means["task"].iloc[0], means["metric"].iloc[0]
+    axis.set(title=name, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
+    axis.set_xticks(range(len(exits)), exits)
 
 
 def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:

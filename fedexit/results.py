@@ -73,6 +73,16 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def kept(self, name: str) -> Path:
+        """Path of a store that is committed with the results: for studies that take several sittings.
+
+        It outlives everything, changes of the code included: whoever reads it compares its settings, and what it holds
+        was made by the code of its commit.
+        """
+        path = results_dir() / "kept" / self.profile / self.id / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def _target(self, folder: str, name: str, suffix: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise FedexitError(f"name of a table or figure: {name!r}; use letters, digits, - and _, without a suffix")
