@@ -77,7 +77,8 @@ class Measured(NamedTuple):
     """What cells give, as tidy tables.
 
     errors: `COLUMNS`: every trained exit on dev as training goes (tier `all`), on test after it, for all clips and for
-    each tier's devices, then EER and minDCF (split `trials`), if the corpus has a trial list. ledger: a row per local
+    each tier's devices; on held-out clips of the clients' own voices (split `known`, before and after) where the task
+    has them; EER and minDCF (split `trials`) where the corpus has a trial list; by beam search too for texts. ledger: a row per local
     round (`Federation.clients`). items: `exit, item, errors, n` of each test clip, for paired intervals.
     """
 
@@ -89,40 +90,50 @@ class Measured(NamedTuple):
 def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     """Run one cell, or go on with it from its checkpoint in the folder `state`."""
     task = make_task(cell.task, open_corpus(setting.corpus), **({"fold": cell.seed} if setting.folds else {}))
-    seconds = setting.max_seconds[cell.task]
-    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
-    tiers = assign_depths(devices, setting.depths, cell.seed)
-    model = _start(cell, setting, task)
-    frozen = freezer(Clips(task.corpus, task.rows, seconds), model.backbone)
-    train, dev, test = (
-        frozen(Clips(task.corpus, task.rows.query("split == @split"), seconds)) for split in ("train", "dev", "test")
+    seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
+    tiers = assign_depths(
+        [device_of(group) for group in client_groups(task, setting.min_clips)], setting.depths, cell.seed
     )
-    server_clips = _drawn(dev, setting.dev_clips, task.name)
-    _set_heads(model, setting, server_clips)
-    checkpoint = state / f"{cell.name}.safetensors"
+    model = _start(cell, setting, task)
+    parts = _parts(task, model, seconds)
+    dev = _drawn(parts["dev"], setting.dev_clips, task.name)
+    _set_heads(model, setting, dev)
+    before = _known_voices(model, parts, 0)
     if cell.method == CENTRAL:
-        fine_tune(model, train, [cell.depth], setting.central, cell.seed, checkpoint)
+        fine_tune(model, parts["train"], [cell.depth], setting.central, cell.seed, checkpoint)
         done, ledger = setting.central.epochs, pd.DataFrame()
-        curve = all_rates(predict(model, server_clips)).assign(round=done)
+        curve = all_rates(predict(model, dev)).assign(round=done)
     else:
         depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
         clients = make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
+        frozen = freezer(_heard(task, seconds), model.backbone)
         clients = [replace(client, data=frozen(client.data)) for client in clients]
-        result = _federate(cell, setting, model, clients, server_clips, checkpoint)
+        result = _federate(cell, setting, model, clients, dev, checkpoint)
         done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
-    predictions = predict(model, test)
+    predictions = predict(model, parts["test"])
     groups = task.rows.query("split == 'test'")["group"].to_numpy()
     predictions["tier"] = [tier_of(groups[item], tiers) for item in predictions["item"]]
-    rates = pd.concat([all_rates(predictions).assign(tier="all"), all_rates(predictions, ["tier", "exit"])])
-    parts = [curve.assign(split="dev", tier="all"), rates.assign(split="test", round=done)]
-    if task.head == "ctc":
-        searched = all_rates(predict(model, test, decode=beam_decoder(_words(task))))
-        parts.append(searched.assign(metric=searched["metric"] + " beam", split="test", tier="all", round=done))
-    if task.head == "pooled" and (trials := trials_of(task.corpus)) is not None and cell.task in ("voice", "speaker"):
-        parts.append(_verified(model, task, trials, seconds).assign(split="trials", tier="all", round=done))
+    by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
+    after = _after(model, task, parts, predictions, seconds).assign(round=done)
+    errors = pd.concat([curve.assign(split="dev"), after, before, _known_voices(model, parts, done), by_tier])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
-    errors = pd.concat(parts).assign(**about)[COLUMNS]
-    return Measured(errors, ledger.assign(**about), item_errors(predictions).assign(**about))
+    errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
+    return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
+
+
+def _after(
+    model: MultiExitModel, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
+) -> pd.DataFrame:
+    """Errors on all test clips; of texts with a dictionary as well; of the trial list, if voices were told apart."""
+    rates = [all_rates(predictions).assign(split="test")]
+    if task.head == "ctc":
+        searched = all_rates(predict(model, parts["test"], decode=beam_decoder(_words(task))))
+        rates.append(searched.assign(metric=searched["metric"] + " beam", split="test"))
+    if task.name in ("voice", "speaker") and (trials := trials_of(task.corpus)) is not None:
+        ids = sorted({*trials["first"], *trials["second"]})
+        clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
+        rates.append(verify(model, freezer(clips, model.backbone)(clips), ids, trials).assign(split="trials"))
+    return pd.concat(rates)
 
 
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
@@ -161,6 +172,27 @@ def _set_heads(model: MultiExitModel, setting: Setting, clips: Sequence[Example]
         model.standardise(features, frames)
 
 
+def _heard(task: Task, seconds: float) -> Clips:
+    """All clips but the public ones, which no cell reads."""
+    return Clips(task.corpus, task.rows.query("split != 'public'"), seconds)
+
+
+def _parts(task: Task, model: MultiExitModel, seconds: float) -> dict[str, Sequence[Example]]:
+    """The clips of each split, as features of the frozen convolutions."""
+    frozen = freezer(_heard(task, seconds), model.backbone)
+    return {
+        split: frozen(Clips(task.corpus, task.rows.query("split == @split"), seconds))
+        for split in ("train", "dev", "test", "known")
+    }
+
+
+def _known_voices(model: MultiExitModel, parts: Mapping[str, Sequence[Example]], number: int) -> pd.DataFrame:
+    """Errors on what is held out of the clients' own clips, where the task has such."""
+    if not len(parts["known"]):
+        return pd.DataFrame(columns=["exit"])
+    return all_rates(predict(model, parts["known"])).assign(split="known", round=number)
+
+
 def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:
     chosen = sorted(numpy_stream("dev", task).permutation(len(dev))[:size])
     return [dev[int(index)] for index in chosen]
@@ -188,12 +220,6 @@ def _words(task: Task) -> list[str]:
     """The words of the texts that may be trained on."""
     texts = task.rows.query("split in ('train', 'public')")["target"]
     return sorted({word for target in texts for word in spell(target).split()})
-
-
-def _verified(model: MultiExitModel, task: Task, trials: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    ids = sorted({*trials["first"], *trials["second"]})
-    clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
-    return verify(model, freezer(clips, model.backbone)(clips), ids, trials)
 
 
 def _stored_cell(cell: Cell, setting: Setting, state: Path) -> Measured:

@@ -5,17 +5,19 @@ from fedexit.corpora import Corpus
 from fedexit.corpus_folder import split_groups
 from fedexit.ctc import CHARACTERS, characters, frames_needed
 from fedexit.errors import FedexitError
+from fedexit.streams import numpy_stream
 from fedexit.tasks.contract import Task
 
 PUBLIC = {"queen": "JOE"}  # a voice whose clips are nobody's: what a server may train on before the federation
 _FRAME = 320  # samples of wav2vec 2.0 and its kin
 
 
-def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8) -> Task:
+def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, known: float = 0.1) -> Task:
     """The characters of every clip of a known voice; voices are clients, and each is in one of train, dev and test.
 
     Voices with fewer than `min_clips` clips are left out. The clips of the corpus's public voice, if it has one, have
-    the split `public`. Raises FedexitError for a corpus without transcripts and, naming it, for a clip of which
+    the split `public`. A share `known` of each training voice's clips is held out as the split `known`: what a client
+    gains for itself. Raises FedexitError for a corpus without transcripts and, naming it, for a clip of which
     `max_seconds` have too few frames to spell its text.
     """
     rows = corpus.manifest.query("text != '' and speaker != ''")
@@ -32,7 +34,8 @@ def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8) -> T
             )
     public = PUBLIC.get(corpus.name)
     split = split_groups(rows.loc[rows["speaker"] != public, "speaker"]) | {public: "public"}
-    return Task(
-        "asr", corpus, list(CHARACTERS), rows.assign(split=rows["speaker"].map(split)).reset_index(drop=True),
-        head="ctc",
-    )  # fmt: skip
+    rows = rows.assign(split=rows["speaker"].map(split)).reset_index(drop=True)
+    for speaker, own in rows.query("split == 'train'").groupby("speaker", sort=True):
+        held_out = numpy_stream("known voices", speaker).permutation(own.index)[: round(known * len(own))]
+        rows.loc[held_out, "split"] = "known"
+    return Task("asr", corpus, list(CHARACTERS), rows, head="ctc")
