@@ -1,13 +1,16 @@
 import itertools
+import sys
 
 import pytest
 import torch
+import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedexit.backbone import load_backbone
 from fedexit.ctc import CHARACTERS, CTCHead, beam_decoder, characters, ctc_loss, frames_needed, greedy, spell
+from fedexit.errors import FedexitError
 from fedexit.exits import HEADS, MultiExitModel
 
 
@@ -76,16 +79,27 @@ def logits_of(path):
 
 
 def test_decoders_read_a_certain_path():
+    pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not installed")
     path = [code for code in characters("it's me") for code in (code, code, 0)]
     assert greedy(logits_of(path)) == ["it's me"]
     assert beam_decoder(["it's", "me", "we"])(logits_of(path)) == ["it's me"]
 
 
 def test_beam_search_mends_what_is_no_word():
+    pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not installed")
     path = [code for code in characters("helo we") for code in (code, 0)]
     assert greedy(logits_of(path)) == ["helo we"]
     assert beam_decoder(["hello", "hero", "we"])(logits_of(path))[0].split()[1] == "we"
     assert beam_decoder(["hello", "hero", "we"])(logits_of(path))[0].split()[0] in {"hello", "hero"}
+
+
+def test_beam_search_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder", None)
+    for name in ("ctc_decoder", "_ctc_decoder"):
+        monkeypatch.delitem(vars(torchaudio.models.decoder), name, raising=False)
+    monkeypatch.delitem(sys.modules, "torchaudio.models.decoder._ctc_decoder", raising=False)
+    with pytest.raises(FedexitError, match="needs flashlight-text; install it"):
+        beam_decoder(["yes"])
 
 
 def test_every_head_counts_its_products():
