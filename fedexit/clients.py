@@ -83,6 +83,13 @@ def spec_augment(features: Tensor, masks: int = 2, time: int = 20, channels: flo
     return spread[:, 0]
 
 
+def masked_features(model: MultiExitModel, clips: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """`spec_augment` of a batch of `collate`, and its lengths in frames; waveforms are convolved first."""
+    if clips.dim() == 2:
+        clips, lengths = model.backbone.convolve(clips, lengths), model.backbone.frame_lengths(lengths)
+    return spec_augment(clips), lengths
+
+
 def normalised(clip: Tensor) -> Tensor:
     """`clip` (T,) with zero mean and unit variance. Raises FedexitError when it is empty."""
     if clip.numel() == 0:
@@ -146,9 +153,10 @@ def local_round(
             sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
             for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
-                if training.spec_augment and waveforms.dim() == 3:
-                    waveforms = spec_augment(waveforms)
-                logits = model(waveforms.to(device), lengths, exits=[client.depth])[client.depth]
+                read = waveforms.to(device), lengths
+                if training.spec_augment:
+                    read = masked_features(model, *read)
+                logits = model(*read, exits=[client.depth])[client.depth]
                 loss = task_loss(logits, labels.to(device))
                 if not torch.isfinite(loss):
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")

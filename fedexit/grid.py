@@ -18,6 +18,7 @@ from fedexit.clients import Client, Example, LocalTraining, collate
 from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.ctc_start import load_start_heads
+from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.frozen import freezer
@@ -87,8 +88,12 @@ class Measured(NamedTuple):
 
 def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     """Run one cell, or go on with it from its checkpoint in the folder `state`."""
-    task = make_task(cell.task, open_corpus(setting.corpus), **({"fold": cell.seed} if setting.folds else {}))
     seconds = setting.max_seconds[cell.task]
+    options = ({"fold": cell.seed} if setting.folds else {}) | ({"max_seconds": seconds} if cell.task == "asr" else {})
+    task = make_task(cell.task, open_corpus(setting.corpus), **options)
+    for split in ("train", "dev", "test"):
+        if split not in set(task.rows["split"]):
+            raise FedexitError(f"corpus {task.corpus.name} has no clips of split {split} for task {task.name}")
     devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
     tiers = assign_depths(devices, setting.depths, cell.seed)
     model = _start(cell, setting, task)
@@ -137,9 +142,13 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 
 
 def _cost(cell: Cell, setting: Setting) -> float:
-    """Rough: layers run, times seconds and rounds."""
+    """Rough: layers run, times seconds and passes over the clips."""
     depth = cell.depth or sum(setting.depths) / len(setting.depths)
-    return depth * setting.max_seconds[cell.task] * setting.rounds[cell.task]
+    if cell.method == CENTRAL:
+        passes = setting.central.epochs
+    else:
+        passes = setting.rounds[cell.task] * setting.fraction * setting.training.epochs
+    return depth * setting.max_seconds[cell.task] * passes
 
 
 def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:

@@ -59,8 +59,8 @@ tags: [speech, ctc, hubert]
 
 # {name}: {start} after central CTC training
 
-The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`: the loss
-is the mean of the CTC losses of all exits. The heads lie beside it in `ctc_heads.safetensors`. Federated speech
+The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`: the
+loss is the mean of the CTC losses of all exits. The heads lie beside it in `ctc_heads.safetensors`. Federated speech
 recognition starts from it, as one may start from `facebook/wav2vec2-base-100h` instead of `facebook/wav2vec2-base`.
 
     from fedexit import load_backbone
