@@ -138,7 +138,12 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
     done = on_workers(_stored_cell, [(cell, setting, state) for cell in longest_first], workers, "federations")
     found = dict(zip(longest_first, done, strict=True))
-    return Measured(*(pd.concat(frames, ignore_index=True) for frames in zip(*map(found.get, cells), strict=True)))
+    return Measured(*(_joined(frames) for frames in zip(*map(found.get, cells), strict=True)))
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows; a frame without any (a central cell's ledger) would make floats of the others' whole numbers."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
 
 def _cost(cell: Cell, setting: Setting) -> float:
