@@ -66,7 +66,7 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
     batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
-    targets = [torch.tensor(target) for _, target in examples]
+    targets = [torch.tensor(target, dtype=torch.long) for _, target in examples]
     return batch, lengths, torch.nn.utils.rnn.pad_sequence(targets, True) if targets[0].dim() else torch.stack(targets)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedexit.backbone import load_backbone
+from fedexit.clients import collate
 from fedexit.ctc import CHARACTERS, CTCHead, beam_decoder, characters, ctc_loss, frames_needed, greedy, spell
 from fedexit.errors import FedexitError
 from fedexit.exits import HEADS, MultiExitModel
@@ -57,6 +58,13 @@ def test_loss_of_padded_batch_sends_no_gradient_to_padding():
     states = torch.randn(2, 9, 8, requires_grad=True)
     ctc_loss(head(states, torch.tensor([9, 4])), torch.tensor([[1, 2], [3, 0]])).backward()
     assert states.grad[1, 4:].abs().max() == 0 and states.grad[1, :4].abs().min() > 0
+
+
+def test_a_text_of_no_characters_is_a_target_like_others():
+    clips, lengths, targets = collate([(torch.randn(3200), []), (torch.randn(1600), [1, 2])])
+    assert targets.dtype == torch.long and targets.tolist() == [[0, 0], [1, 2]]
+    model = MultiExitModel(load_backbone("nano"), CHARACTERS, [3], head="ctc")
+    assert torch.isfinite(ctc_loss(model(clips, lengths)[3], targets))
 
 
 @pytest.mark.parametrize("kind", ["ctc", "ctc-bilstm"])
