@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedexit.backbone import load_backbone
 from fedexit.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
-from fedexit.clients import Example, batches, collate, schedule, spec_augment
+from fedexit.clients import Example, batches, collate, masked_features, schedule
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel, task_loss
@@ -60,10 +60,13 @@ def fine_tune(
     """Train `model` in place on `data`, with the loss at one exit or the mean of those at several.
 
     `checkpoint`: a file that keeps the state after every epoch; a run that finds it goes on to the same bits.
-    Raises FedexitError for no clips, a checkpoint of another run and a loss that is not finite.
+    Raises FedexitError for no clips, crops of clips with texts, a checkpoint of another run and a loss that is not
+    finite.
     """
     if not len(data):
         raise FedexitError("there are no clips to train on")
+    if recipe.crop is not None and model.head != "pooled":
+        raise FedexitError("a stretch of a clip does not say all of its text; train CTC heads with crop=None")
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in model.backbone.parameters() if p.requires_grad], "full": recipe.learning_rate},
@@ -131,8 +134,8 @@ def _step(
     recipe: Recipe,
 ) -> None:
     clips, lengths, targets = batch
-    if recipe.spec_augment and clips.dim() == 3:
-        clips = spec_augment(clips)
+    if recipe.spec_augment:
+        clips, lengths = masked_features(model, clips, lengths)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
         outputs = model(clips, lengths, exits).values()
     losses = [task_loss(logits.float(), targets, recipe.label_smoothing) for logits in outputs]

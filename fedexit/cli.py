@@ -96,6 +96,11 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     manifest = _command(parts, "manifest", _data_manifest, "write the manifest of a corpus", example)
     manifest.add_argument("corpus", metavar="CORPUS", help="a corpus or a folder of your own")
     manifest.add_argument("--out", required=True, metavar="FILE.csv", help="where to write it")
+    example = "fedexit data trials queen --pairs 1000 --out trials.csv"
+    trials = _command(parts, "trials", _data_trials, "draw pairs of test clips for speaker verification", example)
+    trials.add_argument("corpus", metavar="CORPUS", help="a corpus or a folder of your own")
+    trials.add_argument("--pairs", type=int, default=1000, metavar="N", help="of one speaker, as many of two (1000)")
+    trials.add_argument("--out", required=True, metavar="FILE.csv", help="where to write it")
     example = "fedexit data convert my_mp3s my_corpus"
     convert = _command(parts, "convert", _data_convert, "make a corpus (16 kHz, mono) of a folder of audio", example)
     convert.add_argument("folder", metavar="FOLDER", help="audio of any rate and format")
@@ -176,6 +181,12 @@ def _data_manifest(args: argparse.Namespace) -> None:
     from fedexit.corpora import write_manifest
 
     print(f"manifest of {args.corpus}: {write_manifest(args.corpus, args.out)}")
+
+
+def _data_trials(args: argparse.Namespace) -> None:
+    from fedexit.verification import write_trials
+
+    print(f"trials of {args.corpus}: {write_trials(args.corpus, args.pairs, args.out)}")
 
 
 def _data_convert(args: argparse.Namespace) -> None:

@@ -66,7 +66,7 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
     batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
-    targets = [torch.tensor(target) for _, target in examples]
+    targets = [torch.tensor(target, dtype=torch.long) for _, target in examples]
     return batch, lengths, torch.nn.utils.rnn.pad_sequence(targets, True) if targets[0].dim() else torch.stack(targets)
 
 
@@ -81,6 +81,13 @@ def spec_augment(features: Tensor, masks: int = 2, time: int = 20, channels: flo
         spread = torchaudio.functional.mask_along_axis_iid(spread, time, 0.0, axis=3, p=0.2 / masks)
         spread = torchaudio.functional.mask_along_axis_iid(spread, int(channels * features.shape[1]), 0.0, axis=2)
     return spread[:, 0]
+
+
+def masked_features(model: MultiExitModel, clips: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """`spec_augment` of a batch of `collate`, and its lengths in frames; waveforms are convolved first."""
+    if clips.dim() == 2:
+        clips, lengths = model.backbone.convolve(clips, lengths), model.backbone.frame_lengths(lengths)
+    return spec_augment(clips), lengths
 
 
 def normalised(clip: Tensor) -> Tensor:
@@ -146,9 +153,10 @@ def local_round(
             sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
             for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
-                if training.spec_augment and waveforms.dim() == 3:
-                    waveforms = spec_augment(waveforms)
-                logits = model(waveforms.to(device), lengths, exits=[client.depth])[client.depth]
+                read = waveforms.to(device), lengths
+                if training.spec_augment:
+                    read = masked_features(model, *read)
+                logits = model(*read, exits=[client.depth])[client.depth]
                 loss = task_loss(logits, labels.to(device))
                 if not torch.isfinite(loss):
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")

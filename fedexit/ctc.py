@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedexit.errors import FedexitError
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "  # 0 is the blank, the first one 1
 BLANK = 0
 _SURE = 1e4  # logit of the blank beyond a clip's end
@@ -85,9 +87,12 @@ def greedy(logits: Tensor) -> list[str]:
 def beam_decoder(words: Sequence[str], beam: int = 50, insertion: float = 0.0) -> Callable[[Tensor], list[str]]:
     """A decoder by beam search (torchaudio's, on flashlight-text) that knows only `words`; `insertion`: bonus for each.
 
-    Without a language model: every word is as likely as any other.
+    Without a language model: every word is as likely as any other. Raises FedexitError without flashlight-text.
     """
-    from torchaudio.models.decoder import ctc_decoder  # compiled, and needed by those alone who search
+    try:
+        from torchaudio.models.decoder import ctc_decoder  # compiled, and needed by those alone who search
+    except (ImportError, RuntimeError) as error:
+        raise FedexitError("beam search needs flashlight-text; install it, under Python 3.11 or 3.12") from error
 
     tokens = ["-", *CHARACTERS[:-1], "|"]
     with tempfile.NamedTemporaryFile("w", suffix=".lexicon") as lexicon:

@@ -33,7 +33,8 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
 
     In it lie the backbone in the Hugging Face format, the heads, a card, and in training/ the recipe and the errors on
     the voices of dev, none of whom was heard. `given`: what differs from `RECIPE`. Stopped or killed, the same call
-    goes on after the last whole epoch. Raises FedexitError for an unknown setting and a corpus without public clips.
+    goes on after the last whole epoch, and does nothing when all is done. Raises FedexitError for a setting that cannot
+    be, a corpus without public clips and a folder of another start.
     """
     recipe, out = ctc_recipe(given or {}), Path(out)
     task = make_task("asr", open_corpus(corpus))
@@ -42,27 +43,37 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
     public, dev = (frozen(Clips(task.corpus, task.rows.query("split == @s"), 10.0)) for s in ("public", "dev"))
     if not len(public):
         raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/tasks/asr.py")
+    told = {"start": start, "corpus": corpus, "clips": len(public), **asdict(recipe)}
+    training, checkpoint = out / "training", out / "checkpoint.safetensors"
+    if (training / "ctc.json").is_file() and not checkpoint.is_file():
+        if json.loads((training / "ctc.json").read_text()) != told:
+            raise FedexitError(f"{out} holds a start that was trained otherwise; name a new folder")
+        return
     features, frames, _ = collate([public[index] for index in range(min(200, len(public)))])
     model.standardise(features, frames)
-    fine_tune(model, public, model.exits, recipe, checkpoint=out / "checkpoint.safetensors")
+    fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
     save_model(model.backbone.model, out)
     model.save_heads(out / HEADS_FILE)
-    training = out / "training"
     training.mkdir(exist_ok=True)
-    told = {"start": start, "corpus": corpus, "clips": len(public), **asdict(recipe)}
     (training / "ctc.json").write_text(json.dumps(told, indent=2) + "\n")
     all_rates(predict(model, dev)).to_csv(training / "ctc.csv", index=False)
     write_ctc_card(out)
-    (out / "checkpoint.safetensors").unlink()
+    checkpoint.unlink()  # last: without it the folder is complete
 
 
 def ctc_recipe(given: dict) -> Recipe:
-    """`RECIPE` with what is `given`. Raises FedexitError for a setting that it has not."""
+    """`RECIPE` with what is `given`. Raises FedexitError for a setting that it has not, or of another type."""
     known = [field.name for field in fields(Recipe)]
-    for name in given:
+    for name, value in given.items():
         if name not in known:
             raise FedexitError(f"unknown setting {name!r}; known: {', '.join(known)}")
-    return replace(RECIPE, **given)
+        default = getattr(RECIPE, name)
+        if not isinstance(value, int | float if isinstance(default, float) else type(default)):
+            raise FedexitError(f"setting {name}={value!r}: expected {type(default).__name__}, as in {default!r}")
+    recipe = replace(RECIPE, **given)
+    if min(recipe.epochs, recipe.batch_size) < 1:
+        raise FedexitError("epochs and batch_size must be >= 1")
+    return recipe
 
 
 def load_start_heads(model: MultiExitModel, backbone: str) -> bool:

@@ -99,7 +99,8 @@ def notebook_code(path: Path) -> list[str]:
 def module_closure(code: str, package: Path) -> list[str]:
     """Names of the modules of `package` that `code` reaches, directly or through other modules, sorted.
 
-    Static: imports anywhere in the source count, also those inside functions; names computed at run time do not.
+    A folder of modules counts as one module. Static: imports anywhere in the source count, also those inside
+    functions; names computed at run time do not.
     Lines of IPython magic are skipped. Raises FedexitError on code that is not Python.
     """
     found: set[str] = set()
@@ -108,13 +109,13 @@ def module_closure(code: str, package: Path) -> list[str]:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting |= _imported((package / f"{module}.py").read_text(encoding="utf-8"), package)
+            waiting |= _imported(_source(module, package).decode(), package)
     return sorted(found)
 
 
 def module_hash(module: str, package: Path) -> str:
     """SHA-256 over a module's source and the package's data files or folders that it names in a string."""
-    source = (package / f"{module}.py").read_bytes()
+    source = _source(module, package)
     digest = hashlib.sha256(source)
     strings = {str(node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     for name in sorted(text for text in strings if re.fullmatch(r"\w[\w.-]*", text)):
@@ -122,6 +123,16 @@ def module_hash(module: str, package: Path) -> str:
             if file.is_file():
                 digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _files(module: str, package: Path) -> list[Path]:
+    """The file of a module, or all files of a folder of modules; none if there is no such module."""
+    file = package / f"{module}.py"
+    return [file] if file.is_file() else sorted((package / module).glob("*.py"))
+
+
+def _source(module: str, package: Path) -> bytes:
+    return b"\n".join(file.read_bytes() for file in _files(module, package))
 
 
 def _imported(code: str, package: Path) -> set[str]:
@@ -144,7 +155,7 @@ def _imported(code: str, package: Path) -> set[str]:
     exports = _exports(package)
     parts = {name.split(".")[1] for name in names if name.startswith("fedexit.")}
     modules = {exports.get(part, part).removeprefix("fedexit.") for part in parts} - NOT_PART
-    return {module for module in modules if (package / f"{module}.py").is_file()}
+    return {module for module in modules if _files(module, package)}
 
 
 @cache

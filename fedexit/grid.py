@@ -19,6 +19,7 @@ from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.ctc import beam_decoder, spell
 from fedexit.ctc_start import load_start_heads
+from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.frozen import freezer
@@ -78,8 +79,9 @@ class Measured(NamedTuple):
 
     errors: `COLUMNS`: every trained exit on dev as training goes (tier `all`), on test after it, for all clips and for
     each tier's devices; on held-out clips of the clients' own voices (split `known`, before and after) where the task
-    has them; EER and minDCF (split `trials`) where the corpus has a trial list; by beam search too for texts. ledger: a row per local
-    round (`Federation.clients`). items: `exit, item, errors, n` of each test clip, for paired intervals.
+    has them; EER and minDCF (split `trials`) where the corpus has a trial list; by beam search too for texts. ledger:
+    a row per local round (`Federation.clients`). items: `exit, item, errors, n` of each test clip, for paired
+    intervals.
     """
 
     errors: pd.DataFrame
@@ -89,11 +91,10 @@ class Measured(NamedTuple):
 
 def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     """Run one cell, or go on with it from its checkpoint in the folder `state`."""
-    task = make_task(cell.task, open_corpus(setting.corpus), **({"fold": cell.seed} if setting.folds else {}))
     seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
-    tiers = assign_depths(
-        [device_of(group) for group in client_groups(task, setting.min_clips)], setting.depths, cell.seed
-    )
+    task = _task(cell, setting)
+    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
+    tiers = assign_depths(devices, setting.depths, cell.seed)
     model = _start(cell, setting, task)
     parts = _parts(task, model, seconds)
     dev = _drawn(parts["dev"], setting.dev_clips, task.name)
@@ -148,13 +149,33 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
     longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
     done = on_workers(_stored_cell, [(cell, setting, state) for cell in longest_first], workers, "federations")
     found = dict(zip(longest_first, done, strict=True))
-    return Measured(*(pd.concat(frames, ignore_index=True) for frames in zip(*map(found.get, cells), strict=True)))
+    return Measured(*(_joined(frames) for frames in zip(*map(found.get, cells), strict=True)))
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows; a frame without any (a central cell's ledger) would make floats of the others' whole numbers."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
 
 def _cost(cell: Cell, setting: Setting) -> float:
-    """Rough: layers run, times seconds and rounds."""
+    """Rough: layers run, times seconds and passes over the clips."""
     depth = cell.depth or sum(setting.depths) / len(setting.depths)
-    return depth * setting.max_seconds[cell.task] * setting.rounds[cell.task]
+    if cell.method == CENTRAL:
+        passes = setting.central.epochs
+    else:
+        passes = setting.rounds[cell.task] * setting.fraction * setting.training.epochs
+    return depth * setting.max_seconds[cell.task] * passes
+
+
+def _task(cell: Cell, setting: Setting) -> Task:
+    """The cell's task. Raises FedexitError when one of the splits is empty."""
+    seconds = setting.max_seconds[cell.task]
+    options = ({"fold": cell.seed} if setting.folds else {}) | ({"max_seconds": seconds} if cell.task == "asr" else {})
+    task = make_task(cell.task, open_corpus(setting.corpus), **options)
+    for split in ("train", "dev", "test"):
+        if split not in set(task.rows["split"]):
+            raise FedexitError(f"corpus {task.corpus.name} has no clips of split {split} for task {task.name}")
+    return task
 
 
 def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:

@@ -12,9 +12,9 @@ PARTITIONS = ("group", "iid")
 
 
 def device_of(group: str) -> str:
-    """The device a group of clips lives on: BOB1.DOG and BOB2.DOG are one character's. A name of digits stays."""
-    stem = group.removesuffix(".DOG")
-    return re.sub(r"\d+$", "", stem) or group
+    """The device a group of clips lives on: BOB1.DOG and BOB2.DOG are one character's; other names stay."""
+    dialogue = re.fullmatch(r"(.*\D)\d*\.DOG", group)
+    return dialogue[1] if dialogue else group
 
 
 def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int) -> dict[str, int]:

@@ -9,36 +9,50 @@ import torch
 from sklearn.metrics import roc_curve
 
 from fedexit.clients import Example, collate
-from fedexit.corpora import Corpus
+from fedexit.corpora import Corpus, open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.streams import numpy_stream
 
 
 def trials_of(corpus: Corpus) -> pd.DataFrame | None:
-    """The project's trial list for a corpus, `first, second, same`; None if it has none."""
+    """The project's trial list for a corpus, `first, second, same`; None if it has none, or not these clips."""
     file = Path(__file__).parent / "trials" / f"{corpus.name}.csv"
-    return pd.read_csv(file, dtype={"first": str, "second": str}) if file.is_file() else None
+    if not file.is_file():
+        return None
+    trials = pd.read_csv(file, dtype={"first": str, "second": str})
+    return trials if {*trials["first"], *trials["second"]} <= set(corpus.dataset["id"]) else None
+
+
+def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:
+    """Write `make_trials` of the clips for testing of `corpus` (as for `open_corpus`) to the CSV file `out`."""
+    trials = make_trials(open_corpus(corpus).select("test", having="speaker"), pairs)
+    trials.to_csv(out, index=False, lineterminator="\n")
+    return Path(out)
 
 
 def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
     """`pairs` pairs of clips of the same speaker and as many of two speakers, drawn from the manifest's `rows`.
 
-    Columns `first, second` (ids) and `same` (1 or 0); no pair twice. Raises FedexitError when there are not so many.
+    A speaker, or two, with many clips has no more pairs than one with few, as long as the few have them. Columns
+    `first, second` (ids) and `same` (1 or 0); no pair twice. Raises FedexitError when there are not so many.
     """
     rng, ids = numpy_stream(seed, "trials"), rows["id"].to_numpy()
-    speakers = rows["speaker"].to_numpy()
+    speakers = pd.factorize(rows["speaker"], sort=True)[0]
     first, second = np.triu_indices(len(ids), k=1)
     same = speakers[first] == speakers[second]
+    who = np.minimum(speakers[first], speakers[second]) * len(ids) + np.maximum(speakers[first], speakers[second])
     chosen = []
     for wanted in (True, False):
         there = np.flatnonzero(same == wanted)
-        if len(there) < pairs:
-            raise FedexitError(f"only {len(there)} pairs of {'one speaker' if wanted else 'two speakers'}, not {pairs}")
-        chosen.append(np.sort(rng.choice(there, pairs, replace=False)))
+        if not 1 <= pairs <= len(there):
+            kind = "one speaker" if wanted else "two speakers"
+            raise FedexitError(f"there are {len(there)} pairs of {kind}, not {pairs}; ask for 1 to {len(there)}")
+        _, whose, count = np.unique(who[there], return_inverse=True, return_counts=True)
+        chance = 1 / count[whose]
+        chosen.append(np.sort(rng.choice(there, pairs, replace=False, p=chance / chance.sum())))
     index = np.concatenate(chosen)
-    table = pd.DataFrame({"first": ids[first[index]], "second": ids[second[index]], "same": same[index].astype(int)})
-    return table
+    return pd.DataFrame({"first": ids[first[index]], "second": ids[second[index]], "same": same[index].astype(int)})
 
 
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
@@ -48,10 +62,11 @@ def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], t
     """
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()
+    device = next(model.parameters()).device
     for clip, _ in data:  # one by one: trial lists are short
         waveforms, lengths, _ = collate([(clip, 0)])
-        for depth, embedding in model.embeddings(waveforms, lengths).items():
-            embedded[depth].append(torch.nn.functional.normalize(embedding[0], dim=0))
+        for depth, embedding in model.embeddings(waveforms.to(device), lengths).items():
+            embedded[depth].append(torch.nn.functional.normalize(embedding[0].cpu(), dim=0))
     place = {clip: position for position, clip in enumerate(ids)}
     first, second = (trials[side].map(place).to_numpy() for side in ("first", "second"))
     same, rows = trials["same"].to_numpy(), []
@@ -67,8 +82,6 @@ def equal_error_rate(scores: np.ndarray, same: np.ndarray) -> float:
     alarms, hits, _ = roc_curve(same, scores, drop_intermediate=False)
     gap = (1 - hits) - alarms  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
-    if after == 0:
-        return float(alarms[0])
     share = gap[after - 1] / (gap[after - 1] - gap[after])
     return float(alarms[after - 1] + share * (alarms[after] - alarms[after - 1]))
 

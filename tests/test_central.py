@@ -5,11 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, MultiExitModel, load_backbone, open_corpus
 from fedexit.central import Recipe, fine_tune, fine_tuned_error
+from fedexit.clients import LocalTraining, local_round, normalised, spec_augment
+from fedexit.ctc import CHARACTERS, characters
+from fedexit.federation import Client
+from fedexit.metrics import predict
 from fedexit.probes import random_splits
+from fedexit.streams import seeded
 from fedexit.workers import on_workers
 
 RECIPE = Recipe(epochs=3, batch_size=8, crop=3_000)
@@ -79,6 +86,115 @@ def test_bad_input_and_foreign_checkpoints_are_refused(clips, tmp_path):
         fine_tune(model(), [], [3], RECIPE)
     with pytest.raises(FedexitError, match="the loss is nan; lower the learning rate"):
         fine_tune(model(), clips, [3], dataclasses.replace(RECIPE, learning_rate=1e30, epochs=9))
+
+
+def test_the_exits_that_are_asked_for_are_trained_and_no_layer_above(clips):
+    found = {}
+    for exits in ([3], [6], [3, 6]):
+        tuned = MultiExitModel(load_backbone("nano").truncated(6), ["low", "high"], [3, 6])
+        start = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
+        fine_tune(tuned, clips, exits, RECIPE)
+        found[tuple(exits)] = tuned.checksum()
+        moved = {name for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, start[name])}
+        heads = {name.split(".")[1] for name in moved if name.startswith("heads.")}
+        layers = {int(name.split(".")[4]) + 1 for name in moved if ".encoder.layers." in name}
+        assert heads == set(map(str, exits)) and layers == set(range(1, max(exits) + 1))
+    assert len(set(found.values())) == 3
+
+
+def test_bfloat16_trains_and_leaves_single_precision(clips):
+    for head, data in (("pooled", clips), ("ctc-bilstm", spoken(clips))):
+        tuned, exact = (MultiExitModel(load_backbone("nano").truncated(3), CHARACTERS, [3], head=head) for _ in "ab")
+        recipe = dataclasses.replace(RECIPE, crop=None, bfloat16=True, epochs=1)
+        fine_tune(tuned, data, [3], recipe)
+        fine_tune(exact, data, [3], dataclasses.replace(recipe, bfloat16=False))
+        assert {tensor.dtype for tensor in tuned.state_dict().values()} == {torch.float32}
+        assert tuned.checksum() != exact.checksum()
+        moved, like = (m.heads["3"].linear.weight - unmoved(head) for m in (tuned, exact))
+        assert torch.cosine_similarity(moved.flatten(), like.flatten(), dim=0) > 0.9
+
+
+def unmoved(head):
+    return MultiExitModel(load_backbone("nano").truncated(3), CHARACTERS, [3], head=head).heads["3"].linear.weight
+
+
+def spoken(clips):
+    return [(clip, characters(("low", "high up")[label])) for clip, label in clips]
+
+
+def test_clips_with_texts_are_not_cropped(clips):
+    tuned = MultiExitModel(load_backbone("nano").truncated(3), CHARACTERS, [3], head="ctc")
+    with pytest.raises(FedexitError, match="train CTC heads with crop=None"):
+        fine_tune(tuned, spoken(clips), [3], RECIPE)
+
+
+# ---- SpecAugment -------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(10, 60), st.integers(5, 200), st.integers(1, 3), st.integers(0, 99))
+def test_masks_are_as_few_as_stated_and_the_rest_is_untouched(batch, channels, frames, masks, seed):
+    features = torch.rand(batch, channels, frames) + 1  # nowhere zero
+    before = features.clone()
+    with seeded(seed):
+        masked = spec_augment(features, masks, time=20, channels=0.1)
+    assert torch.equal(features, before) and masked.shape == features.shape
+    gone = masked == 0
+    assert torch.equal(masked[~gone], features[~gone])
+    stretches, bands = gone.all(1), gone.all(2)  # (B, F), (B, C)
+    assert (gone == (stretches[:, None] | bands[:, :, None])).all() or stretches.all() or bands.all()
+    assert (stretches.sum(1) <= min(0.2 * frames, masks * 20)).all()
+    assert (bands.sum(1) <= masks * 0.1 * channels).all()
+
+
+def test_masks_differ_between_clips_and_come_from_the_seed():
+    features = torch.ones(8, 50, 150)
+    found = []
+    for seed in (0, 0, 1):
+        with seeded(seed):
+            found.append(spec_augment(features))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert len({clip.numpy().tobytes() for clip in found[0]}) == 8
+
+
+@pytest.fixture
+def longer(clips):
+    return [(torch.cat([clip] * 4), label) for clip, label in clips]  # a tenth of few frames is no frame
+
+
+def convolved(clips):
+    backbone = load_backbone("nano")
+    return [(backbone.convolve(normalised(clip)[None], torch.tensor([len(clip)]))[0], label) for clip, label in clips]
+
+
+def test_masks_are_for_training_only_and_the_same_with_and_without_stored_features(longer, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, crop=None, spec_augment=True, epochs=2)
+    plain, masked, again, waves = model(), model(), model(), model()
+    stored = convolved(longer)
+    fine_tune(plain, stored, [3], dataclasses.replace(recipe, spec_augment=False))
+    fine_tune(masked, stored, [3], recipe)
+    fine_tune(again, stored, [3], recipe)
+    fine_tune(waves, longer, [3], recipe)
+    assert plain.checksum() != masked.checksum() == again.checksum()
+    ends = [tuned.heads["3"].linear.weight for tuned in (waves, masked, plain)]
+    assert (ends[0] - ends[1]).norm() < 0.1 * (ends[0] - ends[2]).norm()
+    monkeypatch.setattr("fedexit.clients.spec_augment", None)  # any use would fail
+    assert predict(masked, stored).equals(predict(again, stored))
+
+
+def test_a_clients_masks_are_the_same_with_and_without_stored_features(longer):
+    training, weights = LocalTraining(spec_augment=True, optimiser="sgd"), model().trainable_weights()
+    sent = []
+    for data in (convolved(longer), longer, longer):
+        update, told = local_round(model(), weights, Client("c", data, 3), training, (0, "c"))
+        sent.append(update.weights)
+        assert told["cached"] == (data is not longer) and sum(told["lengths"]) == sum(d.shape[-1] for d, _ in data)
+    unmasked, _ = local_round(model(), weights, Client("c", longer, 3), LocalTraining(optimiser="sgd"), (0, "c"))
+    for name, tensor in sent[0].items():
+        torch.testing.assert_close(sent[1][name], tensor, rtol=1e-4, atol=1e-5)
+        assert torch.equal(sent[1][name], sent[2][name])
+    moved = sent[1]["heads.3.linear.weight"] - unmasked.weights["heads.3.linear.weight"]
+    assert moved.abs().max() > 1e-4
 
 
 def test_voices_are_told_apart_and_the_workers_change_no_bit(tmp_path, monkeypatch):

@@ -12,11 +12,14 @@ from fedexit.errors import FedexitError
 COMMANDS = (
     ["run"],
     ["status"],
+    ["pretrain"],
+    ["ctc"],
     ["bench"],
     ["data"],
     ["data", "list"],
     ["data", "fetch"],
     ["data", "manifest"],
+    ["data", "trials"],
     ["data", "convert"],
 )
 

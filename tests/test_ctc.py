@@ -1,13 +1,17 @@
 import itertools
+import sys
 
 import pytest
 import torch
+import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedexit.backbone import load_backbone
+from fedexit.clients import collate
 from fedexit.ctc import CHARACTERS, CTCHead, beam_decoder, characters, ctc_loss, frames_needed, greedy, spell
+from fedexit.errors import FedexitError
 from fedexit.exits import HEADS, MultiExitModel
 
 
@@ -56,6 +60,13 @@ def test_loss_of_padded_batch_sends_no_gradient_to_padding():
     assert states.grad[1, 4:].abs().max() == 0 and states.grad[1, :4].abs().min() > 0
 
 
+def test_a_text_of_no_characters_is_a_target_like_others():
+    clips, lengths, targets = collate([(torch.randn(3200), []), (torch.randn(1600), [1, 2])])
+    assert targets.dtype == torch.long and targets.tolist() == [[0, 0], [1, 2]]
+    model = MultiExitModel(load_backbone("nano"), CHARACTERS, [3], head="ctc")
+    assert torch.isfinite(ctc_loss(model(clips, lengths)[3], targets))
+
+
 @pytest.mark.parametrize("kind", ["ctc", "ctc-bilstm"])
 def test_a_head_survives_saving_and_cutting(kind, tmp_path):
     model = MultiExitModel(load_backbone("nano"), CHARACTERS, [3, 12], head=kind).eval()
@@ -76,16 +87,27 @@ def logits_of(path):
 
 
 def test_decoders_read_a_certain_path():
+    pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not installed")
     path = [code for code in characters("it's me") for code in (code, code, 0)]
     assert greedy(logits_of(path)) == ["it's me"]
     assert beam_decoder(["it's", "me", "we"])(logits_of(path)) == ["it's me"]
 
 
 def test_beam_search_mends_what_is_no_word():
+    pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not installed")
     path = [code for code in characters("helo we") for code in (code, 0)]
     assert greedy(logits_of(path)) == ["helo we"]
     assert beam_decoder(["hello", "hero", "we"])(logits_of(path))[0].split()[1] == "we"
     assert beam_decoder(["hello", "hero", "we"])(logits_of(path))[0].split()[0] in {"hello", "hero"}
+
+
+def test_beam_search_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder", None)
+    for name in ("ctc_decoder", "_ctc_decoder"):
+        monkeypatch.delitem(vars(torchaudio.models.decoder), name, raising=False)
+    monkeypatch.delitem(sys.modules, "torchaudio.models.decoder._ctc_decoder", raising=False)
+    with pytest.raises(FedexitError, match="needs flashlight-text; install it"):
+        beam_decoder(["yes"])
 
 
 def test_every_head_counts_its_products():

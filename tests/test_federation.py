@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fedexit.aggregation import layer_of
 from fedexit.backbone import backbone_from_config, config_of, load_backbone
 from fedexit.clients import Client, LocalTraining, batches, by_length, collate, local_round, make_optimiser, normalised
+from fedexit.ctc import CHARACTERS, characters
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import federate, sample
@@ -254,6 +255,27 @@ def test_the_number_of_workers_changes_no_bit():
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
     assert not any(".layers.1." in name for name in results[1].model.trainable_weights())
+
+
+@pytest.mark.parametrize("head", ["ctc", "ctc-bilstm"])
+def test_texts_are_learned_to_the_same_bits_on_any_number_of_workers(head):
+    """Targets are lists of characters, of other lengths in each clip."""
+    results = []
+    for workers in (1, 2):
+        clients = make_clients()
+        for client in clients:
+            client.data[:] = [
+                (wave[: 1600 + 320 * i % 1600], characters(("low", "so high")[label][: 3 + i % 3]))
+                for i, (wave, label) in enumerate(client.data)
+            ]
+        model = MultiExitModel(load_backbone("nano"), CHARACTERS, head=head)
+        start = model.checksum()
+        dev = [(wave, characters(("low", "high")[label])) for wave, label in tones(99, 6)]
+        training = replace(TRAINING, spec_augment=True)
+        results.append(federate(model, clients, rounds=2, training=training, dev=dev, workers=workers))
+        assert model.checksum() != start
+    assert_same(*results)
+    assert set(results[0].table["metric"]) == {"CER", "WER"} and len(results[0].clients) == 8
 
 
 def test_batches_hold_clips_of_like_length_and_lose_none():

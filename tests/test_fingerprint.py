@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedexit.errors import FedexitError
-from fedexit.fingerprint import PHRASES, differences, key_of, module_closure, module_hash, notebook_code
+from fedexit.fingerprint import PACKAGE, PHRASES, differences, key_of, module_closure, module_hash, notebook_code
 
 
 @pytest.fixture
@@ -22,6 +22,9 @@ def package(tmp_path):
     folder = tmp_path / "fedexit"
     (folder / "published").mkdir(parents=True)
     (folder / "published/table1.csv").write_text("a\n1\n")
+    (folder / "jobs").mkdir()
+    (folder / "jobs/__init__.py").write_text("from fedexit.jobs.one import job\n")
+    (folder / "jobs/one.py").write_text("from fedexit.training import local\n")
     for name, source in sources.items():
         (folder / f"{name}.py").write_text(source)
     return folder
@@ -35,6 +38,9 @@ def package(tmp_path):
         ("from fedexit import aggregate, names", ["averaging", "names"]),
         ("%matplotlib inline\nfrom fedexit.names import layer", ["names"]),
         ("import fedexit.training as t", ["averaging", "names", "training"]),
+        ("from fedexit.jobs import job", ["averaging", "jobs", "names", "training"]),
+        ("from fedexit.jobs.one import job", ["averaging", "jobs", "names", "training"]),
+        ("from fedexit import published", []),
         ("import fedexit\nfrom fedexit import cli\nimport numpy", []),
         ("total = (1\n    % 2)", []),
     ],
@@ -54,6 +60,13 @@ def test_module_hash_covers_source_and_named_data(package):
     (package / "published/table1.csv").write_text("a\n2\n")
     assert module_hash("paper", package) != before
     assert module_hash("names", package) != module_hash("averaging", package)
+    before = module_hash("jobs", package)
+    (package / "jobs/one.py").write_text("")
+    assert module_hash("jobs", package) != before
+
+
+def test_every_task_counts_where_one_is_used():
+    assert {"tasks", "corpora", "ctc", "clients"} <= set(module_closure("from fedexit.tasks import make_task", PACKAGE))
 
 
 def test_only_code_cells_count(tmp_path):

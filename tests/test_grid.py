@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,8 +9,12 @@ import pandas as pd
 import pytest
 from small_corpus import write_small_corpus
 
+from fedexit import FedexitError, central, federation, grid, open_corpus
+from fedexit.central import Recipe
 from fedexit.clients import LocalTraining
-from fedexit.grid import Cell, Setting, run_grid
+from fedexit.grid import Cell, Setting, run_cell, run_grid
+from fedexit.tasks import make_task
+from fedexit.verification import make_trials
 
 CELLS = [Cell("voice", "homogeneous", 0, 3), Cell("voice", "stale", 0), Cell("voice", "layerwise", 0)]
 
@@ -58,6 +63,131 @@ def test_another_setting_does_not_get_stored_cells(whole, folder, tmp_path):
     run_grid(CELLS[:1], setting(folder, 1), tmp_path, workers=1)
     errors, *_ = run_grid(CELLS[:1], setting(folder), tmp_path, workers=1)
     assert errors.equals(whole[0][whole[0]["method"] == "homogeneous"].reset_index(drop=True))
+
+
+# ---- in this process: what cells do ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A folder for corpora and state, with a cache of its own."""
+    monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def corpus_like(folder, name, change):
+    table = change(pd.read_csv(folder / "manifest.csv", keep_default_na=False))
+    shutil.copytree(folder, name)
+    table.to_csv(name / "manifest.csv", index=False)
+    return name
+
+
+def people(table):
+    """Ten speakers with a label each other clip, and short texts."""
+    kind = [f"{row.speaker}{row.group[3:-4]}" for row in table.itertuples()]
+    table["speaker"] = table["group"] = [{"DOT3": "DOT1", "DOT4": "DOT2"}.get(name, name) for name in kind]
+    table["label"] = [("low", "high")[n % 2] for n in range(len(table))]
+    table["text"] = [("yes", "no we", "it's")[n % 3] for n in range(len(table))]
+    return table
+
+
+def settings(folder, task, **changes):
+    by_task = dict(rounds={task: 2}, partition={task: "group"}, max_seconds={task: 0.25})
+    training = LocalTraining(learning_rate=1e-3)
+    rest = dict(fraction=0.5, training=training, min_clips=4, evaluations=1, central=Recipe(epochs=2, crop=None))
+    return Setting(str(folder), "nano", (3, 6), **{**by_task, **rest, **changes})
+
+
+def test_central_cells_stand_beside_federations_and_their_items_give_their_rates(folder, small, monkeypatch):
+    def here(function, jobs, workers, desc):
+        return [function(*job) for job in jobs]
+
+    monkeypatch.setattr(grid, "on_workers", here)
+    cells = [Cell("voice", "central", 0, 3), CELLS[0]]
+    errors, ledger, items = run_grid(cells, settings(folder, "voice"), small / "state", workers=1)
+    central = errors[errors["method"] == "central"]
+    assert set(central["exit"]) == {3} and set(central["round"]) == {2} and set(central["split"]) == {"dev", "test"}
+    assert set(central["tier"]) == {"all", "depth 3", "depth 6"}
+    assert set(ledger["method"]) == {"homogeneous"}  # centrally no local round is made
+    assert ledger["round"].dtype.kind == ledger["depth"].dtype.kind == "i"
+    assert len(items) == 80 and set(items["n"]) == {1}
+    for name, rows in items.groupby("method"):
+        test = errors[(errors["method"] == name) & (errors["split"] == "test") & (errors["tier"] == "all")]
+        assert test["value"].item() * test["n"].item() == pytest.approx(rows["errors"].sum())
+    assert [file.suffix for file in (small / "state").rglob("*central*.safetensors")] == [".safetensors"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["central", "stale"])
+def test_an_interrupted_cell_goes_on_to_the_same_bits(method, folder, small, monkeypatch):
+    cell, state = Cell("voice", method, 1, 3 if method == "central" else 0), small / "state"
+    whole = run_cell(cell, settings(folder, "voice"), small / "whole")
+    module = central if method == "central" else federation
+    save = module.save_checkpoint
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise Interrupted
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_stop)
+    for _ in range(2):  # each time one epoch or round is done
+        with pytest.raises(Interrupted):
+            run_cell(cell, settings(folder, "voice"), state)
+    monkeypatch.setattr(module, "save_checkpoint", None)  # nothing is left to train
+    assert_same(run_cell(cell, settings(folder, "voice"), state), whole)
+
+
+@pytest.mark.parametrize("head", ["", "ctc-bilstm"])
+def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder, small, monkeypatch):
+    corpus, models = corpus_like(folder, small / "spoken", people), []
+    true_start = grid._start
+    monkeypatch.setattr(grid, "_start", lambda *arguments: models.append(true_start(*arguments)) or models[-1])
+    for method, depth in (("layerwise", 0), ("central", 3)):
+        measured = run_cell(Cell("asr", method, 0, depth), settings(corpus, "asr", head=head), small / "state")
+        test = measured.errors[measured.errors["split"] == "test"]
+        assert set(test["metric"]) == {"CER", "WER"} and set(test["tier"]) == {"all", "no client"}
+        assert set(test["exit"]) == ({3} if depth else {3, 6})
+        words = test.query("metric == 'WER' and tier == 'all' and exit == 3")
+        errors = measured.items.query("exit == 3")
+        assert words["value"].item() == pytest.approx(errors["errors"].sum() / errors["n"].sum())
+        assert models[-1].head == (head or "ctc")
+        kinds = {type(module).__name__ for module in models[-1].modules()}
+        assert ("LSTM" in kinds) == (head == "ctc-bilstm")
+
+
+def test_folds_test_the_speakers_of_the_cells_seed(folder, small):
+    corpus = corpus_like(folder, small / "acted", people)
+    for seed in (0, 3):
+        measured = run_cell(Cell("emotion", "stale", seed), settings(corpus, "emotion", folds=True), small / "state")
+        rows = make_task("emotion", open_corpus(corpus), fold=seed).rows
+        assert set(measured.items["item"]) == set(range((rows["split"] == "test").sum()))
+        assert set(measured.ledger["client"]) <= set(rows.query("split == 'train'")["speaker"])
+    with pytest.raises(FedexitError, match="task voice has no option 'fold'"):
+        run_cell(CELLS[1], settings(folder, "voice", folds=True), small / "state")
+
+
+def test_clips_are_verified_where_there_is_a_list(folder, small, monkeypatch):
+    listed = make_trials(open_corpus(folder).select("test"), 30)
+    monkeypatch.setattr(grid, "trials_of", lambda corpus: listed)
+    errors = run_cell(CELLS[1], settings(folder, "voice"), small / "state").errors
+    trials = errors[errors["split"] == "trials"]
+    assert set(trials["metric"]) == {"EER", "minDCF"} and set(trials["exit"]) == {3, 6} and set(trials["n"]) == {60}
+    assert trials.query("metric == 'EER'")["value"].between(0, 0.5).all() and set(trials["round"]) == {2}
+
+
+def test_what_cannot_be_measured_or_spelled_is_refused(folder, small):
+    def without_dev(table):
+        return table.assign(split=table["split"].replace("dev", "train"))
+
+    undeveloped = corpus_like(folder, small / "undeveloped", without_dev)
+    with pytest.raises(FedexitError, match="undeveloped has no clips of split dev for task voice"):
+        run_cell(CELLS[1], settings(undeveloped, "voice"), small / "state")
+    spoken = corpus_like(folder, small / "spoken", people)
+    with pytest.raises(FedexitError, match=r"0\.1 s cannot spell its . characters"):
+        run_cell(Cell("asr", "stale", 0), settings(spoken, "asr", max_seconds={"asr": 0.1}), small / "state")
 
 
 KILLED = """

@@ -1,12 +1,18 @@
-"""The property tests can fail: each rule of Eq. (1) is broken on purpose, and its test must notice."""
+"""The property tests can fail: rules of Eq. (1), of heads and of measures are broken on purpose; tests must notice."""
 
 import pytest
 import test_aggregation as properties
 import test_backbone
+import test_ctc
+import test_metrics
+import test_tasks
+import test_verification
+from sklearn.metrics import roc_curve
 
-from fedexit import aggregation
+from fedexit import aggregation, ctc, metrics, verification
 from fedexit.aggregation import Aggregator
 from fedexit.backbone import Backbone
+from fedexit.tasks import paralinguistic
 
 
 def plain_sum_of_depths(update, method, exponent):
@@ -94,3 +100,43 @@ def test_a_layer_off_by_one_is_noticed(monkeypatch, tmp_path):
             test_backbone.test_7_depth_k_is_the_full_models_kth_hidden_state(
                 "hubert", "group", test_backbone.padded_batch(), tmp_path / str(number)
             )
+
+
+def no_line_between_thresholds(scores, same):
+    alarms, hits, _ = roc_curve(same, scores, drop_intermediate=False)
+    return float(alarms[abs(1 - hits - alarms).argmin()])
+
+
+def cost_of_no_system_is_one(scores, same, prior=0.05):
+    return true_dcf(scores, same, prior) * min(prior, 1 - prior)
+
+
+def mean_of_rates(predictions, by=("exit",), unit="character"):
+    counted = predictions.assign(**metrics._counts(predictions, unit))
+    rates = counted.assign(value=counted["errors"] / counted["n"]).groupby(list(by))
+    return rates.agg(value=("value", "mean"), n=("n", "sum")).reset_index()
+
+
+def a_fold_that_tests_its_development_speakers(name, corpus, rows, column):
+    return true_set(name, corpus, rows.assign(split=rows["split"].replace("dev", "test")), column)
+
+
+true_dcf, true_set = verification.min_dcf, paralinguistic.closed_set
+perfect_and_blind = test_verification.test_perfect_inverted_and_blind_scores
+folds = test_tasks.test_folds_test_each_speaker_once_and_keep_them_apart
+LATER = [
+    (ctc, "_SURE", 0.0, lambda: test_ctc.test_padding_changes_neither_loss_nor_text(False)),
+    (ctc, "frames_needed", len, test_ctc.test_frames_needed_is_the_fewest_that_collapse_to_the_text),
+    (verification, "equal_error_rate", no_line_between_thresholds, perfect_and_blind),
+    (verification, "min_dcf", cost_of_no_system_is_one, perfect_and_blind),
+    (metrics, "error_rates", mean_of_rates, test_metrics.test_rates_by_hand_are_pooled_and_not_the_mean_of_rates),
+    (paralinguistic, "closed_set", a_fold_that_tests_its_development_speakers, folds),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "place", "mutant", "test"), LATER, ids=[place for _, place, *_ in LATER])
+def test_a_broken_measure_is_noticed(monkeypatch, module, place, mutant, test):
+    monkeypatch.setattr(module, place, mutant)
+    monkeypatch.setattr(test_ctc, "frames_needed", ctc.frames_needed)
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        test()

@@ -57,8 +57,20 @@ def test_lock_is_sorted_and_without_the_project():
 
 def test_conda_environment_has_the_same_dependencies():
     listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    conda = {text for text in listed if isinstance(text, str)} - {"pip", "python=3.11"}
-    assert conda == {f"{CONDA_NAMES.get(need.name, need.name)}{need.specifier}" for need in DIRECT}
+    by_pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    conda = {text for text in listed if isinstance(text, str)} | set(by_pip) - {"-e ."}
+    assert conda - {"pip", "python=3.11"} == {
+        f"{CONDA_NAMES.get(need.name, need.name)}{need.specifier}" for need in DIRECT
+    }
+
+
+def test_every_package_and_its_files_are_installed():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "fedexit").rglob("__init__.py")}
+    assert set(setuptools["packages"]) == packages
+    patterns = setuptools["package-data"]["fedexit"]
+    files = {path for path in project_files() if path.is_relative_to(ROOT / "fedexit") and path.suffix != ".py"}
+    assert files == {path for pattern in patterns for path in (ROOT / "fedexit").glob(pattern)}
 
 
 def test_versions_agree():

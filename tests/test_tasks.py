@@ -1,16 +1,26 @@
+import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_corpus import write_small_corpus
 
 from fedexit.corpora import open_corpus
+from fedexit.corpus_folder import COLUMNS
+from fedexit.ctc import CHARACTERS, spell
 from fedexit.errors import FedexitError
 from fedexit.partition import assign_depths, device_of, make_clients, tier_of
-from fedexit.tasks import Clips, make_task
-from fedexit.tasks.keyword import first_words, keyword_task
-from fedexit.tasks.voice import voice_task
+from fedexit.tasks import TASKS, Clips, make_task
+from fedexit.tasks.asr import asr_task
+from fedexit.tasks.keyword import digit_task, first_words, keyword_task
+from fedexit.tasks.paralinguistic import emotion_task, sentence_task
+from fedexit.tasks.voice import speaker_task, voice_task
+from fedexit.verification import trials_of
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +78,10 @@ def test_clips_are_cut_and_decoded_when_asked(folder):
 def test_unknown_tasks_and_partitions_are_refused(folder):
     with pytest.raises(FedexitError, match=r"'mood'; known: voice, keyword"):
         make_task("mood", open_corpus(folder))
+    with pytest.raises(FedexitError, match=r"task speaker has no option 'fold'; known: dev, test"):
+        make_task("speaker", open_corpus(folder), fold=1)
+    with pytest.raises(FedexitError, match=r"task digit has no option 'words'; known: none"):
+        make_task("digit", open_corpus(folder), words=3)
     task = make_task("keyword", open_corpus(folder))
     with pytest.raises(FedexitError, match=r"'dirichlet'; known: group, iid"):
         make_clients(task, {}, "dirichlet")
@@ -89,13 +103,10 @@ def test_clients_hold_training_clips_only_and_iid_keeps_sizes(folder):
 
 
 def test_dialogues_of_one_character_share_a_device():
-    assert [device_of(g) for g in ("BOB1.DOG", "BOB2.DOG", "APE.DOG", "C10A.CUT", "0001")] == [
-        "BOB",
-        "BOB",
-        "APE",
-        "C10A.CUT",
-        "0001",
-    ]
+    dialogues = ["BOB1.DOG", "BOB2.DOG", "BOB13.DOG", "APE.DOG"]
+    assert [device_of(group) for group in dialogues] == ["BOB", "BOB", "BOB", "APE"]
+    others = ["C10A.CUT", "0001", "12.DOG", "QUEEN2.JAS", "speaker1", "speaker2"]  # no two of these are one's
+    assert [device_of(group) for group in others] == others
 
 
 def test_tiers_are_called_by_depth():
@@ -108,3 +119,213 @@ def test_depths_are_dealt_evenly_and_by_seed():
     tiers = assign_depths(names, [3, 9], seed=4)
     assert sorted(tiers.values()) == [3] * 6 + [9] * 5
     assert tiers == assign_depths(names[::-1], [3, 9], seed=4) != assign_depths(names, [3, 9], seed=5)
+
+
+# ---- the other tasks, on manifests made by hand ------------------------------------------------------------------
+
+
+def corpus_of(rows, name="small"):
+    """Enough of a corpus for a task: a manifest of rows given by name, the other columns filled in."""
+    table = pd.DataFrame(rows)
+    filled = dict.fromkeys(COLUMNS, "") | {"seconds": 1.0, "split": "train"}
+    for column, value in filled.items():
+        if column not in table:
+            table[column] = [f"clip{n}" for n in range(len(table))] if column == "id" else value
+    return SimpleNamespace(name=name, manifest=table[COLUMNS])
+
+
+def lines(voices, text="yes we can", clips=10, **more):
+    return [dict(speaker=voice, group="one", text=text, **more) for voice in voices for _ in range(clips)]
+
+
+def test_every_task_has_the_columns_of_the_contract():
+    marks, speakers = ("Yes.", "No!"), [f"s{n}" for n in range(8)]
+    rows = [
+        dict(speaker=who, group=who, label=("low", "high")[n % 2], text=marks[n % 2], split="train")
+        for who in speakers
+        for n in range(12)
+    ]
+    for name in TASKS:
+        options = {"min_clips": 5} if name == "voice" else {}
+        task = make_task(name, corpus_of(rows), **options)
+        assert set(COLUMNS) | {"target"} <= set(task.rows) and list(task.rows.index) == list(range(len(task.rows)))
+        assert task.name == name and task.head == ("ctc" if name == "asr" else "pooled")
+        if name != "asr":
+            assert set(task.rows["target"]) == set(range(len(task.labels)))
+
+
+def test_asr_puts_each_voice_on_one_side_and_makes_it_a_client():
+    task = asr_task(corpus_of(lines("ABCDEFGHIJ") + lines("K", clips=7)))
+    sides = task.rows.groupby("speaker")["split"].agg(set)
+    assert set(map(len, sides)) == {1} and set.union(*sides) == {"train", "dev", "test"}
+    assert "K" not in sides.index and (task.rows["group"] == task.rows["speaker"]).all()
+    assert task.labels == list(CHARACTERS) and task.head == "ctc"
+    assert {spell(target) for target in task.rows["target"]} == {"yes we can"}
+
+
+@pytest.mark.parametrize("name", ["queen", "small"])
+def test_the_public_voice_of_queen_is_nobodys(name):
+    task = asr_task(corpus_of(lines(["JOE", *"ABCDEF"]), name))
+    sides = task.rows.groupby("speaker")["split"].agg(lambda split: "/".join(sorted(set(split))))
+    if name == "queen":
+        assert sides["JOE"] == "public" and set(sides.drop("JOE")) == {"train", "dev", "test"}
+    else:
+        assert set(sides) == {"train", "dev", "test"}
+
+
+def test_asr_leaves_out_what_has_no_characters_or_no_voice_and_then_rare_voices():
+    rows = lines("AB", clips=8) + lines("A", text="42 ?!", clips=3)
+    rows += lines("C", clips=7) + lines("C", text="...", clips=4)  # eight clips, but not of characters
+    rows += lines([""], clips=20) + lines("A", text="", clips=2)
+    task = asr_task(corpus_of(rows))
+    assert task.rows["speaker"].value_counts().to_dict() == {"A": 8, "B": 8}
+    with pytest.raises(FedexitError, match="corpus small has no transcribed clips of known voices"):
+        asr_task(corpus_of(lines("AB", text="42")))
+
+
+def test_a_transcript_longer_than_its_frames_is_refused_by_the_clips_name():
+    rows = lines("AB", clips=8)
+    rows[5]["id"], rows[5]["text"], rows[5]["seconds"] = "loud", "aaaaa", 0.2  # 9 frames are needed, 9 are there
+    for number, row in enumerate(rows):
+        row.setdefault("id", f"c{number}")
+        row.setdefault("seconds", 1.0)
+    assert len(asr_task(corpus_of(rows)).rows) == 16
+    rows[5]["text"] = "aaaaab"
+    with pytest.raises(FedexitError, match=r"clip loud: 0\.2 s cannot spell its 6 characters; drop it") as caught:
+        asr_task(corpus_of(rows))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FedexitError, match=r"clip c0: 0\.1 s cannot spell its 10 characters"):
+        asr_task(corpus_of(rows), max_seconds=0.1)
+
+
+def test_speaker_holds_out_shares_of_each_ones_training_clips(folder):
+    corpus = open_corpus(folder)
+    task = speaker_task(corpus)
+    counts = task.rows.groupby(["speaker", "split"]).size().unstack()
+    assert (counts[["train", "dev", "test"]] == [7, 2, 3]).all(axis=None)  # of 12 each: 0.2 and 0.4 rounded
+    assert set(task.rows["id"]) == set(corpus.select("train")["id"]) and task.labels == ["ANN", "BEN", "CID", "DOT"]
+    assert task.rows.equals(speaker_task(corpus).rows)
+    held = task.rows.query("split == 'test'")
+    assert len({tuple(own["id"].str[3:]) for _, own in held.groupby("speaker")}) > 1  # drawn for each anew
+    assert (speaker_task(corpus, dev=0.5, test=0.25).rows["split"].value_counts()).to_dict() == dict(
+        dev=24, train=12, test=12
+    )
+
+
+@given(st.integers(5, 12))
+def test_folds_test_each_speaker_once_and_keep_them_apart(count):
+    rows = [
+        dict(speaker=f"s{who}", group="studio", label=label, split="test") for who in range(count) for label in "xy"
+    ]
+    tested, heard = [], []
+    for fold in range(5):
+        task = emotion_task(corpus_of(rows), fold)
+        sides = task.rows.groupby("speaker")["split"].agg(set)
+        assert set(map(len, sides)) == {1} and len(sides) == count
+        assert (task.rows["group"] == task.rows["speaker"]).all()  # a speaker is a client
+        sizes = task.rows.drop_duplicates("speaker")["split"].value_counts()
+        assert set(sizes.index) == {"train", "dev", "test"} and sizes["test"] in (count // 5, count // 5 + 1)
+        tested += task.rows.query("split == 'test'")["speaker"].unique().tolist()
+        heard += task.rows.query("split == 'dev'")["speaker"].unique().tolist()
+    assert sorted(tested) == sorted(heard) == sorted({row["speaker"] for row in rows})
+    assert emotion_task(corpus_of(rows), 5).rows.equals(emotion_task(corpus_of(rows), 0).rows)
+
+
+def test_fewer_than_five_speakers_are_refused(folder):
+    rows = [dict(speaker=f"s{who}", label=label) for who in range(4) for label in "xy"]
+    with pytest.raises(FedexitError, match="small has 4 speakers; task emotion needs five"):
+        emotion_task(corpus_of(rows))
+    with pytest.raises(FedexitError, match="has 0 speakers"):
+        emotion_task(open_corpus(folder))  # it has no labels
+
+
+def test_sentences_are_told_by_their_last_mark():
+    kinds = {
+        "Wait...": "trailing off", "Wait!": "exclamation", "Wait?": "question", "Wait.": "statement",
+        'He said "wait."': "statement", "What?! ": "exclamation", "wait": None, "(wait.)": None, "?": "question",
+    }  # fmt: skip
+    task = sentence_task(corpus_of([dict(text=text) for text in kinds]))
+    assert task.rows.set_index("text")["mark"].to_dict() == {text: kind for text, kind in kinds.items() if kind}
+    assert task.labels == ["exclamation", "question", "statement", "trailing off"]
+    assert [task.labels[target] for target in task.rows["target"]] == task.rows["mark"].tolist()
+
+
+def test_digits_are_the_labels_of_the_corpus_by_its_own_split():
+    rows = [dict(label=label, split=split) for split in ("train", "dev", "test") for label in ("one", "two", "")]
+    task = digit_task(corpus_of(rows))
+    assert task.labels == ["one", "two"] and list(task.rows["split"]) == ["train"] * 2 + ["dev"] * 2 + ["test"] * 2
+    assert list(task.rows["target"]) == [0, 1] * 3
+    with pytest.raises(FedexitError, match="'three' is in test but not in train"):
+        digit_task(corpus_of([*rows, dict(label="three", split="test")]))
+
+
+def test_one_label_is_nothing_to_tell():
+    with pytest.raises(FedexitError, match=r"has 1 label\(s\) to train task digit on; it needs two"):
+        digit_task(corpus_of([dict(label="one")] * 3))
+
+
+# ---- the real ones -----------------------------------------------------------------------------------------------
+
+README = (Path(__file__).parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+ROW = r"^\| `(\w+)` \| `(\w+)` \| [^|]+ \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([^|]+) \|$"
+
+
+@pytest.mark.parametrize("row", re.findall(ROW, README, re.MULTILINE), ids=lambda row: "-".join(row[:2]))
+def test_numbers_in_the_readme_are_those_of_the_task(row, monkeypatch):
+    name, corpus, *numbers, who = row
+    monkeypatch.setenv("FEDEXIT_ROOT", str(Path(__file__).parents[1]))
+    try:
+        task = make_task(name, open_corpus(corpus))
+    except FedexitError as error:
+        pytest.skip(str(error))
+    sizes = task.rows["split"].value_counts()
+    expected = [len(task.labels), *(sizes[split] for split in ("train", "dev", "test"))]
+    assert [int(number.replace(",", "")) for number in numbers] == expected
+    train, dev, test = (set(task.rows.query("split == @split")["speaker"]) for split in ("train", "dev", "test"))
+    if who.startswith("those of train"):
+        assert test <= train
+    elif who.startswith("mostly"):
+        assert len(test - train) < 0.2 * len(test)
+    else:
+        assert f"{len(test)} " in who and len(dev) == len(test) and not train & test and not dev & (train | test)
+    assert set(sizes.index) - {"train", "dev", "test"} == ({"public"} if (name, corpus) == ("asr", "queen") else set())
+
+
+def test_the_readme_tells_every_task():
+    assert {row[0] for row in re.findall(ROW, README, re.MULTILINE)} == set(TASKS)
+
+
+def test_cards_tell_what_can_be_counted(monkeypatch):
+    """The sentences of data/README.md with numbers in them, recounted."""
+    monkeypatch.setenv("FEDEXIT_ROOT", str(Path(__file__).parents[1]))
+    try:
+        queen, digits, read, acted = (open_corpus(name) for name in ("queen", "asc_digits", "speechocean", "emodb"))
+    except FedexitError as error:
+        pytest.skip(str(error))
+    readme = " ".join(README.split())
+    said = queen.manifest.query("speaker != ''")
+    named = f"{said.speaker.nunique()} voices known by name, of which {(said.value_counts('speaker') >= 36).sum()} have"
+    assert named in readme
+    assert f"{len(queen.manifest):,} acted clips of {queen.manifest.seconds.sum() / 3600:.1f} hours" in readme
+    takes = digits.manifest.value_counts(["speaker", "label"])
+    assert set(takes) == {10} and len(takes) == 300 and set(digits.manifest.seconds) == {1.0}
+    assert f"3,000 clips of exactly 1 second ({digits.manifest.seconds.sum() / 3600:.2f} h" in readme
+    table = read.manifest
+    assert f"1,200 clips ({table.seconds.sum() / 3600:.2f} h" in readme and set(table.value_counts("speaker")) == {20}
+    assert f"{table.text.nunique():,} of 1,200 texts are unique" in readme
+    for split in ("train", "test"):
+        assert f"{split} " + " ".join(sorted(set(table.query("split == @split").speaker))) in readme
+    table = acted.manifest
+    counts = ", ".join(f"{label} {count}" for label, count in table.value_counts("label").items())
+    assert (
+        f"{counts}, together {len(table)} clips ({table.seconds.sum() / 3600:.2f} h" in readme
+        and table.text.nunique() == 10
+    )
+    median = table.groupby("label").seconds.median()
+    rest = median.drop("sadness")
+    assert f"lasts {median['sadness']:.1f} s in sadness and {rest.min():.1f} to {rest.max():.1f} s" in readme
+    for name, where, pairs in ((queen, "group", (956, 3)), (read, "label", (1000, 469))):
+        trials, rows = trials_of(name), name.manifest.set_index("id")
+        equal = rows[where][trials["first"]].to_numpy() == rows[where][trials["second"]].to_numpy()
+        assert tuple(equal[trials["same"] == kind].sum() for kind in (1, 0)) == pairs
+    assert "956 of its 1,000 pairs" in readme and "but 3 of those" in readme and f"{1000 - 469} are a child" in readme

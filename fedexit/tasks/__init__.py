@@ -1,5 +1,6 @@
 """Tasks, each a small module: which clips take part, who holds them, what is to be told and by what head."""
 
+import inspect
 from collections.abc import Callable
 
 from fedexit.corpora import Corpus
@@ -26,8 +27,12 @@ __all__ = ["TASKS", "Clips", "Task", "make_task"]
 def make_task(name: str, corpus: Corpus, **options: object) -> Task:
     """The task `name` on `corpus`; options are those of its function.
 
-    Raises FedexitError for an unknown name and for a corpus that cannot express it.
+    Raises FedexitError for an unknown name or option and for a corpus that cannot express it.
     """
     if name not in TASKS:
         raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    known = list(inspect.signature(TASKS[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise FedexitError(f"task {name} has no option {option!r}; known: {', '.join(known) or 'none'}")
     return TASKS[name](corpus, **options)

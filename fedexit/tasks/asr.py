@@ -15,19 +15,20 @@ _FRAME = 320  # samples of wav2vec 2.0 and its kin
 def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, known: float = 0.1) -> Task:
     """The characters of every clip of a known voice; voices are clients, and each is in one of train, dev and test.
 
-    Voices with fewer than `min_clips` clips are left out. The clips of the corpus's public voice, if it has one, have
-    the split `public`. A share `known` of each training voice's clips is held out as the split `known`: what a client
-    gains for itself. Raises FedexitError for a corpus without transcripts and, naming it, for a clip of which
-    `max_seconds` have too few frames to spell its text.
+    Clips whose text has no characters are left out, then voices with fewer than `min_clips` clips. The clips of the
+    corpus's public voice, if it has one, have the split `public`. A share `known` of each training voice's clips is
+    held out as the split `known`: what a client gains for itself. Raises FedexitError for a corpus without transcripts
+    and, naming it, for a clip of which `max_seconds` have too few frames to spell its text.
     """
     rows = corpus.manifest.query("text != '' and speaker != ''")
     rows = rows.assign(target=[characters(text) for text in rows["text"]], group=rows["speaker"])
-    rows = rows[(rows["target"].map(len) > 0) & (rows.groupby("speaker")["id"].transform("size") >= min_clips)]
+    rows = rows[rows["target"].map(len) > 0]
+    rows = rows[rows.groupby("speaker")["id"].transform("size") >= min_clips]
     if rows.empty:
         raise FedexitError(f"corpus {corpus.name} has no transcribed clips of known voices for task asr")
     for row in rows.itertuples():
         seconds = min(row.seconds, max_seconds)
-        if int(seconds * SAMPLE_RATE) // _FRAME - 1 < frames_needed(row.target):
+        if round(seconds * SAMPLE_RATE) // _FRAME - 1 < frames_needed(row.target):
             raise FedexitError(
                 f"clip {row.id}: {seconds:.1f} s cannot spell its {len(row.target)} characters; drop it from the "
                 "manifest, or mend its text"

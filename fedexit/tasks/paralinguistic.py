@@ -22,7 +22,8 @@ def emotion_task(corpus: Corpus, fold: int = 0) -> Task:
     parts = np.array_split(numpy_stream("emotion folds").permutation(speakers), 5)
     split = dict.fromkeys(speakers, "train")
     split |= dict.fromkeys(parts[fold % 5], "test") | dict.fromkeys(parts[(fold + 1) % 5], "dev")
-    return closed_set("emotion", corpus, rows.assign(split=rows["speaker"].map(split)), "label")
+    rows = rows.assign(split=rows["speaker"].map(split), group=rows["speaker"])
+    return closed_set("emotion", corpus, rows, "label")
 
 
 def sentence_task(corpus: Corpus) -> Task:
