@@ -45,7 +45,7 @@ def components(notebook: Notebook, parameters: dict, results: Path) -> dict[str,
         "parameters": parameters,
         "modules": {name: module_hash(name, PACKAGE) for name in module_closure("\n".join(code), PACKAGE)},
         "needs": {name: file_hash(results / name) for name in notebook.reads},
-        "backbones": {name: file_hash(backbones_dir() / name / "model.safetensors") for name in notebook.backbones},
+        "backbones": {name: weights_hash(backbones_dir() / name) for name in notebook.backbones},
         "data": {name: corpus_checksum(name) for name in notebook.data},
         "versions": {name: version(name) for name in VERSIONS},
     }
@@ -66,6 +66,11 @@ def differences(old: dict[str, dict], new: dict[str, dict]) -> list[str]:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, or "missing"."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def weights_hash(folder: Path) -> str:
+    """`file_hash` of the weights in a backbone's folder, joined if there are several files; "missing" without any."""
+    return "+".join(map(file_hash, sorted(folder.glob("*.safetensors")))) or "missing"
 
 
 def key_of(parts: dict[str, dict]) -> str:

@@ -22,9 +22,11 @@ from fedexit.ctc_start import load_start_heads
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
+from fedexit.fingerprint import weights_hash
 from fedexit.frozen import freezer
 from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
+from fedexit.paths import backbones_dir
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task, make_task
 from fedexit.verification import trials_of, verify
@@ -140,16 +142,22 @@ def _after(
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
     """All cells' results, in the order of `cells`; what the folder `state` holds is not run again.
 
-    Cells are stored by setting and corpus: another setting starts anew beside them.
+    Cells are stored by setting, corpus and backbone: with another one they start anew beside them.
     """
     cells = list(cells)
-    key = hashlib.sha256(f"{setting!r} {manifest_checksum(folder_of(setting.corpus))}".encode()).hexdigest()[:16]
-    state = state / key
+    state = state / _key(setting)
     state.mkdir(parents=True, exist_ok=True)
     longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
     done = on_workers(_stored_cell, [(cell, setting, state) for cell in longest_first], workers, "federations")
     found = dict(zip(longest_first, done, strict=True))
     return Measured(*(_joined(frames) for frames in zip(*map(found.get, cells), strict=True)))
+
+
+def _key(setting: Setting) -> str:
+    folder = backbones_dir() / setting.backbone
+    weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
+    facts = f"{setting!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
