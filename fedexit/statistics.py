@@ -24,4 +24,5 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def paired(table: pd.DataFrame, by: Sequence[str], column: str, one: str, other: str) -> pd.DataFrame:
     """`value` at `column` = `one` minus that at `other`, of the same seed, as in `over_seeds`."""
     wide = table.pivot_table(index=[*by, "seed"], columns=column, values="value", sort=False)
+    wide = wide.reindex(columns=[one, other])  # of no rows at all there are no columns
     return over_seeds((wide[one] - wide[other]).dropna().rename("value").reset_index(), by)
