@@ -9,6 +9,7 @@ Pure functions on named tensors: nothing here knows what a model is.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Update:
     depth: int
 
 
+@cache  # a round asks for every name of every client
 def layer_of(name: str) -> int | None:
     """Transformer layer (1-based) that the parameter `name` belongs to; None for all that lies outside the layers.
 
@@ -95,7 +97,7 @@ class Aggregator:
         self._totals[name] = self._totals.get(name, 0.0) + weight
 
     def result(self) -> dict[str, Tensor]:
-        """The new global weights. A name that nobody trained keeps its very tensor, bit for bit.
+        """The new global weights, once: they are made in the sums' memory. What nobody trained keeps its very tensor.
 
         Raises FedexitError when a mean is not finite: one diverged client would otherwise spoil the model in silence.
         """
@@ -104,12 +106,13 @@ class Aggregator:
     def _mean(self, name: str, old: Tensor) -> Tensor:
         if name not in self._sums:
             return old
-        total, mean = self._totals[name], self._sums[name]
+        total, mean = self._totals[name], self._sums.pop(name)
         if self.method == "stale":  # the clients that did not send it hold an untouched copy: it counts with their n_i
-            mean = mean.add(old.to(torch.float32), alpha=self._all_clients - total)
+            mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
             total = self._all_clients
-        mean = mean.div(total)
-        if not torch.isfinite(mean).all():
+        mean.div_(total)
+        # a sum is one pass and finite if all is; finite numbers may overflow in it, hence the second look
+        if not torch.isfinite(mean.sum()) and not torch.isfinite(mean).all():
             raise FedexitError(f"the average of {name!r} is not finite: a client diverged; lower its learning rate")
         return mean.to(old.dtype)
 

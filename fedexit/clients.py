@@ -162,7 +162,8 @@ def local_round(
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
                 optimiser.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+                if math.isfinite(training.clip_norm):
+                    torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                 optimiser.step()
                 losses.append((loss.item(), len(labels)))
                 sizes += lengths.tolist()
