@@ -1,13 +1,15 @@
-"""The README's table of results, written by `python -m fedexit.readme` so that no number in it is typed.
+"""The README's tables of results and of speed, written by `python -m fedexit.readme`: no number in them is typed.
 
-One row per notebook, from nbs_ci.yml and results/default, and one for each whose larger results are in results/study.
-The last column is the first row of the table declared as `headline`: its text columns, then its first number with
-decimals (else its last column).
+Of results, one row per notebook, from nbs_ci.yml and results/default, and one for each whose larger results are in
+results/study. The last column is the first row of the table declared as `headline`: its text columns, then its first
+number with decimals (else its last column).
 """
 
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,24 +19,49 @@ from fedexit.manifest import Notebook, load_manifest
 from fedexit.paths import project_root
 
 PROFILE, LARGER = "default", "study"
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
 def render(readme: str, root: Path) -> str:
-    """The text `readme` with the region between its two markers made anew from the project at `root`.
+    """The text `readme` with what is between its markers, `table` and `speed`, made anew from the project at `root`.
 
     Raises FedexitError when a marker is missing or nbs_ci.yml is at fault.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    readme = _between(readme, "table", partial(_results, root))
+    return _between(readme, "speed", partial(_speed, root / "results" / "bench" / "tables" / "engine.csv"))
+
+
+def _between(readme: str, name: str, lines: Callable[[], list[str]]) -> str:
+    marks = [f"<!-- {name}:{end} -->" for end in ("begin", "end")]
+    before, begin, rest = readme.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not end:
-        raise FedexitError(f"README.md lacks {BEGIN} followed by {END}; put the two lines where the table belongs")
+        raise FedexitError(f"README.md lacks {' followed by '.join(marks)}; put the two lines where the table belongs")
+    return before + "\n".join([begin, *lines(), end]) + after
+
+
+def _speed(table: Path) -> list[str]:
+    """A row per engine, workload and number of processes of `fedexit bench`; none before it has run."""
+    if not table.is_file():
+        return []
+    cell = ["engine", "kind", "processes"]
+    frame = pd.read_csv(table).query("equal_weights")
+    wide = frame.pivot_table(index=cell, columns="quantity", values=["median", "ratio"], sort=False)
+    lines = ["| engine | clients | processes | round, s | of the bare loop's | start-up and first round | memory, MB |"]
+    lines.append("|" + " --- |" * 7)
+    for (engine, kind, processes), row in wide.iterrows():
+        cells = [engine, kind, processes, f"{row['median', 'round']:.3g}", f"{row['ratio', 'round']:.3g}"]
+        cells += [f"{row['ratio', 'startup_and_first_round']:.3g}", f"{row['median', 'peak_memory']:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _results(root: Path) -> list[str]:
     notebooks = load_manifest(root)
     rows = [_row(notebook, root, PROFILE) for notebook in notebooks if PROFILE in notebook.profiles]
     larger = [notebook for notebook in notebooks if (root / "results" / LARGER / notebook.id).is_dir()]
     rows += [_row(notebook, root, LARGER) for notebook in larger if LARGER in notebook.profiles]
     head = ["| figures and tables | notebook | command | minutes | headline |", "| --- | --- | --- | --- | --- |"]
-    return before + "\n".join([begin, *head, *rows, end]) + after
+    return [*head, *rows]
 
 
 def _row(notebook: Notebook, root: Path, profile: str) -> str:

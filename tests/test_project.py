@@ -156,6 +156,9 @@ def test_readme_example_runs_on_own_recordings(tmp_path, monkeypatch):
     assert (tmp_path / "my_model" / "model.safetensors").is_file()
 
 
+TABLE, SPEED = ([f"<!-- {name}:{end} -->" for end in ("begin", "end")] for name in ("table", "speed"))
+
+
 def test_readme_table_is_fresh():
     if not (ROOT / "results" / "default").is_dir():
         pytest.skip("no results of the profile default yet")
@@ -176,16 +179,29 @@ def test_readme_table(tmp_path):
         (done / "provenance.json").write_text('{"seconds": 90, "platform": {"cpus": 2}}')
         table = "method,round,error_rate,low\nlayerwise,5,0.12345,0.1\nstale,5,0.5,0.4\n"
         (done / "tables" / "x.csv").write_text(table)
-    written = readme.render(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow", tmp_path)
-    first, second, larger = written.splitlines()[-5:-2]
+    tables = tmp_path / "results" / "bench" / "tables"
+    tables.mkdir(parents=True)
+    head = "engine,kind,processes,quantity,unit,median,ratio,equal_weights"
+    quantities = ("round", "startup_and_first_round", "peak_memory")
+    rows = [
+        f"fedexit,full,1,{name},x,{value},1.0{value},True" for name, value in zip(quantities, (4, 5, 6), strict=True)
+    ]
+    wrong = [row.replace("fedexit", "other").replace("True", "False") for row in rows]
+    (tables / "engine.csv").write_text("\n".join([head, *rows, *wrong]))
+    written = readme.render(f"above\n{TABLE[0]}\nold\n{TABLE[1]}\nbelow\n{SPEED[0]}\nold\n{SPEED[1]}\nend", tmp_path)
+    below = written.index("below")
+    first, second, larger = written[:below].splitlines()[-4:-1]
     assert first.startswith("| [tables/x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
     assert first.endswith("| `fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |")
     assert second == "| tables/x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
     assert larger.startswith("| [tables/x](results/study/01_a/tables/x.csv) |") and "01_a --profile study`" in larger
-    assert written.startswith("above\n") and written.endswith("\nbelow") and "old" not in written
+    assert written[below:].splitlines()[-3] == "| fedexit | full | 1 | 4 | 1.04 | 1.05 | 6 |"
+    assert (
+        written.startswith("above\n") and written.endswith("\nend") and "old" not in written and "other" not in written
+    )
     assert readme.render(written, tmp_path) == written
 
 
 def test_readme_table_needs_its_markers(tmp_path):
     with pytest.raises(FedexitError, match=r"README\.md lacks <!-- table:begin -->"):
-        readme.render(f"{readme.END} {readme.BEGIN}", tmp_path)
+        readme.render(" ".join(reversed(TABLE)), tmp_path)
