@@ -23,7 +23,7 @@ from fedexit.tasks import Clips, make_task
 
 HEADS_FILE = "ctc_heads.safetensors"
 RECIPE = Recipe(
-    epochs=24, batch_size=8, learning_rate=5e-4, head_learning_rate=2e-3, weight_decay=0.01, crop=None,
+    epochs=16, batch_size=8, learning_rate=5e-4, head_learning_rate=2e-3, weight_decay=0.01, crop=None,
     spec_augment=True, bfloat16=True,
 )  # fmt: skip
 
