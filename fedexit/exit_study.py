@@ -5,7 +5,8 @@ The paper (sec. 2.1) says that inference may stop early, and measures nothing of
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedexit.backbone import load_backbone
 from fedexit.central import Recipe, fine_tune
 from fedexit.clients import collate
 from fedexit.ctc_start import load_start_heads
-from fedexit.early_exit import run, scored
+from fedexit.early_exit import run, scored, taken
 from fedexit.exits import MultiExitModel
 from fedexit.frozen import freezer
 from fedexit.metrics import majority_error
@@ -80,34 +81,48 @@ def totals(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def totals_by(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """`totals` of each group of `rows` with the same `keys`, in their order."""
+    groups = rows.groupby(list(keys), sort=False)
+    return pd.DataFrame([dict(zip(keys, key, strict=True)) | totals(own) for key, own in groups])
+
+
+def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
+    """What `rule` gives at thresholds from lax to strict, spread evenly over its values: `step, error, macs` (mean)."""
+    values = table.loc[table["exit"] < table["exit"].max(), rule].replace(-math.inf, math.nan)
+    rows = []
+    for step, threshold in enumerate([*values.quantile(np.linspace(0, 1, steps)), math.inf]):
+        stopped = taken(table, rule, threshold)
+        rows.append((step, stopped["errors"].sum() / stopped["n"].sum(), stopped["macs"].mean()))
+    return pd.DataFrame(rows, columns=["step", "error", "macs"])
+
+
 @torch.no_grad()
 def latencies(
-    model: MultiExitModel, clips: Sequence[Tensor], rule: str, threshold: float, repetitions: int
+    model: MultiExitModel, clips: Sequence[Tensor], thresholds: Mapping[str, float], repetitions: int
 ) -> pd.DataFrame:
-    """Seconds of each clip (T,) on its own, on one thread: `item, exit, deepest_seconds, seconds`.
+    """Seconds of each clip (T,) on its own, on one thread, by each way to run it: `item, way, exit, seconds`.
 
-    `deepest_seconds`: run to the deepest exit, asking its head alone. The two take turns, so that a slow moment of the
-    machine hits both; after one turn to warm up, the median of `repetitions` counts.
+    A way is `exit 3` (always to there, asking its head alone), and so on, or one of the rules in `thresholds`. They
+    take turns, so that a slow moment of the machine hits all; after one turn to warm up, the median counts.
     """
-
-    def deepest(clip: Tensor) -> None:
-        waveforms, lengths, _ = collate([(clip, 0)])
-        model(waveforms, lengths, model.exits[-1:])
-
-    def early(clip: Tensor) -> int:
-        return run(model, clip, rule, threshold)[0]
-
     rows = []
     with one_thread():
         for item, clip in enumerate(clips):
-            deepest(clip)
-            exit = early(clip)
-            turns = [(_seconds(deepest, clip), _seconds(early, clip)) for _ in range(repetitions)]
-            rows.append((item, exit, *np.median(turns, axis=0)))
-    return pd.DataFrame(rows, columns=["item", "exit", "deepest_seconds", "seconds"])
+            ways = {f"exit {exit}": partial(_run_to, model, clip, exit) for exit in model.exits}
+            ways |= {rule: partial(run, model, clip, rule, threshold) for rule, threshold in thresholds.items()}
+            exits = [way()[0] for way in ways.values()]
+            turns = [[_seconds(way) for way in ways.values()] for _ in range(repetitions)]
+            rows += zip([item] * len(ways), ways, exits, np.median(turns, axis=0), strict=True)
+    return pd.DataFrame(rows, columns=["item", "way", "exit", "seconds"])
 
 
-def _seconds(function: Callable, clip: Tensor) -> float:
+def _run_to(model: MultiExitModel, clip: Tensor, exit: int) -> tuple[int, Tensor]:
+    waveforms, lengths, _ = collate([(clip, 0)])
+    return exit, model(waveforms, lengths, [exit])[exit]
+
+
+def _seconds(function: Callable) -> float:
     since = time.perf_counter()
-    function(clip)
+    function()
     return time.perf_counter() - since

@@ -14,7 +14,7 @@ from fedexit.clients import normalised
 from fedexit.costs import clip_macs
 from fedexit.ctc import CHARACTERS
 from fedexit.early_exit import FIXED, RULES, agreement, entropy, oracle, probability, run, scored, taken, threshold_for
-from fedexit.exit_study import held, latencies, totals, train_and_score
+from fedexit.exit_study import held, latencies, sweep, totals, train_and_score
 from fedexit.tasks import make_task
 
 NOTHING = -math.inf
@@ -195,8 +195,14 @@ def test_a_model_is_trained_scored_and_found_again(tmp_path):
     made = MultiExitModel.from_pretrained(tmp_path / "cell")
     test = table[table["split"] == "test"]
     waveforms = [clip for clip, _ in held(task, "test", 0.25, 20)]
-    timed = latencies(made, waveforms[:5], "probability", test["probability"].median() + 1e-6, 2)
-    assert (
-        timed["exit"].tolist() == taken(test, "probability", test["probability"].median() + 1e-6)["exit"].tolist()[:5]
-    )
-    assert (timed[["deepest_seconds", "seconds"]] > 0).all(axis=None)
+    threshold = test["probability"].median() + 1e-6
+    timed = latencies(made, waveforms[:5], {"probability": threshold}, 2).pivot(index="item", columns="way")
+    assert timed["exit", "probability"].tolist() == taken(test, "probability", threshold)["exit"].tolist()[:5]
+    assert timed["exit", "exit 9"].tolist() == [9] * 5 and (timed["seconds"] > 0).all(axis=None)
+
+
+def test_a_sweep_goes_from_the_first_exit_to_the_last():
+    table = small([(1, 0), (0, 0), (1, 1)], [(0.9, 0.0), (0.5, 0.0), (0.2, 0.0)])
+    found = sweep(table, "entropy", steps=3)
+    assert found["macs"].tolist() == [30, 40, 50, 60]
+    assert found["error"].tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 1 / 3])
