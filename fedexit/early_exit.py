@@ -101,7 +101,7 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
     """What every exit says of every clip, and what it costs: a row per clip and exit, sorted.
 
     `item, exit`; `errors` of `n` labels or words; how sure it is by each of `RULES`; and multiply-accumulates:
-    `convolutions`; `fixed`, all that is computed if that exit alone is asked; `early`, with the heads on the way to it.
+    `convolutions`; `macs_alone`, all that is computed if that exit alone is asked; `macs_early`, with the heads before it.
     samples: of each clip, at 16 kHz.
     """
     said, sure = [], []
@@ -127,7 +127,7 @@ def _work(model: MultiExitModel, samples: Sequence[int]) -> pd.DataFrame:
             asked = clip_macs(model.backbone, length, depth, model.heads[str(depth)]).trained
             heads += asked - bare.trained
             rows.append((item, depth, bare.frozen, bare.frozen + asked, bare.frozen + bare.trained + heads))
-    return pd.DataFrame(rows, columns=["item", "exit", "convolutions", "fixed", "early"])
+    return pd.DataFrame(rows, columns=["item", "exit", "convolutions", "macs_alone", "macs_early"])
 
 
 def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
@@ -138,16 +138,20 @@ def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
-    """The lowest threshold at which `rule` makes at most `points` (in 100) more errors on `dev` than the deepest exit.
+    """The threshold for `rule` that makes at most `points` (of 100) more errors on `dev` than the deepest exit does.
 
-    The lowest saves most: a lower one makes no clip stop later. inf means: no exit but the deepest. dev: of `scored`.
+    From the strictest, which saves least, to laxer ones; the first that costs more ends the search. The laxest that
+    happens to look good on dev would flatter itself (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then
+    test"). inf: no exit but the deepest will do. dev: of `scored`.
     """
     sure, errors = _by_exit(dev, rule), _by_exit(dev, "errors")
     allowed = errors[:, -1].sum() + points / 100 * _by_exit(dev, "n")[:, 0].sum()
-    early = sure[:, :-1]
-    known = [math.inf, *np.unique(early[np.isfinite(early)])]
-    clips = np.arange(len(errors))
-    return min(threshold for threshold in known if errors[clips, stops(sure, threshold)].sum() <= allowed)
+    early, clips, found = sure[:, :-1], np.arange(len(errors)), math.inf
+    for threshold in np.unique(early[np.isfinite(early)])[::-1]:
+        if errors[clips, stops(sure, threshold)].sum() > allowed:
+            break
+        found = float(threshold)
+    return found
 
 
 def taken(table: pd.DataFrame, rule: str, threshold: float) -> pd.DataFrame:
@@ -155,12 +159,12 @@ def taken(table: pd.DataFrame, rule: str, threshold: float) -> pd.DataFrame:
 
     Also `macs`, its own work, and of always going on `deepest_errors` and `deepest_macs`.
     """
-    return _taken(table, stops(_by_exit(table, rule), threshold), "fixed" if rule == FIXED else "early")
+    return _taken(table, stops(_by_exit(table, rule), threshold), "macs_alone" if rule == FIXED else "macs_early")
 
 
 def oracle(table: pd.DataFrame) -> pd.DataFrame:
     """As `taken`, by one who knows the errors: a clip stops at the shallowest of its best exits and asks it alone."""
-    return _taken(table, _by_exit(table, "errors").argmin(1), "fixed")
+    return _taken(table, _by_exit(table, "errors").argmin(1), "macs_alone")
 
 
 def _taken(table: pd.DataFrame, stop: np.ndarray, work: str) -> pd.DataFrame:
@@ -169,7 +173,7 @@ def _taken(table: pd.DataFrame, stop: np.ndarray, work: str) -> pd.DataFrame:
     return table.iloc[clips * exits + stop].assign(
         macs=lambda rows: rows[work],
         deepest_errors=deepest["errors"].to_numpy(),
-        deepest_macs=deepest["fixed"].to_numpy(),
+        deepest_macs=deepest["macs_alone"].to_numpy(),
     )
 
 
