@@ -154,6 +154,12 @@ def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
     return found
 
 
+def fixed_exit_for(dev: pd.DataFrame, points: float) -> int:
+    """The shallowest exit that makes at most `points` (of 100) more errors on `dev` than the deepest."""
+    sums = dev.groupby("exit")[["errors", "n"]].sum()
+    return int(sums.index[sums["errors"] <= sums["errors"].iloc[-1] + points / 100 * sums["n"]][0])
+
+
 def taken(table: pd.DataFrame, rule: str, threshold: float) -> pd.DataFrame:
     """The row of `scored` at which each clip stops.
 

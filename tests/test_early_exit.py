@@ -13,7 +13,19 @@ from fedexit.central import Recipe
 from fedexit.clients import normalised
 from fedexit.costs import clip_macs
 from fedexit.ctc import CHARACTERS
-from fedexit.early_exit import FIXED, RULES, agreement, entropy, oracle, probability, run, scored, taken, threshold_for
+from fedexit.early_exit import (
+    FIXED,
+    RULES,
+    agreement,
+    entropy,
+    fixed_exit_for,
+    oracle,
+    probability,
+    run,
+    scored,
+    taken,
+    threshold_for,
+)
 from fedexit.exit_study import held, latencies, sweep, totals, train_and_score
 from fedexit.tasks import make_task
 
@@ -140,8 +152,8 @@ def test_the_threshold_is_the_last_before_dev_refuses():
 
 def test_fixed_is_the_shallowest_exit_that_dev_allows():
     dev = small([(1, 0), (0, 0)], [(0.0, 0.0)] * 2)
-    assert threshold_for(dev, FIXED, 50) == 3 and threshold_for(dev, FIXED, 49) == math.inf
-    assert taken(dev, FIXED, 3)["macs"].tolist() == [30, 30] and taken(dev, FIXED, math.inf)["macs"].tolist() == [
+    assert fixed_exit_for(dev, 50) == 3 and fixed_exit_for(dev, 49) == 12
+    assert taken(dev, FIXED, 3)["macs"].tolist() == [30, 30] and taken(dev, FIXED, 12)["macs"].tolist() == [
         50,
         50,
     ]
