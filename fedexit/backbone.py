@@ -5,6 +5,7 @@ A backbone of depth k holds the convolutional encoder, the projection, the posit
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,21 +111,32 @@ class Backbone(nn.Module):
         """
         depth = self.layers if depth is None else depth
         self._check_depth(depth)
+        states, frames = self.layer_by_layer(waveforms, lengths)
+        return list(itertools.islice(states, depth + 1)), frames
+
+    def layer_by_layer(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Iterator[Tensor], Tensor]:
+        """The same hidden states one at a time, and the frame lengths (B,): a layer runs when its state is asked for.
+
+        So whoever stops asking has not run the layers above. Arguments and errors as for `hidden_states`.
+        """
         full = waveforms.new_full((len(waveforms),), waveforms.shape[-1], dtype=torch.long)
         lengths = full if lengths is None else lengths.to(full)
         if waveforms.dim() == 3:
             features, frames = waveforms, lengths
         else:
             features, frames = self.convolve(waveforms, lengths), self.frame_lengths(lengths)
-        hidden, mask = self._layer_input(features, frames)
-        states, position_bias = [hidden], None
-        for index, layer in enumerate(self.model.encoder.layers[:depth]):
+        return self._states(*self._layer_input(features, frames)), frames
+
+    def _states(self, hidden: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+        """The input of layer 1 (B, F, D), then each layer's output."""
+        yield hidden
+        position_bias = None
+        for index, layer in enumerate(self.model.encoder.layers):
             if self.model.config.model_type == "wavlm":  # its first layer makes the position bias that the others reuse
                 hidden, position_bias = layer(hidden, attention_mask=mask, position_bias=position_bias, index=index)
             else:
                 hidden = layer(hidden, attention_mask=mask)
-            states.append(hidden)
-        return states, frames
+            yield hidden
 
     def _layer_input(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
         """What layer 1 reads (B, F, D), and the attention mask its family wants (None when nothing is padded)."""

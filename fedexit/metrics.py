@@ -29,10 +29,16 @@ def predict(
     rows = []
     for group, outputs, targets in forward(model, data, exits, batch_size):
         for depth, logits in outputs.items():
-            said = decode(logits) if logits.dim() == 3 else logits.argmax(1).tolist()
-            true = [spell(target) if logits.dim() == 3 else target for target in targets.tolist()]
-            rows += [(item, depth, *pair) for item, *pair in zip(group, said, true, strict=True)]
+            pairs = answers(logits, targets, decode)
+            rows += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
     return pd.DataFrame(sorted(rows), columns=["item", "exit", "predicted", "label"])
+
+
+def answers(logits: Tensor, targets: Tensor, decode: Callable[[Tensor], list[str]] = greedy) -> list[tuple]:
+    """What a head says of each clip, and what is true: indices of labels, or texts."""
+    if logits.dim() == 3:
+        return list(zip(decode(logits), map(spell, targets.tolist()), strict=True))
+    return list(zip(logits.argmax(1).tolist(), targets.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """How figures look: one style, readable in grey and by colour-blind readers (markers and dashes tell, colours help)."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -19,6 +22,15 @@ SETTINGS = {
     "homogeneous": METHODS["homogeneous"],
 }
 
+# Ways to choose an exit at run time: colour, marker, dashes.
+WAYS = {
+    "fixed": ("#555555", "s", "-"),
+    "entropy": ("#0072B2", "o", "--"),
+    "probability": ("#D55E00", "^", ":"),
+    "agreement": ("#009E73", "D", "-."),
+    "oracle": ("black", "*", ""),
+}
+
 MEMORY = {"weights": "", "gradients": "//", "optimiser": "..", "activations": "xx"}  # parts of memory: hatch
 
 
@@ -32,6 +44,19 @@ def legend_below(figure: Figure, axis: Axes) -> None:
     """One legend for the whole figure, below it, where it hides no point."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+
+
+def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with an axis for each of `names`, titled by it, three in a row at most."""
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    found = dict(zip(names, axes.flat, strict=False))
+    for name, axis in found.items():
+        axis.set_title(name)
+    return figure, found
 
 
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
@@ -90,3 +115,49 @@ def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:
         axis.plot(places, seen, f"k{marker}", ms=6, mfc="white", label=f"{mode}, measured")
     axis.set(xticks=places, xticklabels=held["depth"], xlabel="depth")
     axis.grid(axis="x", visible=False)
+
+
+def error_by_work(axis: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> None:
+    """Error over multiply-accumulates: the fixed exits joined by a line, each rule's curve, a mark where it was set.
+
+    points: `way, error, macs`, ways being those of `WAYS`; curves: the same of a rule's whole range, in order.
+    """
+    for way, (colour, marker, dash) in WAYS.items():
+        line, own = (table[table["way"] == way] for table in (curves, points))
+        joined = own if way == "fixed" else line
+        axis.plot(joined["macs"] / 1e6, 100 * joined["error"], color=colour, ls=dash, lw=1)
+        size, front = (220, 5) if way == "oracle" else (70, 4)
+        axis.scatter(
+            own["macs"] / 1e6, 100 * own["error"], s=size, color=colour, marker=marker, label=way, zorder=front,
+            edgecolor="white",
+        )  # fmt: skip
+    axis.set(xlabel="million MACs per clip, all included", ylabel="error on test (%)")
+
+
+def time_by_work(axis: Axes, saved: pd.DataFrame, band: float) -> None:
+    """Time saved over multiply-accumulates saved, of every way; the line where they agree, and a `band` of points.
+
+    saved: `way, macs_saved, latency_saved`; the way `exit 3` is one of the fixed exits.
+    """
+    for way, (colour, marker, _) in WAYS.items():
+        own = saved[saved["way"].str.startswith("exit") if way == "fixed" else saved["way"] == way]
+        if len(own):
+            x, y = 100 * own["macs_saved"], 100 * own["latency_saved"]
+            axis.scatter(x, y, color=colour, marker=marker, s=60, label=way, edgecolor="white", zorder=3)
+    ends = 100 * np.array([min(0, saved["macs_saved"].min()), saved["macs_saved"].max()])
+    axis.plot(ends, ends, color="black", lw=1)
+    axis.fill_between(ends, ends - band, ends + band, color="grey", alpha=0.2)
+    axis.set(xlabel="MACs saved (%), all included", ylabel="measured time saved (%)")
+
+
+def shares_by_exit(axis: Axes, shares: pd.DataFrame) -> None:
+    """A bar per row of `shares`, in pieces per column (exit), dark for deep."""
+    left = 0
+    for place, (exit, share) in enumerate(shares.items()):
+        grey = str(0.85 - 0.5 * place / max(1, shares.shape[1] - 1))
+        hatch = ("", "//", "..", "xx")[place % 4]
+        axis.barh(shares.index, 100 * share, left=left, color=grey, hatch=hatch, edgecolor="white", label=exit)
+        left = left + 100 * share
+    axis.set(xlabel="clips (%)")
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)

@@ -1,0 +1,220 @@
+"""Early exit: rules by hand, offline choice = run time, no layer run in vain, thresholds, oracle, intervals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_corpus import write_small_corpus
+
+from fedexit import MultiExitModel, load_backbone, open_corpus
+from fedexit.central import Recipe
+from fedexit.clients import normalised
+from fedexit.costs import clip_macs
+from fedexit.ctc import CHARACTERS
+from fedexit.early_exit import (
+    FIXED,
+    RULES,
+    agreement,
+    entropy,
+    fixed_exit_for,
+    oracle,
+    probability,
+    run,
+    scored,
+    taken,
+    threshold_for,
+)
+from fedexit.exit_study import held, latencies, sweep, totals, train_and_score
+from fedexit.tasks import make_task
+
+NOTHING = -math.inf
+EXITS = [3, 6, 9, 12]
+
+
+def certain(*codes):
+    """Logits (1, F, 4) whose frames say these codes with certainty."""
+    return 100.0 * torch.nn.functional.one_hot(torch.tensor([codes]), 4).float()
+
+
+def test_entropy_and_probability_by_hand():
+    logits = torch.tensor([[0.5, 0.25, 0.25], [1.0, 1e-30, 1e-30], [1 / 3, 1 / 3, 1 / 3]]).log()
+    bits = 0.5 * math.log(2) + 0.5 * math.log(4)
+    torch.testing.assert_close(entropy([logits]), torch.tensor([-bits / math.log(3), 0.0, -1.0]))
+    torch.testing.assert_close(probability([logits]), torch.tensor([0.5, 1.0, 1 / 3]))
+
+
+def test_of_a_text_only_the_frames_that_speak_count():
+    frames = torch.tensor([[[0.97, 0.01, 0.01, 0.01], [0.1, 0.7, 0.1, 0.1], [0.2, 0.2, 0.5, 0.1]]]).log()
+    by_hand = [-sum(p * math.log(p) for p in row) for row in ((0.1, 0.7, 0.1, 0.1), (0.2, 0.2, 0.5, 0.1))]
+    torch.testing.assert_close(entropy([frames]), torch.tensor([-sum(by_hand) / 2 / math.log(4)]))
+    torch.testing.assert_close(probability([frames]), torch.tensor([0.6]))
+
+
+def test_an_exit_that_says_nothing_is_never_sure():
+    silent = certain(0, 0, 0)
+    for name, rule in RULES.items():
+        assert rule([silent, silent]).tolist() == [NOTHING], name
+
+
+def test_labels_agree_by_how_often_in_a_row():
+    answers = [[0, 0, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0]]  # of four clips, at three exits
+    seen = [10.0 * torch.nn.functional.one_hot(torch.tensor(row), 2).float() for row in answers]
+    assert agreement(seen[:1]).tolist() == [NOTHING] * 4
+    assert agreement(seen[:2]).tolist() == [NOTHING, 1, NOTHING, 1]
+    assert agreement(seen).tolist() == [1, 2, NOTHING, NOTHING]
+
+
+def test_texts_agree_by_their_edits():
+    a, ab, abc = certain(1, 0, 0), certain(1, 2, 0), certain(1, 2, 3)
+    assert agreement([abc]).tolist() == [NOTHING]
+    assert agreement([a, ab, ab]).tolist() == [0]  # the last two count
+    assert agreement([ab, abc]).tolist() == pytest.approx([-1 / 3])
+    assert agreement([certain(0, 0, 0), abc]).tolist() == [-1]
+
+
+def model(head):
+    labels = CHARACTERS if head == "ctc" else ["low", "mid", "high"]
+    made = MultiExitModel(load_backbone("nano"), labels, EXITS, head=head).eval()
+    with torch.no_grad():  # so that exits differ and are not all unsure
+        for depth in made.exits:
+            made.heads[str(depth)].linear.weight.mul_(8)
+    return made
+
+
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(length, generator=generator) for length in (4000, 8000, 5000, 16000, 12345, 7000)]
+
+
+def table_of(made):
+    target = [1, 2] if made.head == "ctc" else 1
+    return scored(made, [(clip, target) for clip in clips()], [len(clip) for clip in clips()])
+
+
+@pytest.mark.parametrize("head", ["pooled", "ctc"])
+def test_scores_of_a_padded_batch_are_those_of_each_clip_alone(head):
+    made = model(head)
+    table = table_of(made)
+    target = [1, 2] if head == "ctc" else 1
+    for item, clip in enumerate(clips()):
+        alone = scored(made, [(clip, target)], [len(clip)])
+        together = table[table["item"] == item]
+        assert together["errors"].tolist() == alone["errors"].tolist()
+        for name in RULES:
+            np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["pooled", "ctc"])
+@pytest.mark.parametrize("rule", RULES)
+def test_run_stops_where_the_table_says_and_runs_no_deeper_layer(head, rule):
+    made = model(head)
+    table = table_of(made)
+    ran = []
+    for number, layer in enumerate(made.backbone.model.encoder.layers, 1):
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+    finite = np.unique(table.loc[np.isfinite(table[rule]), rule])
+    thresholds = [NOTHING, *(finite[1:] + finite[:-1]) / 2, math.inf]
+    found = []
+    for threshold in [*thresholds[:: max(1, len(thresholds) // 6)], math.inf]:
+        expected = taken(table, rule, threshold)["exit"].tolist()
+        for clip, depth in zip(clips(), expected, strict=True):
+            ran.clear()
+            exit, logits = run(made, clip, rule, threshold)
+            assert exit == depth and ran == list(range(1, depth + 1))
+            assert torch.equal(logits, made(normalised(clip)[None])[depth])
+        found += expected
+    assert {min(EXITS), max(EXITS)} <= set(found)
+
+
+def small(errors, sure, n=1):
+    """A table of `scored` with two exits: errors and certainty (N, 2)."""
+    rows = [
+        (item, exit, errors[item][place], n, sure[item][place], 10, (30, 50)[place], (30, 60)[place])
+        for item in range(len(errors))
+        for place, exit in enumerate((3, 12))
+    ]
+    columns = ["item", "exit", "errors", "n", "entropy", "convolutions", "macs_alone", "macs_early"]
+    return pd.DataFrame(rows, columns=columns).assign(clip=lambda table: table["item"])
+
+
+def test_the_threshold_is_the_last_before_dev_refuses():
+    errors = [(0, 0), (0, 0), (1, 0), (0, 1), (1, 0), (1, 0)]
+    dev = small(errors, [(0.9, 0.0), (0.8, 0.0), (0.7, 0.0), (0.6, 0.0), (0.5, 0.0), (NOTHING, 0.0)])
+    assert threshold_for(dev, "entropy", 0) == 0.8  # 0.6 makes the error at 0.7 good again, by luck
+    assert threshold_for(dev, "entropy", 16) == 0.8 and threshold_for(dev, "entropy", 17) == 0.5
+    assert threshold_for(dev, "entropy", 100) == 0.5  # what has no evidence never stops early
+    worse = small([(1, 0)], [(0.9, 0.0)])
+    assert threshold_for(worse, "entropy", 99) == math.inf
+    assert taken(worse, "entropy", math.inf)["exit"].tolist() == [12]
+
+
+def test_fixed_is_the_shallowest_exit_that_dev_allows():
+    dev = small([(1, 0), (0, 0)], [(0.0, 0.0)] * 2)
+    assert fixed_exit_for(dev, 50) == 3 and fixed_exit_for(dev, 49) == 12
+    assert taken(dev, FIXED, 3)["macs"].tolist() == [30, 30] and taken(dev, FIXED, 12)["macs"].tolist() == [
+        50,
+        50,
+    ]
+
+
+def test_work_counts_the_heads_on_the_way():
+    made = model("pooled")
+    table = table_of(made).query("item == 3").set_index("exit")
+    head = 64 * 3
+    for place, exit in enumerate(EXITS):
+        bare = clip_macs(made.backbone, 16000, exit)
+        assert table.loc[exit, "convolutions"] == bare.frozen
+        assert table.loc[exit, "macs_alone"] == bare.frozen + bare.trained + head
+        assert table.loc[exit, "macs_early"] == bare.frozen + bare.trained + (place + 1) * head
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_oracle_is_at_least_as_good_as_every_exit_and_rule(seed):
+    rng = np.random.default_rng(seed)
+    table = small(rng.integers(0, 3, (40, 2)), rng.random((40, 2)), n=4)
+    best = oracle(table)
+    assert best["errors"].sum() <= table.groupby("exit")["errors"].sum().min()
+    for threshold in rng.random(10):
+        assert best["errors"].sum() <= taken(table, "entropy", threshold)["errors"].sum()
+    tied = small([(1, 1), (1, 0)], [(0.0, 0.0)] * 2)
+    assert oracle(tied)["exit"].tolist() == [3, 12]
+
+
+def test_totals_by_hand():
+    rows = taken(
+        small([(1, 0), (0, 0), (0, 0), (0, 1)], [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0), (0.0, 0.0)]), "entropy", 0.5
+    )
+    found = totals(rows)
+    assert rows["exit"].tolist() == [3, 3, 12, 12]
+    assert (found["error"], found["extra"]) == (0.5, 0.25)
+    assert found["saved"] == pytest.approx(1 - (30 + 30 + 60 + 60) / 200)
+    assert found["saved_layers"] == pytest.approx(1 - (20 + 20 + 50 + 50) / 160)
+    assert found["interval"] == pytest.approx(1.96 * np.std([1, 0, 0, 0], ddof=1) / 2)
+    twice = totals(pd.concat([rows, rows]))  # the same clips by another model are no new clips
+    assert twice["interval"] == pytest.approx(found["interval"])
+
+
+def test_a_model_is_trained_scored_and_found_again(tmp_path):
+    task = make_task("voice", open_corpus(str(write_small_corpus(tmp_path / "tones"))), min_clips=4)
+    arguments = (task, "nano", EXITS, Recipe(epochs=4, batch_size=8, crop=None), 0.25, 20, 0, tmp_path / "cell")
+    table = train_and_score(*arguments)
+    assert table["split"].value_counts().to_dict() == {"dev": 20 * 4, "test": 20 * 4}
+    assert held(task, "dev", 0.25, 20).ids == table.query("split == 'dev'")["clip"].unique().tolist()
+    assert table["guess"].between(0.5, 0.9).all()
+    pd.testing.assert_frame_equal(train_and_score(*arguments), table)  # from the checkpoint
+    made = MultiExitModel.from_pretrained(tmp_path / "cell")
+    test = table[table["split"] == "test"]
+    waveforms = [clip for clip, _ in held(task, "test", 0.25, 20)]
+    threshold = test["probability"].median() + 1e-6
+    timed = latencies(made, waveforms[:5], {"probability": threshold}, 2).pivot(index="item", columns="way")
+    assert timed["exit", "probability"].tolist() == taken(test, "probability", threshold)["exit"].tolist()[:5]
+    assert timed["exit", "exit 9"].tolist() == [9] * 5 and (timed["seconds"] > 0).all(axis=None)
+
+
+def test_a_sweep_goes_from_the_first_exit_to_the_last():
+    table = small([(1, 0), (0, 0), (1, 1)], [(0.9, 0.0), (0.5, 0.0), (0.2, 0.0)])
+    found = sweep(table, "entropy", steps=3)
+    assert found["macs"].tolist() == [30, 40, 50, 60]
+    assert found["error"].tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 1 / 3])
