@@ -101,8 +101,8 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
     """What every exit says of every clip, and what it costs: a row per clip and exit, sorted.
 
     `item, exit`; `errors` of `n` labels or words; how sure it is by each of `RULES`; and multiply-accumulates:
-    `convolutions`; `macs_alone`, all that is computed if that exit alone is asked; `macs_early`, with the heads before
-    it. samples: of each clip, at 16 kHz.
+    `convolutions`; `macs_alone`, all there is if that exit alone is asked; `macs_early`, with the heads before it too.
+    samples: of each clip, at 16 kHz.
     """
     said, sure = [], []
     for group, outputs, targets in forward(model, data):
