@@ -117,7 +117,7 @@ def test_a_finished_start_is_left_alone_and_another_gets_a_new_folder(start, cor
     ("given", "says"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; known: epochs, batch_size"),
-        ({"epochs": "many"}, "setting epochs='many': expected int, as in 40"),
+        ({"epochs": "many"}, "setting epochs='many': expected int, as in 16"),
         ({"learning_rate": None}, "setting learning_rate=None: expected float"),
         ({"crop": 75}, "setting crop=75: expected NoneType"),
         ({"epochs": 0}, "epochs and batch_size must be >= 1"),
