@@ -148,7 +148,8 @@ def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder
     for method, depth in (("layerwise", 0), ("central", 3)):
         measured = run_cell(Cell("asr", method, 0, depth), settings(corpus, "asr", head=head), small / "state")
         test = measured.errors[measured.errors["split"] == "test"]
-        assert set(test["metric"]) == {"CER", "WER", "CER beam", "WER beam"} and set(test["tier"]) == {"all", "no client"}
+        assert set(test["metric"]) == {"CER", "WER", "CER beam", "WER beam"}
+        assert set(test["tier"]) == {"all", "no client"}
         assert set(test["exit"]) == ({3} if depth else {3, 6})
         known = measured.errors[measured.errors["split"] == "known"]
         assert set(known["round"]) == {0, test["round"].max()}  # before and after
