@@ -90,7 +90,7 @@ def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: f
     exits = sorted(means["exit"].unique())
     for method, (colour, marker, label) in SETTINGS.items():
         own, line = seen[seen["method"] == method], means[means["method"] == method]
-        shift = [exits.index(e) + (0.1 if method == "central" else -0.1) for e in line["exit"]]
+        shift = [exits.index(e) + (-0.1 if method == "central" else 0.1) for e in line["exit"]]
         axis.plot([exits.index(e) for e in own["exit"]], 100 * own["value"], marker, color=colour, ms=4, alpha=0.5)
         axis.errorbar(shift, line["mean"], line["half_interval"], color=colour, marker=marker, label=label, capsize=3)
     if guess is not None:
