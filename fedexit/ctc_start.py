@@ -5,12 +5,13 @@ on which CTC says nothing only after thousands of updates. Federated ASR starts 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from fedexit.backbone import load_backbone, shipped_backbones
 from fedexit.central import Recipe, fine_tune
-from fedexit.clients import collate
+from fedexit.clients import Example, collate
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
@@ -39,8 +40,9 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
     recipe, out = ctc_recipe(given or {}), Path(out)
     task = make_task("asr", open_corpus(corpus))
     model = MultiExitModel(load_backbone(start), task.labels, head=task.head)
-    frozen = freezer(Clips(task.corpus, task.rows, 10.0), model.backbone)
-    public, dev = (frozen(Clips(task.corpus, task.rows.query("split == @s"), 10.0)) for s in ("public", "dev"))
+    heard = task.rows.query("split in ('public', 'dev')")
+    frozen = freezer(Clips(task.corpus, heard, 10.0), model.backbone)
+    public, dev = (frozen(Clips(task.corpus, heard.query("split == @s"), 10.0)) for s in ("public", "dev"))
     if not len(public):
         raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/tasks/asr.py")
     told = {"start": start, "corpus": corpus, "clips": len(public), **asdict(recipe)}
@@ -49,8 +51,7 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
         if json.loads((training / "ctc.json").read_text()) != told:
             raise FedexitError(f"{out} holds a start that was trained otherwise; name a new folder")
         return
-    features, frames, _ = collate([public[index] for index in range(min(200, len(public)))])
-    model.standardise(features, frames)
+    set_heads(model, start, [public[index] for index in range(min(200, len(public)))])
     fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
     save_model(model.backbone.model, out)
     model.save_heads(out / HEADS_FILE)
@@ -83,3 +84,10 @@ def load_start_heads(model: MultiExitModel, backbone: str) -> bool:
         return False
     model.load_heads(folder / HEADS_FILE)
     return True
+
+
+def set_heads(model: MultiExitModel, backbone: str, clips: Sequence[Example]) -> None:
+    """Heads as the start `backbone` brings them, or else as they are, standardised on `clips` (no labels needed)."""
+    if not load_start_heads(model, backbone):
+        features, frames, _ = collate(clips)
+        model.standardise(features, frames)

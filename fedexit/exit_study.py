@@ -18,7 +18,7 @@ from fedexit.audio import one_thread
 from fedexit.backbone import load_backbone
 from fedexit.central import Recipe, fine_tune
 from fedexit.clients import collate
-from fedexit.ctc_start import load_start_heads
+from fedexit.ctc_start import set_heads
 from fedexit.early_exit import run, scored, taken
 from fedexit.exits import MultiExitModel
 from fedexit.frozen import freezer
@@ -40,9 +40,7 @@ def train_and_score(
     model = MultiExitModel(load_backbone(backbone, seed), task.labels, exits, seed, task.head)
     features = {split: freezer(clips, model.backbone)(clips) for split, clips in parts.items()}
     train = features["train"]
-    if not load_start_heads(model, backbone):
-        read, frames, _ = collate([train[index] for index in range(min(200, len(train)))])
-        model.standardise(read, frames)
+    set_heads(model, backbone, [train[index] for index in range(min(200, len(train)))])
     fine_tune(model, train, exits, recipe, seed, folder / "checkpoint.safetensors")
     model.save_pretrained(folder)
     tables = []

@@ -14,11 +14,11 @@ import pandas as pd
 
 from fedexit.backbone import load_backbone
 from fedexit.central import Recipe, fine_tune
-from fedexit.clients import Client, Example, LocalTraining, collate
+from fedexit.clients import Client, Example, LocalTraining
 from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.ctc import beam_decoder, spell
-from fedexit.ctc_start import load_start_heads
+from fedexit.ctc_start import set_heads
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
@@ -98,9 +98,14 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
     tiers = assign_depths(devices, setting.depths, cell.seed)
     model = _start(cell, setting, task)
-    parts = _parts(task, model, seconds)
+    heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
+    frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
+    parts = {
+        split: frozen(Clips(task.corpus, heard.query("split == @split"), seconds))
+        for split in ("train", "dev", "test", "known")
+    }
     dev = _drawn(parts["dev"], setting.dev_clips, task.name)
-    _set_heads(model, setting, dev)
+    set_heads(model, setting.backbone, dev)
     before = _known_voices(model, parts, 0)
     if cell.method == CENTRAL:
         fine_tune(model, parts["train"], [cell.depth], setting.central, cell.seed, checkpoint)
@@ -109,7 +114,6 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     else:
         depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
         clients = make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
-        frozen = freezer(_heard(task, seconds), model.backbone)
         clients = [replace(client, data=frozen(client.data)) for client in clients]
         result = _federate(cell, setting, model, clients, dev, checkpoint)
         done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
@@ -192,27 +196,6 @@ def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
     if cell.method in (CENTRAL, HOMOGENEOUS):
         return MultiExitModel(backbone.truncated(cell.depth), task.labels, [cell.depth], head=head)
     return MultiExitModel(backbone, task.labels, setting.depths, head=head)
-
-
-def _set_heads(model: MultiExitModel, setting: Setting, clips: Sequence[Example]) -> None:
-    """Heads as the backbone's start brings them, or else drawn at random and standardised on `clips`."""
-    if not load_start_heads(model, setting.backbone):
-        features, frames, _ = collate(clips)  # the labels stay out of it
-        model.standardise(features, frames)
-
-
-def _heard(task: Task, seconds: float) -> Clips:
-    """All clips but the public ones, which no cell reads."""
-    return Clips(task.corpus, task.rows.query("split != 'public'"), seconds)
-
-
-def _parts(task: Task, model: MultiExitModel, seconds: float) -> dict[str, Sequence[Example]]:
-    """The clips of each split, as features of the frozen convolutions."""
-    frozen = freezer(_heard(task, seconds), model.backbone)
-    return {
-        split: frozen(Clips(task.corpus, task.rows.query("split == @split"), seconds))
-        for split in ("train", "dev", "test", "known")
-    }
 
 
 def _known_voices(model: MultiExitModel, parts: Mapping[str, Sequence[Example]], number: int) -> pd.DataFrame:
