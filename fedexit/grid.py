@@ -6,7 +6,7 @@ A cell runs in one process with one thread, so its bits do not depend on how man
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,8 +160,18 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 def _key(setting: Setting) -> str:
     folder = backbones_dir() / setting.backbone
     weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
-    facts = f"{setting!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    facts = f"{_set(setting)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _set(options: Setting | LocalTraining | Recipe) -> dict:
+    """What is not as it comes: so an option that is added later leaves finished cells what they are."""
+    given = [(f.name, getattr(options, f.name), f.default) for f in fields(options)]
+    return {
+        name: _set(value) if is_dataclass(value) else value
+        for name, value, default in given
+        if default is MISSING or value != default
+    }
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

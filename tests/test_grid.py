@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -63,6 +64,15 @@ def test_another_setting_does_not_get_stored_cells(whole, folder, tmp_path):
     run_grid(CELLS[:1], setting(folder, 1), tmp_path, workers=1)
     errors, *_ = run_grid(CELLS[:1], setting(folder), tmp_path, workers=1)
     assert errors.equals(whole[0][whole[0]["method"] == "homogeneous"].reset_index(drop=True))
+
+
+def test_finished_cells_are_found_by_what_is_set_alone(folder):
+    """An option that is added later, with a default, must not orphan hours of cells; a changed one must."""
+    plain = setting(folder)
+    assert grid._key(plain) == grid._key(replace(plain, dev_clips=200, training=LocalTraining(epochs=1)))
+    for other in (dict(dev_clips=100), dict(training=LocalTraining(epochs=2)), dict(central=Recipe(epochs=1))):
+        assert grid._key(plain) != grid._key(replace(plain, **other))
+    assert "spec_augment" not in str(grid._set(plain)) and "'fraction': 0.5" in str(grid._set(plain))
 
 
 # ---- in this process: what cells do ------------------------------------------------------------------------------
