@@ -244,6 +244,22 @@ def shipped_backbones() -> list[str]:
         return []
 
 
+@contextmanager
+def for_bfloat16(backbone: Backbone, wanted: bool = True) -> Iterator[None]:
+    """Attention by plain products in here, if `wanted`: the rest of bfloat16 is `torch.autocast`'s.
+
+    torch's fused attention for the CPU takes several times as long backward in bfloat16 as in single precision.
+    """
+    model, usual = backbone.model, backbone.model.config._attn_implementation
+    if wanted:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if wanted:
+            model.set_attn_implementation(usual)
+
+
 def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:
     """A backbone of the geometry `config` (a `transformers` config as a dict), to be filled from a state dict."""
     return Backbone(AutoModel.from_config(AutoConfig.for_model(**config)).eval(), name, pretrained)

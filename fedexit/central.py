@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedexit.backbone import load_backbone
+from fedexit.backbone import for_bfloat16, load_backbone
 from fedexit.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
 from fedexit.clients import Example, batches, collate, masked_features, schedule
 from fedexit.corpora import open_corpus
@@ -81,7 +81,7 @@ def fine_tune(
         model.train()
         rng = numpy_stream(seed, "central", epoch)
         crops = [(_crop(clip, recipe.crop, rng), label) for clip, label in data]
-        with seeded(seed, "central", "dropout", epoch):
+        with seeded(seed, "central", "dropout", epoch), for_bfloat16(model.backbone, recipe.bfloat16):
             for step, batch in enumerate(batches(crops, recipe.batch_size, rng)):
                 for group in optimiser.param_groups:
                     group["lr"] = group["full"] * schedule((epoch * steps + step) / (recipe.epochs * steps))

@@ -11,6 +11,7 @@ import torchaudio
 from torch import Tensor
 
 from fedexit.aggregation import Update
+from fedexit.backbone import for_bfloat16
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel, task_loss
 from fedexit.streams import numpy_stream, seeded
@@ -37,8 +38,9 @@ class Client:
 class LocalTraining:
     """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs.
 
-    The heads start from nothing and are one layer, so they learn at a rate of their own. Raises FedexitError for an
-    unknown optimiser and for numbers that cannot train.
+    The heads start from nothing and are one layer, so they learn at a rate of their own. `bfloat16`: matrix products
+    are taken in it, faster on processors that know it; the bits then depend on the processor. Raises FedexitError for
+    an unknown optimiser and for numbers that cannot train.
     """
 
     epochs: int = 1
@@ -48,6 +50,7 @@ class LocalTraining:
     clip_norm: float = 1.0
     optimiser: str = "adam"
     spec_augment: bool = False
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
@@ -147,7 +150,7 @@ def local_round(
     optimiser = make_optimiser(model, training)
     losses: list[tuple[float, int]] = []
     sizes: list[int] = []
-    with seeded(*stream, "dropout"):
+    with seeded(*stream, "dropout"), for_bfloat16(model.backbone, training.bfloat16):
         for epoch in range(training.epochs):
             losses.clear()
             sizes.clear()
@@ -156,8 +159,9 @@ def local_round(
                 read = waveforms.to(device), lengths
                 if training.spec_augment:
                     read = masked_features(model, *read)
-                logits = model(*read, exits=[client.depth])[client.depth]
-                loss = task_loss(logits, labels.to(device))
+                with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
+                    logits = model(*read, exits=[client.depth])[client.depth]
+                loss = task_loss(logits.float(), labels.to(device))
                 if not torch.isfinite(loss):
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
                 optimiser.zero_grad()

@@ -278,6 +278,19 @@ def test_texts_are_learned_to_the_same_bits_on_any_number_of_workers(head):
     assert set(results[0].table["metric"]) == {"CER", "WER"} and len(results[0].clients) == 8
 
 
+def test_rounds_in_bfloat16_learn_nearly_the_same_and_leave_single_precision():
+    exact = federate(make_model(), make_clients(), rounds=1, training=TRAINING)
+    half = replace(TRAINING, bfloat16=True)
+    one, two = (federate(make_model(), make_clients(), rounds=1, training=half, workers=n) for n in (1, 2))
+    assert_same(one, two)
+    start, weights = make_model().state_dict(), one.model.state_dict()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    name = "backbone.model.encoder.layers.2.feed_forward.output_dense.weight"
+    moved, like = (result.model.state_dict()[name] - start[name] for result in (one, exact))
+    assert not torch.equal(moved, like) and torch.cosine_similarity(moved.flatten(), like.flatten(), dim=0) > 0.8
+    assert one.model.backbone.model.config._attn_implementation == "sdpa"
+
+
 def test_batches_hold_clips_of_like_length_and_lose_none():
     lengths = numpy_stream("lengths").integers(1000, 64_000, 64).tolist()
     groups = by_length([(torch.zeros(length), 0) for length in lengths], 8)
