@@ -92,12 +92,12 @@ def feature_files() -> list[Path]:
 def _bytes(clips: Clips, backbone: Backbone) -> int:
     """What the features of `clips` take on disk, by the manifest's durations."""
     seconds = clips.corpus.manifest.set_index("id")["seconds"].loc[clips.ids].to_numpy()
-    samples = np.minimum(seconds * SAMPLE_RATE, clips.max_samples).round().astype(int)
+    samples = (np.minimum(seconds * SAMPLE_RATE, clips.max_samples) / clips.speed).round().astype(int)
     return 4 * backbone.channels * int(backbone.frame_lengths(torch.from_numpy(samples)).sum())
 
 
 def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
-    digest = hashlib.sha256(repr([clips.corpus.checksum, clips.max_samples, clips.ids]).encode())
+    digest = hashlib.sha256(repr([clips.corpus.checksum, clips.max_samples, clips.speed, clips.ids]).encode())
     for name, tensor in backbone.model.feature_extractor.state_dict().items():
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     file = data_dir() / "cache" / f"frozen-{digest.hexdigest()[:16]}.f32"

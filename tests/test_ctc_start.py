@@ -8,9 +8,10 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
-from fedexit import FedexitError, MultiExitModel, central, cli, load_backbone
-from fedexit.ctc import CHARACTERS
-from fedexit.ctc_start import HEADS_FILE, RECIPE, ctc_recipe, load_start_heads, train_ctc_start
+from fedexit import FedexitError, MultiExitModel, central, cli, ctc_start, load_backbone, open_corpus
+from fedexit.ctc import CHARACTERS, characters, spell
+from fedexit.ctc_start import HEADS_FILE, RECIPE, SPEEDS, ctc_recipe, load_start_heads, train_ctc_start
+from fedexit.tasks import make_task
 
 QUICK = {"epochs": 2, "spec_augment": False, "bfloat16": False}
 
@@ -86,6 +87,27 @@ def test_the_card_tells_the_errors_of_the_record(start):
     assert "# nano-ctc: nano after central CTC training" in card and "the 12 clips of the public voice" in card
 
 
+def test_a_clip_is_heard_at_every_speed_at_which_it_can_be_spelled(corpus, monkeypatch):
+    """A clip of 0.25 s has about 12 frames, 15 at the least speed and 9 at the greatest: short texts always fit."""
+    heard = []
+
+    def look(model, data, *_, **__):
+        heard.extend((features.shape[1], spell(target)) for features, target in data)
+        raise Interrupted
+
+    task = make_task("asr", open_corpus(corpus))
+    public = task.rows["split"] == "public"
+    first = task.rows.index[public][0]
+    task.rows.at[first, "target"] = characters("twelve chars")  # no letter twice in a row
+    monkeypatch.setattr(ctc_start, "make_task", lambda *_: task)
+    monkeypatch.setattr(ctc_start, "fine_tune", look)
+    with pytest.raises(Interrupted):
+        train_ctc_start("unused", "nano", corpus, QUICK)
+    long, short = ([n for n, text in heard if (text == "twelve chars") == same] for same in (True, False))
+    assert len(short) == len(SPEEDS) * (public.sum() - 1) and len(set(short)) == len(SPEEDS)
+    assert 0 < len(long) < len(SPEEDS) and min(long) >= len("twelve chars")
+
+
 class Interrupted(Exception):
     pass
 
@@ -117,7 +139,7 @@ def test_a_finished_start_is_left_alone_and_another_gets_a_new_folder(start, cor
     ("given", "says"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; known: epochs, batch_size"),
-        ({"epochs": "many"}, "setting epochs='many': expected int, as in 16"),
+        ({"epochs": "many"}, "setting epochs='many': expected int, as in 5"),
         ({"learning_rate": None}, "setting learning_rate=None: expected float"),
         ({"crop": 75}, "setting crop=75: expected NoneType"),
         ({"epochs": 0}, "epochs and batch_size must be >= 1"),

@@ -75,6 +75,15 @@ def test_clips_are_cut_and_decoded_when_asked(folder):
     assert label == task.rows["target"][3]
 
 
+def test_a_clip_played_faster_is_shorter_and_higher(folder):
+    task = make_task("keyword", open_corpus(folder))
+    plain, fast = (Clips(task.corpus, task.rows, 0.2, speed)[3] for speed in (1.0, 1.25))
+    assert torch.equal(plain[0], task.corpus.waveform(task.rows["id"][3])[:3200]) and plain[1] == fast[1]
+    assert (len(plain[0]), len(fast[0])) == (3200, 2560)
+    pitch = [(torch.fft.rfft(wave).abs()[1:].argmax() + 1) / len(wave) for wave, _ in (plain, fast)]
+    assert 1.2 < pitch[1] / pitch[0] < 1.3
+
+
 def test_unknown_tasks_and_partitions_are_refused(folder):
     with pytest.raises(FedexitError, match=r"'mood'; known: voice, keyword"):
         make_task("mood", open_corpus(folder))

@@ -1,5 +1,7 @@
 """ASR in the paper: what is said, in characters, by CTC."""
 
+from collections.abc import Sequence
+
 from fedexit.audio import SAMPLE_RATE
 from fedexit.corpora import Corpus
 from fedexit.corpus_folder import split_groups
@@ -28,7 +30,7 @@ def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, know
         raise FedexitError(f"corpus {corpus.name} has no transcribed clips of known voices for task asr")
     for row in rows.itertuples():
         seconds = min(row.seconds, max_seconds)
-        if round(seconds * SAMPLE_RATE) // _FRAME - 1 < frames_needed(row.target):
+        if not can_spell(seconds, row.target):
             raise FedexitError(
                 f"clip {row.id}: {seconds:.1f} s cannot spell its {len(row.target)} characters; drop it from the "
                 "manifest, or mend its text"
@@ -40,3 +42,8 @@ def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, know
         held_out = numpy_stream("known voices", speaker).permutation(own.index)[: round(known * len(own))]
         rows.loc[held_out, "split"] = "known"
     return Task("asr", corpus, list(CHARACTERS), rows, head="ctc")
+
+
+def can_spell(seconds: float, target: Sequence[int]) -> bool:
+    """Whether a clip of so many seconds has the frames that CTC needs to spell the characters `target`."""
+    return round(seconds * SAMPLE_RATE) // _FRAME - 1 >= frames_needed(target)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torchaudio
 
 from fedexit.audio import SAMPLE_RATE
 from fedexit.clients import Example
@@ -28,10 +29,13 @@ class Task:
 
 
 class Clips(Sequence[Example]):
-    """The clips of some of a task's rows, decoded when asked for: item i is (waveform (T,) at 16 kHz, target)."""
+    """The clips of some of a task's rows, decoded when asked for: item i is (waveform (T,) at 16 kHz, target).
 
-    def __init__(self, corpus: Corpus, rows: pd.DataFrame, max_seconds: float):
-        self.corpus, self.max_samples = corpus, int(max_seconds * SAMPLE_RATE)
+    Played at `speed` (speed perturbation, Ko et al. 2015: 1.25 is shorter and higher), one voice sounds like another.
+    """
+
+    def __init__(self, corpus: Corpus, rows: pd.DataFrame, max_seconds: float, speed: float = 1.0):
+        self.corpus, self.max_samples, self.speed = corpus, int(max_seconds * SAMPLE_RATE), speed
         self.ids, self.targets = rows["id"].tolist(), rows["target"].tolist()
 
     def __len__(self) -> int:
@@ -39,8 +43,9 @@ class Clips(Sequence[Example]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        """Clip `index`, cut after `max_seconds`, and its target."""
-        return self.corpus.waveform(self.ids[index])[: self.max_samples], self.targets[index]
+        """Clip `index`, cut after `max_seconds` and then played at `speed`, and its target."""
+        clip = self.corpus.waveform(self.ids[index])[: self.max_samples]
+        return torchaudio.functional.resample(clip, round(100 * self.speed), 100), self.targets[index]
 
 
 def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Task:
