@@ -52,14 +52,14 @@ def assert_close(left, right, **tolerance):
 
 
 @given(rosters, st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_the_equation_written_by_hand(roster, exponent):
     start, updates = weights(0), from_roster(roster)
     assert_close(aggregate(start, updates, depth_exponent=exponent), by_hand(start, updates, exponent))
 
 
 @given(st.sampled_from([3, 6, 9, 12]), st.lists(st.integers(1, 500), min_size=1, max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_1_equal_depths_are_fedavg(depth, examples):
     updates = from_roster([(depth, n) for n in examples])
     result = aggregate(weights(0), updates)
@@ -132,7 +132,7 @@ def test_5_sent_but_untrained_layers_are_not_averaged():
 
 
 @given(rosters)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_6_averaging_weights_is_averaging_deltas(roster):
     start, updates = weights(0), from_roster(roster)
     deltas = [Update({n: w - start[n] for n, w in u.weights.items()}, u.examples, u.depth) for u in updates]
@@ -142,7 +142,7 @@ def test_6_averaging_weights_is_averaging_deltas(roster):
 
 
 @given(rosters, st.randoms(use_true_random=False), st.sampled_from(["layerwise", "masked", "stale"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_8_linear_sums_and_any_order(roster, random, method):
     """Eq. (1) needs only sums over clients: splitting them over two servers or shuffling them changes nothing."""
     start, updates = weights(0), from_roster(roster)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import write_small_corpus
 
@@ -131,7 +131,6 @@ def test_clips_with_texts_are_not_cropped(clips):
 # ---- SpecAugment -------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(10, 60), st.integers(5, 200), st.integers(1, 3), st.integers(0, 99))
 def test_masks_are_as_few_as_stated_and_the_rest_is_untouched(batch, channels, frames, masks, seed):
     features = torch.rand(batch, channels, frames) + 1  # nowhere zero
