@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import pandas as pd
 from torch.utils.data import ConcatDataset
 
 from fedexit.backbone import load_backbone, shipped_backbones
 from fedexit.central import Recipe, fine_tune
 from fedexit.clients import Example, collate
-from fedexit.corpora import Corpus, open_corpus
+from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.frozen import freezer
@@ -24,10 +23,9 @@ from fedexit.model_card import write_ctc_card
 from fedexit.paths import backbones_dir
 from fedexit.pretraining import save_model
 from fedexit.tasks import Clips, make_task
-from fedexit.tasks.asr import can_spell
+from fedexit.tasks.asr import played
 
 HEADS_FILE = "ctc_heads.safetensors"
-MAX_SECONDS = 10.0
 SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)  # at which every clip is heard: one voice sounds like several
 RECIPE = Recipe(
     epochs=5, batch_size=16, learning_rate=1e-3, head_learning_rate=2e-3, weight_decay=0.01, crop=None,
@@ -46,8 +44,8 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
     recipe, out = ctc_recipe(given or {}), Path(out)
     task = make_task("asr", open_corpus(corpus))
     model = MultiExitModel(load_backbone(start), task.labels, head=task.head)
-    clips = task.rows.query("split == 'public'")
-    if clips.empty:
+    clips, dev = (Clips(task.corpus, task.rows.query("split == @s"), 10.0) for s in ("public", "dev"))
+    if not len(clips):
         raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/tasks/asr.py")
     told = {"start": start, "corpus": corpus, "clips": len(clips), "speeds": list(SPEEDS), **asdict(recipe)}
     training, checkpoint = out / "training", out / "checkpoint.safetensors"
@@ -55,24 +53,19 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
         if json.loads((training / "ctc.json").read_text()) != told:
             raise FedexitError(f"{out} holds a start that was trained otherwise; name a new folder")
         return
-    public = ConcatDataset([_played(task.corpus, clips, speed, model) for speed in SPEEDS])
+    public = ConcatDataset([_features(played(clips, speed), model) for speed in SPEEDS])
     set_heads(model, start, [public[index] for index in range(min(200, len(public)))])
     fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
     save_model(model.backbone.model, out)
     model.save_heads(out / HEADS_FILE)
     training.mkdir(exist_ok=True)
     (training / "ctc.json").write_text(json.dumps(told, indent=2) + "\n")
-    dev = _played(task.corpus, task.rows.query("split == 'dev'"), 1.0, model)
-    all_rates(predict(model, dev)).to_csv(training / "ctc.csv", index=False)
+    all_rates(predict(model, _features(dev, model))).to_csv(training / "ctc.csv", index=False)
     write_ctc_card(out)
     checkpoint.unlink()  # last: without it the folder is complete
 
 
-def _played(corpus: Corpus, rows: pd.DataFrame, speed: float, model: MultiExitModel) -> Sequence[Example]:
-    """Features of those clips that can still spell their text when they are played at `speed`."""
-    seconds = rows["seconds"].clip(upper=MAX_SECONDS) / speed
-    rows = rows[[can_spell(*pair) for pair in zip(seconds, rows["target"], strict=True)]]
-    clips = Clips(corpus, rows, MAX_SECONDS, speed)
+def _features(clips: Clips, model: MultiExitModel) -> Sequence[Example]:
     return freezer(clips, model.backbone)(clips)
 
 

@@ -5,14 +5,15 @@ A cell runs in one process with one thread, so its bits do not depend on how man
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from torch.utils.data import ConcatDataset
 
-from fedexit.backbone import load_backbone
+from fedexit.backbone import Backbone, load_backbone
 from fedexit.central import Recipe, fine_tune
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.corpora import open_corpus
@@ -29,6 +30,7 @@ from fedexit.partition import assign_depths, client_groups, device_of, make_clie
 from fedexit.paths import backbones_dir
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task, make_task
+from fedexit.tasks.asr import played
 from fedexit.verification import trials_of, verify
 from fedexit.workers import on_workers
 
@@ -57,7 +59,8 @@ class Cell:
 class Setting:
     """What all cells of a grid share. `depths`: the tiers of the mixed federations, in equal shares of the devices.
 
-    folds: the cell's seed is the task's `fold`, which says who is tested; head: taken in place of the task's own.
+    folds: the cell's seed is the task's `fold`, which says who is tested; head: taken in place of the task's own;
+    speeds: at each of these a training clip is heard (`fedexit.tasks.asr.played`), so an epoch has as many passes.
     """
 
     corpus: str
@@ -71,6 +74,7 @@ class Setting:
     central: Recipe = field(default_factory=Recipe)
     folds: bool = False
     head: str = ""
+    speeds: tuple[float, ...] = (1.0,)
     min_clips: int = 8
     dev_clips: int = 200
     evaluations: int = 6  # on dev, spread over the rounds
@@ -100,21 +104,20 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     model = _start(cell, setting, task)
     heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
     frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
-    parts = {
-        split: frozen(Clips(task.corpus, heard.query("split == @split"), seconds))
-        for split in ("train", "dev", "test", "known")
-    }
+    clips = {s: Clips(task.corpus, heard.query("split == @s"), seconds) for s in ("train", "dev", "test", "known")}
+    parts = {split: frozen(own) for split, own in clips.items()}
+    trained_on = _at_speeds(clips["train"], setting.speeds, frozen, model.backbone)
     dev = _drawn(parts["dev"], setting.dev_clips, task.name)
     set_heads(model, setting.backbone, dev)
     before = _known_voices(model, parts, 0)
     if cell.method == CENTRAL:
-        fine_tune(model, parts["train"], [cell.depth], setting.central, cell.seed, checkpoint)
+        fine_tune(model, trained_on(clips["train"]), [cell.depth], setting.central, cell.seed, checkpoint)
         done, ledger = setting.central.epochs, pd.DataFrame()
         curve = all_rates(predict(model, dev)).assign(round=done)
     else:
         depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
         clients = make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
-        clients = [replace(client, data=frozen(client.data)) for client in clients]
+        clients = [replace(client, data=trained_on(client.data)) for client in clients]
         result = _federate(cell, setting, model, clients, dev, checkpoint)
         done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
     predictions = predict(model, parts["test"])
@@ -126,6 +129,12 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
     errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
     return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
+
+
+def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:
+    """What makes of some of the clips `train` their features at every speed; `frozen` does it for speed 1."""
+    stores = {speed: frozen if speed == 1 else freezer(played(train, speed), backbone) for speed in speeds}
+    return lambda clips: ConcatDataset([store(played(clips, speed)) for speed, store in stores.items()])
 
 
 def _after(
@@ -186,7 +195,7 @@ def _cost(cell: Cell, setting: Setting) -> float:
         passes = setting.central.epochs
     else:
         passes = setting.rounds[cell.task] * setting.fraction * setting.training.epochs
-    return depth * setting.max_seconds[cell.task] * passes
+    return depth * setting.max_seconds[cell.task] * passes * len(setting.speeds)
 
 
 def _task(cell: Cell, setting: Setting) -> Task:

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from small_corpus import write_small_corpus
@@ -169,6 +170,18 @@ def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder
         assert models[-1].head == (head or "ctc")
         kinds = {type(module).__name__ for module in models[-1].modules()}
         assert ("LSTM" in kinds) == (head == "ctc-bilstm")
+
+
+def test_training_clips_are_heard_at_every_speed_and_all_others_once(folder, small, monkeypatch):
+    plain, twice = settings(folder, "voice"), settings(folder, "voice", speeds=(1.0, 1.25))
+    once, both = (run_cell(CELLS[1], given, small / str(given.speeds)) for given in (plain, twice))
+    assert (both.ledger["examples"] == 2 * once.ledger["examples"]).all()
+    assert both.items[["item", "n"]].equals(once.items[["item", "n"]])
+    heard = []
+    monkeypatch.setattr(grid, "fine_tune", lambda model, data, *_: heard.append([clip.shape[1] for clip, _ in data]))
+    run_cell(Cell("voice", "central", 0, 3), twice, small / "central")
+    frames = np.array(heard[0]).reshape(2, -1)  # all clips at one speed, then at the other
+    assert (frames[1] < frames[0]).all()
 
 
 def test_folds_test_the_speakers_of_the_cells_seed(folder, small):

@@ -8,7 +8,7 @@ from fedexit.corpus_folder import split_groups
 from fedexit.ctc import CHARACTERS, characters, frames_needed
 from fedexit.errors import FedexitError
 from fedexit.streams import numpy_stream
-from fedexit.tasks.contract import Task
+from fedexit.tasks.contract import Clips, Task
 
 PUBLIC = {"queen": "JOE"}  # a voice whose clips are nobody's: what a server may train on before the federation
 _FRAME = 320  # samples of wav2vec 2.0 and its kin
@@ -47,3 +47,14 @@ def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, know
 def can_spell(seconds: float, target: Sequence[int]) -> bool:
     """Whether a clip of so many seconds has the frames that CTC needs to spell the characters `target`."""
     return round(seconds * SAMPLE_RATE) // _FRAME - 1 >= frames_needed(target)
+
+
+def played(clips: Clips, speed: float) -> Clips:
+    """`clips` at `speed`, without those that would be too short for their text; targets that are no texts always fit.
+
+    Speed perturbation (Ko et al. 2015): faster is higher too, so a voice becomes several.
+    """
+    rows = clips.corpus.manifest.set_index("id").loc[clips.ids].reset_index().assign(target=clips.targets)
+    seconds = rows["seconds"].clip(upper=clips.max_samples / SAMPLE_RATE) / speed
+    fits = [isinstance(row, int) or can_spell(length, row) for length, row in zip(seconds, rows["target"], strict=True)]
+    return Clips(clips.corpus, rows[fits], clips.max_samples / SAMPLE_RATE, speed)
