@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Fixed by name, so that a method looks the same in every figure.
 METHODS = {
@@ -29,6 +30,13 @@ WAYS = {
     "probability": ("#D55E00", "^", ":"),
     "agreement": ("#009E73", "D", "-."),
     "oracle": ("black", "*", ""),
+}
+
+# Depth policies: colour, marker, dashes.
+POLICIES = {
+    "static": ("#555555", "s", "-"),
+    "dynamic": ("#0072B2", "o", "--"),
+    "dynamic, faults": ("#D55E00", "^", ":"),
 }
 
 MEMORY = {"weights": "", "gradients": "//", "optimiser": "..", "activations": "xx"}  # parts of memory: hatch
@@ -161,3 +169,68 @@ def shares_by_exit(axis: Axes, shares: pd.DataFrame) -> None:
     axis.set(xlabel="clips (%)")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
+
+
+def memory_by_depth(axis: Axes, needed: pd.DataFrame, budgets: pd.Series) -> None:
+    """Training memory by depth, a line per task, and the memory that devices can give as named levels; MiB, log scale.
+
+    needed: `task, depth, memory_mib`; budgets: by device. Levels far from all lines are left out.
+    """
+    for place, (task, own) in enumerate(needed.groupby("task", sort=False)):
+        colour, marker, dash = (
+            sns.color_palette("colorblind")[place],
+            "oD^v"[place % 4],
+            ("-", "--", "-.", ":")[place % 4],
+        )
+        axis.plot(own["depth"], own["memory_mib"], color=colour, marker=marker, ls=dash, label=task)
+    low, high = needed["memory_mib"].min() / 4, 2 * needed["memory_mib"].max()
+    depths, below = sorted(needed["depth"].unique()), 0.0
+    for device, level in budgets[budgets.between(low, high)].sort_values().items():
+        axis.axhline(level, color="0.6", lw=0.8, zorder=0)
+        below = max(level, below * (high / low) ** 0.035)  # names keep apart
+        axis.text(depths[-1] + 0.4, below, device, fontsize=8, va="center")
+    axis.set(yscale="log", ylim=(low, high), xticks=depths, xlim=(depths[0] - 0.4, depths[-1] + 0.3), xlabel="depth")
+    axis.grid(visible=False)
+
+
+def depth_tiles(
+    axis: Axes,
+    depths: pd.DataFrame,
+    exits: Sequence[int],
+    labels: pd.DataFrame | None = None,
+    lost: pd.DataFrame | None = None,
+) -> None:
+    """A tile per row and column of `depths`, darker for deeper, white for those who take no part (NaN).
+
+    labels: what is written on the tiles; lost: where a cross says that the update did not arrive.
+    """
+    greys = {exit: 0.9 - 0.7 * place / max(1, len(exits) - 1) for place, exit in enumerate(exits)}
+    shades = depths.apply(lambda column: column.map(greys)).fillna(1.0).to_numpy(float)
+    axis.pcolormesh(shades, cmap="gray", vmin=0, vmax=1, edgecolors="white", lw=0.5)
+    for exit in sorted(set(np.unique(depths.to_numpy(float))) & set(exits)):
+        axis.scatter([], [], marker="s", s=60, color=str(greys[exit]), edgecolor="black", label=f"depth {exit:.0f}")
+    axis.scatter([], [], marker="s", s=60, color="white", edgecolor="black", label="takes no part")
+    if labels is not None:
+        for (row, column), shade in np.ndenumerate(shades):
+            look = dict(ha="center", va="center", fontsize=9, color="white" if shade < 0.5 else "black")
+            axis.text(column + 0.5, row + 0.5, labels.iloc[row, column], **look)
+    if lost is not None:
+        rows, columns = np.nonzero(lost.to_numpy(bool))
+        axis.scatter(columns + 0.5, rows + 0.5, marker="x", s=16, color="white", lw=3)
+        axis.scatter(columns + 0.5, rows + 0.5, marker="x", s=16, color="black", lw=1.2, label="update lost")
+    axis.set_yticks(np.arange(len(depths)) + 0.5, depths.index)
+    axis.invert_yaxis()
+    axis.grid(visible=False)
+
+
+def coverage_lines(axis: Axes, table: pd.DataFrame) -> None:
+    """A number by layer for each policy, as a line with the range of its rounds as a band.
+
+    table: `policy, layer, mean, low, high`.
+    """
+    for policy, (colour, marker, dash) in POLICIES.items():
+        own = table[table["policy"] == policy]
+        axis.fill_between(own["layer"], own["low"], own["high"], color=colour, alpha=0.15, lw=0)
+        axis.plot(own["layer"], own["mean"], color=colour, marker=marker, ls=dash, ms=5, label=policy)
+    axis.set(xlabel="layer", xticks=sorted(table["layer"].unique()), ylim=(0, None))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,9 +1,22 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from fedexit.statistics import half_interval, over_seeds, paired
+from fedexit.errors import FedexitError
+from fedexit.statistics import (
+    Pairs,
+    bootstrap,
+    compared,
+    half_interval,
+    holm,
+    over_seeds,
+    paired,
+    pairs,
+    permutation_p,
+)
 
 
 def test_half_interval_is_students():
@@ -20,3 +33,158 @@ def test_pairs_are_of_the_same_seed():
     [found] = paired(table, ["task"], "method", "b", "a").itertuples()
     assert (found.mean, found.half_interval, found.seeds) == (1.0, 0.0, 3)  # seed 3 has no partner
     assert paired(table[:0], ["task"], "method", "b", "a").empty
+
+
+def texts(seeds=1, clips=120, seed=0):
+    """Errors of two systems in texts of 1 to 12 words: clips differ a lot, seeds a little, system a errs more."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(1, 13, clips)
+    hard = rng.beta(1, 3, clips)
+    rows = []
+    for number in range(seeds):
+        for method, shift in (("a", 0.06), ("b", 0.0)):
+            errors = rng.binomial(words, np.clip(hard + shift + rng.normal(0, 0.02), 0, 1))
+            rows += [(number, method, item, e, n) for item, (e, n) in enumerate(zip(errors, words, strict=True))]
+    return pd.DataFrame(rows, columns=["seed", "method", "item", "errors", "n"]).assign(task="t")
+
+
+def ratio(more, n, axis=-1):
+    return more.sum(axis) / n.sum(axis)
+
+
+def test_difference_is_that_of_pooled_rates():
+    items = texts(seeds=3)
+    rates = items.groupby("method")[["errors", "n"]].sum().eval("errors / n")
+    assert pairs(items, "method", "a", "b").difference == pytest.approx(rates["a"] - rates["b"])
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_bootstrap_over_clips_is_scipys(level):
+    found = pairs(texts(), "method", "a", "b")
+    theirs = stats.bootstrap(
+        tuple(matrix[0] for matrix in found), ratio, n_resamples=20_000, paired=True, method="percentile",
+        confidence_level=level, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    ours = bootstrap(found, ("test",), draws=20_000, level=level)
+    assert ours == pytest.approx(tuple(theirs), abs=0.03 * (theirs.high - theirs.low))
+
+
+def test_bootstrap_over_seeds_is_scipys():
+    rng = np.random.default_rng(3)
+    found = Pairs(rng.integers(-9, 20, (7, 1)).astype(float), rng.integers(20, 90, (7, 1)).astype(float))
+    theirs = stats.bootstrap(
+        tuple(matrix[:, 0] for matrix in found), ratio, n_resamples=40_000, paired=True, method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    ours = bootstrap(found, ("test",), draws=40_000)
+    assert ours == pytest.approx(tuple(theirs), abs=0.03 * (theirs.high - theirs.low))
+
+
+def test_bootstrap_draws_seeds_then_clips():
+    """Against the same by loops, over both levels."""
+    found = pairs(texts(seeds=4, clips=25), "method", "a", "b")
+    rng, slow = np.random.default_rng(5), []
+    for _ in range(20_000):
+        chosen = np.ix_(rng.integers(4, size=4), rng.integers(25, size=25))
+        slow.append(ratio(found.more[chosen], found.n[chosen], None))
+    low, high = np.quantile(slow, [0.025, 0.975])
+    assert bootstrap(found, ("test",), draws=20_000) == pytest.approx((low, high), abs=0.03 * (high - low))
+
+
+def test_interval_covers_the_truth():
+    """Seeds and clips both move the difference: an interval over clips alone would miss it far more often."""
+    rng, covered, clips_alone = np.random.default_rng(7), [], []
+    for trial in range(200):
+        seeds, clips = rng.normal(0, 0.8, (12, 1)), rng.normal(0, 1, (1, 40))
+        found = Pairs(seeds + clips + rng.normal(0, 1, (12, 40)), np.ones((12, 40)))
+        for hits, own in ((covered, found), (clips_alone, Pairs(*(m.mean(0, keepdims=True) for m in found)))):
+            low, high = bootstrap(own, ("test", trial), draws=400)
+            hits.append(low <= 0 <= high)
+    assert 0.88 <= np.mean(covered) <= 0.99
+    assert np.mean(clips_alone) < np.mean(covered) - 0.05
+
+
+def test_same_stream_same_interval():
+    found = pairs(texts(seeds=2), "method", "a", "b")
+    assert bootstrap(found, ("one",), 500) == bootstrap(found, ("one",), 500) != bootstrap(found, ("two",), 500)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_permutation_p_is_scipys_exact_one(seed):
+    found = pairs(texts(seeds=2, clips=11, seed=seed), "method", "a", "b")
+    theirs = stats.permutation_test(
+        (found.more.sum(axis=0),), np.sum, permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    assert permutation_p(found) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+def test_permutation_p_of_many_clips_is_near_scipys_drawn_one():
+    found = pairs(texts(clips=400, seed=9), "method", "a", "b")
+    theirs = stats.permutation_test(
+        (found.more[0],), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    )
+    assert permutation_p(found) == pytest.approx(theirs.pvalue, abs=0.01)
+
+
+def test_permutation_p_at_its_ends():
+    same = Pairs(np.zeros((2, 5)), np.ones((2, 5)))
+    assert permutation_p(same) == 1.0
+    always = Pairs(np.ones((1, 10)), np.ones((1, 10)))
+    assert permutation_p(always) == pytest.approx(2 / 2**10)
+    with pytest.raises(FedexitError, match="whole numbers"):
+        permutation_p(Pairs(np.full((1, 3), 0.5), np.ones((1, 3))))
+
+
+def closed(p):
+    """Holm's is the closed test of Bonferroni's: a hypothesis is rejected with all intersections that contain it."""
+    adjusted = []
+    for own in range(len(p)):
+        sets = (s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size) if own in s)
+        adjusted.append(max(min(1, len(s) * min(p[i] for i in s)) for s in sets))
+    return adjusted
+
+
+@pytest.mark.parametrize("p", [[0.01], [0.04, 0.01, 0.03, 0.01], [0.5, 0.9, 0.0, 0.02, 0.3, 0.02], []])
+def test_holm_is_the_closed_bonferroni_test(p):
+    assert holm(p) == pytest.approx(closed(p))
+
+
+def test_holm_refuses_what_is_no_probability():
+    with pytest.raises(FedexitError, match="p between 0 and 1"):
+        holm([0.1, float("nan")])
+
+
+def test_compared_is_a_table_of_all_comparisons():
+    items = pd.concat([texts(seeds=3), texts(seeds=3, clips=60, seed=1).assign(task="u")])
+    items = pd.concat([items, items[items["method"] == "b"].assign(method="c")])
+    table = compared(items, ["task"], "method", [("a", "b"), ("c", "b")], draws=300)
+    assert table[["task", "one", "other"]].to_numpy().tolist() == [
+        ["t", "a", "b"], ["t", "c", "b"], ["u", "a", "b"], ["u", "c", "b"],
+    ]  # fmt: skip
+    assert table["items"].tolist() == [120, 120, 60, 60] and set(table["seeds"]) == {3}
+    assert (table.loc[[1, 3], ["difference", "low", "high"]] == 0).all(axis=None) and (
+        table.loc[[1, 3], "p"] == 1
+    ).all()
+    assert table["p_holm"].tolist() == pytest.approx(closed(table["p"]))
+    assert table["low"].le(table["difference"]).all() and table["high"].ge(table["difference"]).all()
+
+
+def test_folds_are_seeds_with_other_clips():
+    items = texts(seeds=3, clips=40)
+    folds = items.assign(item=items["seed"].astype(str) + "/" + items["item"].astype(str))
+    found = pairs(folds, "method", "a", "b")
+    assert found.n.shape == (3, 120) and found.difference == pairs(items, "method", "a", "b").difference
+    low, high = bootstrap(found, ("test",), 500)
+    assert low < found.difference < high
+
+
+def test_what_cannot_be_paired_is_said():
+    items = texts(clips=5)
+    with pytest.raises(FedexitError, match="no items of method 'z'"):
+        pairs(items, "method", "a", "z")
+    with pytest.raises(FedexitError, match="only one of 'a' and 'b' has seed 0, item 4"):
+        pairs(items[:-1], "method", "a", "b")
+    with pytest.raises(FedexitError, match="there twice at seed 0"):
+        pairs(pd.concat([items, items[:1]]), "method", "a", "b")
+    with pytest.raises(FedexitError, match="count differently"):
+        pairs(items.assign(n=range(10)), "method", "a", "b")
