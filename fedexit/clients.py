@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedexit.aggregation import Update
 from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel, task_loss
+from fedexit.exits import MultiExitModel
+from fedexit.objectives import OBJECTIVES, TEACHERS, objective_loss
 from fedexit.streams import numpy_stream, seeded
 
 Example = tuple[Tensor, int | list[int]]
@@ -35,10 +36,11 @@ class Client:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs.
+    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs, and the loss.
 
-    The heads start from nothing and are one layer, so they learn at a rate of their own. Raises FedexitError for an
-    unknown optimiser and for numbers that cannot train.
+    The heads start from nothing and are one layer, so they learn at a rate of their own. `objective`, `distillation`
+    (its teachers), `strength` and `temperature` make the loss: see `objective_loss`. Raises FedexitError for an unknown
+    optimiser, objective or teacher, for teachers without pupils, and for numbers that cannot train.
     """
 
     epochs: int = 1
@@ -48,12 +50,26 @@ class LocalTraining:
     clip_norm: float = 1.0
     optimiser: str = "adam"
     spec_augment: bool = False
+    objective: str = "last"
+    distillation: str = ""
+    strength: float = 1.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise FedexitError(f"unknown optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}")
+        choices = {"optimiser": OPTIMISERS, "objective": OBJECTIVES, "distillation": TEACHERS}
+        for what, known in choices.items():
+            if (chosen := getattr(self, what)) not in known:
+                raise FedexitError(f"unknown {what} {chosen!r}; known: {', '.join(filter(None, known))}")
         if min(self.epochs, self.batch_size) < 1 or min(self.learning_rate, self.head_learning_rate) <= 0:
             raise FedexitError(f"epochs and batch_size must be >= 1 and learning rates > 0, not {self}")
+        if self.strength < 0 or self.temperature <= 0:
+            raise FedexitError(f"strength must be >= 0 and temperature > 0, not {self.strength} and {self.temperature}")
+        if self.distillation and self.objective == "last":
+            raise FedexitError(f"distillation {self.distillation!r} needs several exits; take objective 'all'")
+
+    def exits(self, depth: int, known: Sequence[int]) -> list[int]:
+        """Those of the `known` exits whose heads a client of `depth` holds, trains and sends."""
+        return [depth] if self.objective == "last" else [exit for exit in sorted(known) if exit <= depth]
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,8 +150,9 @@ def local_round(
     `cached` features (lengths in frames) or waveforms (in samples).
 
     `model` is scratch space of the client's depth (`client_model`): the result depends on the other arguments alone.
-    The loss is the task's at exit L_i only, as in the paper; layers above L_i do not exist here. Randomness comes from
-    the stream named `stream`. Raises FedexitError for a client without data and a loss that is not finite.
+    The loss is the task's at exit L_i only, as in the paper, or what `training` says; layers above L_i do not exist
+    here. Randomness comes from the stream named `stream`. Raises FedexitError for a client without data and a loss that
+    is not finite.
     """
     if not len(client.data):
         raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
@@ -145,6 +162,8 @@ def local_round(
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = make_optimiser(model, training)
+    exits = training.exits(client.depth, model.exits)
+    kind = training.objective, training.distillation, training.strength, training.temperature
     losses: list[tuple[float, int]] = []
     sizes: list[int] = []
     with seeded(*stream, "dropout"):
@@ -156,8 +175,7 @@ def local_round(
                 read = waveforms.to(device), lengths
                 if training.spec_augment:
                     read = masked_features(model, *read)
-                logits = model(*read, exits=[client.depth])[client.depth]
-                loss = task_loss(logits, labels.to(device))
+                loss = objective_loss(model(*read, exits=exits), labels.to(device), *kind)
                 if not torch.isfinite(loss):
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
                 optimiser.zero_grad()

@@ -141,14 +141,15 @@ class MultiExitModel(nn.Module):
             head.centre.copy_(read.mean(0))
             head.scale.copy_(read.std(0) + 1e-3)
 
-    def client_model(self, depth: int) -> "MultiExitModel":
-        """What a client of this depth holds, as a copy of its own: layers 1..depth and the head of exit `depth`.
+    def client_model(self, depth: int, exits: Iterable[int] | None = None) -> "MultiExitModel":
+        """What a client of this depth holds, as a copy of its own: layers 1..depth and the heads of `exits`.
 
-        Raises FedexitError when `depth` is not an exit.
+        These are, unless given, `depth` alone. Raises FedexitError for what is no exit, or lies deeper.
         """
-        check_exit(depth, self.exits, self.backbone.name)
-        shallow = MultiExitModel(self.backbone.truncated(depth), self.labels, [depth], head=self.head)
-        shallow.heads.load_state_dict({k: v for k, v in self.heads.state_dict().items() if k.startswith(f"{depth}.")})
+        exits = self._asked([depth] if exits is None else exits)
+        shallow = MultiExitModel(self.backbone.truncated(depth), self.labels, exits, head=self.head)
+        heads = self.heads.state_dict()
+        shallow.heads.load_state_dict({name: heads[name] for name in shallow.heads.state_dict()})
         return shallow
 
     def trainable_weights(self) -> dict[str, Tensor]:
