@@ -1,17 +1,18 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from fedexit.aggregation import Aggregator
-from fedexit.checkpoints import load_checkpoint, save_checkpoint
+from fedexit.aggregation import make_aggregator
+from fedexit.checkpoints import load_checkpoint, options_set, save_checkpoint
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
+from fedexit.methods import find_method
 from fedexit.metrics import all_rates, predict
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream
@@ -38,7 +39,7 @@ def federate(
     method: str = "layerwise",
     rounds: int = 10,
     seed: int = 0,
-    depth_exponent: float = 1.0,
+    depth_exponent: float | None = None,
     fraction: float = 1.0,
     training: LocalTraining | None = None,
     dev: Sequence[Example] = (),
@@ -49,14 +50,18 @@ def federate(
     """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
 
     Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights,
-    and the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round,
-    every `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run
-    that finds it goes on from there and ends with the same bits as one that was never stopped. `workers`: processes
-    that train a round's clients side by side, with one thread each; their number changes no bit.
-    Raises FedexitError for an empty federation, a depth that is no exit, bad numbers, a checkpoint of another run and
-    workers that cannot work (see `local_rounds`).
+    and the server averages them by Eq. (1); `method`, the name of an entry of `fedexit.methods.METHODS`, may change any
+    of it. What it sets of `training` stands, whatever is given; a `depth_exponent` stands in place of its own. Every
+    exit is evaluated on `dev` before the first round, every `evaluate_every` rounds and after the last. `checkpoint`: a
+    file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
+    one that was never stopped. `workers`: processes that train a round's clients side by side, with one thread each;
+    their number changes no bit.
+    Raises FedexitError for an unknown method, an empty federation, a depth that is no exit, bad numbers, a checkpoint
+    of another run and workers that cannot work (see `local_rounds`).
     """
-    training = training or LocalTraining()
+    way = find_method(method)
+    clients, training = way.enlist(clients), way.training(training or LocalTraining())
+    depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
     state = {"round": 0, "evaluations": [], "clients": []}
@@ -72,7 +77,7 @@ def federate(
         if not state["evaluations"]:
             state["evaluations"] += _evaluate(model, dev, 0)
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
-            aggregator = Aggregator(model.trainable_weights(), method, depth_exponent)
+            aggregator = make_aggregator(model.trainable_weights(), way.rule, depth_exponent)
             drawn = sample(clients, fraction, seed, number)
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
@@ -128,4 +133,4 @@ def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: objec
     """What must be equal for a checkpoint to be this run's: start, settings, clients (but rounds may grow)."""
     *plain, training = settings
     roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
-    return {"start": model.checksum(), "settings": [*plain, asdict(training)], "clients": roster}
+    return {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}
