@@ -39,7 +39,8 @@ class LocalTraining:
     """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs, and the loss.
 
     The heads start from nothing and are one layer, so they learn at a rate of their own. `objective`, `distillation`
-    (its teachers), `strength` and `temperature` make the loss: see `objective_loss`. Raises FedexitError for an unknown
+    (its teachers), `strength` and `temperature` make the loss: see `objective_loss`. `proximal` is FedProx's mu (Li et
+    al. 2020): mu/2 |w - w(t)|^2 is added to it, w(t) being the global weights. Raises FedexitError for an unknown
     optimiser, objective or teacher, for teachers without pupils, and for numbers that cannot train.
     """
 
@@ -54,6 +55,7 @@ class LocalTraining:
     distillation: str = ""
     strength: float = 1.0
     temperature: float = 1.0
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {"optimiser": OPTIMISERS, "objective": OBJECTIVES, "distillation": TEACHERS}
@@ -62,8 +64,8 @@ class LocalTraining:
                 raise FedexitError(f"unknown {what} {chosen!r}; known: {', '.join(filter(None, known))}")
         if min(self.epochs, self.batch_size) < 1 or min(self.learning_rate, self.head_learning_rate) <= 0:
             raise FedexitError(f"epochs and batch_size must be >= 1 and learning rates > 0, not {self}")
-        if self.strength < 0 or self.temperature <= 0:
-            raise FedexitError(f"strength must be >= 0 and temperature > 0, not {self.strength} and {self.temperature}")
+        if min(self.strength, self.proximal) < 0 or self.temperature <= 0:
+            raise FedexitError(f"strength and proximal must be >= 0 and temperature > 0, not {self}")
         if self.distillation and self.objective == "last":
             raise FedexitError(f"distillation {self.distillation!r} needs several exits; take objective 'all'")
 
@@ -180,6 +182,8 @@ def local_round(
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
                 optimiser.zero_grad()
                 loss.backward()
+                if training.proximal:
+                    _pull_back(model, global_weights, training.proximal)
                 if math.isfinite(training.clip_norm):
                     torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                 optimiser.step()
@@ -191,6 +195,13 @@ def local_round(
     mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
     told = dict(loss=mean_loss, seconds=time.perf_counter() - since, lengths=sizes, cached=waveforms.dim() == 3)
     return Update(weights, examples=len(client.data), depth=client.depth), told
+
+
+def _pull_back(model: MultiExitModel, global_weights: dict[str, Tensor], proximal: float) -> None:
+    """Add the gradient of proximal/2 |w - w(t)|^2 to those of the loss."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - global_weights[name].to(parameter), alpha=proximal)
 
 
 def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.optim.Optimizer:

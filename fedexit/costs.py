@@ -91,7 +91,7 @@ def client_costs(
         "macs_forward": forward * training.epochs,
         "macs_backward": sum(clip.backward for clip in clips) * training.epochs,
         "memory_forward": held.forward,
-        "memory_training": held.training,
+        "memory_training": held.training + bool(training.proximal) * int(sent["bytes"].sum()),  # what pulls it back
     }
 
 

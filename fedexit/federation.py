@@ -64,10 +64,11 @@ def federate(
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
-    state = {"round": 0, "evaluations": [], "clients": []}
+    state, moments = {"round": 0, "evaluations": [], "clients": []}, {}
     if found := load_checkpoint(checkpoint, identity):
-        state, weights = found
-        model.load_weights(weights)
+        state, tensors = found
+        model.load_weights(tensors)
+        moments = {name: tensor for name, tensor in tensors.items() if ":" in name}
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
@@ -77,19 +78,21 @@ def federate(
         if not state["evaluations"]:
             state["evaluations"] += _evaluate(model, dev, 0)
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
-            aggregator = make_aggregator(model.trainable_weights(), way.rule, depth_exponent)
+            weights = model.trainable_weights()
+            aggregator = make_aggregator(weights, way.rule, depth_exponent)
             drawn = sample(clients, fraction, seed, number)
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
                 if client.name not in costs:
                     costs[client.name] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
                 state["clients"].append(_ledger_row(number, client, told, costs[client.name]))
-            model.load_weights(aggregator.result())
+            averages = aggregator.result()
+            model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
             if number % evaluate_every == 0 or number == rounds:
                 state["evaluations"] += _evaluate(model, dev, number)
             state["round"] = number
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, state, model.trainable_weights())
+                save_checkpoint(checkpoint, identity, state, {**model.trainable_weights(), **moments})
     table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "metric", "value", "n"])
     return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
 

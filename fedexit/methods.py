@@ -1,7 +1,8 @@
 """The methods that are compared, by name: each is what it changes of the paper's round, and where it comes from.
 
-An entry changes one or several of these: who takes part and how deep, what a client minimises, how the server averages.
-What it does not say is as in the paper: every client at its own depth, the loss at its last exit, averages by Eq. (1).
+An entry changes one or several of these: who takes part and how deep, what a client minimises, how the server averages
+and what it makes of the average. What it does not say is as in the paper: every client at its own depth, the loss at
+its last exit, the average by Eq. (1) as the new weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fedexit.clients import Client, LocalTraining
 from fedexit.errors import FedexitError
+from fedexit.server import FedAdam
 
 
 def everyone(clients: Sequence[Client]) -> Sequence[Client]:
@@ -41,7 +43,7 @@ class Method:
     """One entry. `changes` says in a line what it is; `source`, whose.
 
     rule, depth_exponent: how the server averages (`aggregation.aggregate`); enlist: which of the clients take part, and
-    how deep; local: what it sets of `LocalTraining`.
+    how deep; local: what it sets of `LocalTraining`; server: what steps towards the average, None for all the way.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Method:
     depth_exponent: float = 1.0
     enlist: Callable[[Sequence[Client]], Sequence[Client]] = everyone
     local: Mapping[str, object] = field(default_factory=dict)
+    server: FedAdam | None = None
 
     def exits(self, depths: Sequence[int]) -> list[int]:
         """Where clients of these `depths` train when it is done its way: the exits that its model needs."""
@@ -64,6 +67,7 @@ class Method:
 PAPER, KIM = "Guo et al. 2026", "DepthFL, Kim et al. 2023"
 ALL, MUTUAL = {"objective": "all"}, {"objective": "all", "distillation": "mutual"}
 SELF, BY_DEPTH = {"objective": "all", "distillation": "deepest"}, {"objective": "depth-weighted"}
+PROXIMAL = {"proximal": 0.01}  # theirs are 0.001 to 1, by task
 
 _ENTRIES = [
     # who takes part, and how deep
@@ -91,6 +95,11 @@ _ENTRIES = [
         "scalefl", "Ilhan et al. 2023, its split of depth", "by depth, taught by the last exit, and a plain mean",
         "count", local={**BY_DEPTH, "distillation": "deepest", "strength": 0.05, "temperature": 3.0},
     ),
+    Method("fedprox", "Li et al. 2020", "n_i, and clients are held near the global weights", "masked", local=PROXIMAL),
+    Method("layerwise-prox", "Li et al. 2020", "clients are held near the global weights", local=PROXIMAL),
+    # what the server makes of the average
+    Method("fedadam", "Reddi et al. 2021", "n_i, and a step of Adam towards the average", "masked", server=FedAdam()),
+    Method("layerwise-adam", "Reddi et al. 2021", "a step of Adam towards the average", server=FedAdam()),
 ]  # fmt: skip
 METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES}
 

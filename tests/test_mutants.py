@@ -27,10 +27,6 @@ def no_data_size(update, method, exponent):
     return float(update.depth)
 
 
-def counts_clips(update, method, exponent):
-    return float(update.examples)
-
-
 def no_depth(update, method, exponent):
     return float(update.examples)
 
@@ -74,7 +70,7 @@ MUTANTS = [
     ("client_weight", no_depth, lambda: two_tiers(9)),
     ("client_weight", masked_weighs_too, lambda: two_tiers(9)),
     ("client_weight", no_depth, lambda: properties.test_3_share_of_the_low_tier_and_effective_clients(9, 1 / 4, 0.80)),
-    ("client_weight", counts_clips, test_methods.test_counting_clients_does_not_count_their_clips),
+    ("client_weight", no_depth, test_methods.test_counting_clients_does_not_count_their_clips),
     ("_mean", stale_is_masked, lambda: properties.test_4_stale_fedavg_is_masked_with_a_smaller_server_step()),
     ("_mean", zeros_when_nobody_trained, lambda: properties.test_5_a_layer_nobody_trained_keeps_its_bits("layerwise")),
     ("_trained", everybody_trained_everything, lambda: properties.test_5_sent_but_untrained_layers_are_not_averaged()),
