@@ -80,7 +80,7 @@ def client_costs(
     check_exit(depth, model.exits, model.backbone.name)
     exits = training.exits(depth, model.exits)
     sent = sizes_by_layer(_held(model.trainable_weights(), exits))
-    heads = [model.heads[str(exit)] for exit in exits]
+    heads = [model.head_at(exit) for exit in exits]
     samples = [_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
     clips = [clip_macs(model.backbone, length, depth, *heads) for length in samples]
     forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
@@ -105,7 +105,7 @@ def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFr
     rows = []
     for depth in model.exits:
         sent = sizes_by_layer(_held(model.trainable_weights(), [depth]))[["parameters", "bytes"]].sum()
-        macs = clip_macs(model.backbone, samples, depth, model.heads[str(depth)])
+        macs = clip_macs(model.backbone, samples, depth, model.head_at(depth))
         held = memory(model, samples, batch, depth)
         fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
         work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}
@@ -209,7 +209,7 @@ def _position_kernel(config: PretrainedConfig) -> int:
 
 def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Tensor]:
     """Those of a model's named `weights` that a client with these `exits` holds (`MultiExitModel.client_model`)."""
-    depth, own = max(exits), tuple(f"heads.{exit}." for exit in exits)
+    depth, own = max(exits), tuple(f"heads.{exit}." for exit in [*exits, "shared"])
     foreign = {name for name in weights if name.startswith("heads.") and not name.startswith(own)}
     return {n: tensor for n, tensor in weights.items() if (layer_of(n) or 0) <= depth and n not in foreign}
 

@@ -56,10 +56,12 @@ def federate(
     file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
     one that was never stopped. `workers`: processes that train a round's clients side by side, with one thread each;
     their number changes no bit.
-    Raises FedexitError for an unknown method, an empty federation, a depth that is no exit, bad numbers, a checkpoint
-    of another run and workers that cannot work (see `local_rounds`).
+    Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
+    exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
     """
     way = find_method(method)
+    if way.shared_head and not model.shared_head:
+        raise FedexitError(f"method {method} needs one head for all exits: make the model with shared_head=True")
     clients, training = way.enlist(clients), way.training(training or LocalTraining())
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)

@@ -194,10 +194,12 @@ def _task(cell: Cell, setting: Setting) -> Task:
 
 def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
     """The model before training: one exit, or one per tier."""
-    alone = cell.method in (CENTRAL, HOMOGENEOUS)
-    exits = [cell.depth] if alone else find_method(cell.method).exits(setting.depths)
+    exits, shared = [cell.depth], False
+    if cell.method not in (CENTRAL, HOMOGENEOUS):
+        method = find_method(cell.method)
+        exits, shared = method.exits(setting.depths), method.shared_head
     backbone = load_backbone(setting.backbone).truncated(max(exits))
-    return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head)
+    return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
 
 
 def _known_voices(model: MultiExitModel, parts: Mapping[str, Sequence[Example]], number: int) -> pd.DataFrame:

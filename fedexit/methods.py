@@ -1,8 +1,8 @@
 """The methods that are compared, by name: each is what it changes of the paper's round, and where it comes from.
 
-An entry changes one or several of these: who takes part and how deep, what a client minimises, how the server averages
-and what it makes of the average. What it does not say is as in the paper: every client at its own depth, the loss at
-its last exit, the average by Eq. (1) as the new weights.
+An entry changes one or several of these: who takes part and how deep, what a client minimises, which heads there are,
+how the server averages and what it makes of the average. What it does not say is as in the paper: every client at its
+own depth, the loss at its last exit, a head per exit, the average by Eq. (1) as the new weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,8 @@ class Method:
     """One entry. `changes` says in a line what it is; `source`, whose.
 
     rule, depth_exponent: how the server averages (`aggregation.aggregate`); enlist: which of the clients take part, and
-    how deep; local: what it sets of `LocalTraining`; server: what steps towards the average, None for all the way.
+    how deep; local: what it sets of `LocalTraining`; server: what steps towards the average, None for all the way;
+    shared_head: its model has one head for all exits.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Method:
     enlist: Callable[[Sequence[Client]], Sequence[Client]] = everyone
     local: Mapping[str, object] = field(default_factory=dict)
     server: FedAdam | None = None
+    shared_head: bool = False
 
     def exits(self, depths: Sequence[int]) -> list[int]:
         """Where clients of these `depths` train when it is done its way: the exits that its model needs."""
@@ -100,6 +102,9 @@ _ENTRIES = [
     # what the server makes of the average
     Method("fedadam", "Reddi et al. 2021", "n_i, and a step of Adam towards the average", "masked", server=FedAdam()),
     Method("layerwise-adam", "Reddi et al. 2021", "a step of Adam towards the average", server=FedAdam()),
+    # which heads there are
+    Method("masked-shared", "ours, an open choice", "n_i, and one head for all exits", "masked", shared_head=True),
+    Method("layerwise-shared", "ours, an open choice", "one head for all exits", shared_head=True),
 ]  # fmt: skip
 METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES}
 

@@ -3,10 +3,20 @@
 import pytest
 import torch
 from small_corpus import write_small_corpus
-from test_federation import TRAINING, make_clients, make_model, tones
+from test_federation import TRAINING, assert_same, make_clients, make_model, tones
 from test_grid import setting
 
-from fedexit import FedexitError, LocalTraining, MultiExitModel, Update, aggregate, federate, layer_of, load_backbone
+from fedexit import (
+    FedexitError,
+    LocalTraining,
+    MultiExitModel,
+    Update,
+    aggregate,
+    federate,
+    layer_of,
+    load_backbone,
+    local_round,
+)
 from fedexit.clients import Client
 from fedexit.grid import Cell, run_cell
 from fedexit.methods import METHODS, find_method
@@ -31,7 +41,7 @@ def test_every_entry_runs_by_its_name(name):
     method, clients = METHODS[name], make_clients()
     if name == "homogeneous":
         clients = [Client(client.name, client.data, 6, client.tier) for client in clients]
-    model = MultiExitModel(load_backbone("nano"), ["low", "high"])
+    model = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=method.shared_head)
     start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
     result = federate(model, clients, name, rounds=2, training=TRAINING, dev=tones(99, 6), evaluate_every=2)
     assert set(result.table["exit"]) == {3, 6, 9, 12} and set(result.table["round"]) == {0, 2}
@@ -99,6 +109,26 @@ def test_who_takes_part_and_how_deep():
     assert set(ledger["all-shallow"]["tier"]) == {"tier 3", "tier 6", "tier 9", "tier 12"}  # the devices as they are
     with pytest.raises(FedexitError, match="one depth, not 3, 6, 9, 12"):
         federate(make_model(), make_clients(), "homogeneous", rounds=1)
+
+
+def test_a_shared_head_is_everybodys_at_every_exit_on_any_number_of_workers():
+    results = []
+    for workers in (1, 2):
+        model = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True)
+        results.append(federate(model, two_tiers(), "masked-shared", rounds=1, training=TRAINING, workers=workers))
+    assert_same(*results)
+    start, name = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True), "heads.shared.linear.weight"
+    weights, stream = start.trainable_weights(), (0, "round", 1, "client")
+    rounds = [
+        local_round(start.client_model(client.depth), weights, client, TRAINING, (*stream, client.name))[0]
+        for client in two_tiers()
+    ]
+    mean = sum(update.examples * update.weights[name] for update in rounds) / sum(LOW + HIGH)
+    torch.testing.assert_close(model.trainable_weights()[name], mean, **TOLERANCE)
+    sent = [sum(tensor.nbytes for tensor in update.weights.values()) for update in rounds]
+    assert list(results[0].clients["bytes"]) == sent
+    with pytest.raises(FedexitError, match="shared_head=True"):
+        federate(make_model(), two_tiers(), "masked-shared", rounds=1)
 
 
 def test_exponents_of_entries_and_arguments_are_the_same():
