@@ -3,14 +3,14 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
 
-from fedexit.aggregation import Update
+from fedexit.aggregation import Update, in_layer, layer_of
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.objectives import OBJECTIVES, TEACHERS, objective_loss
@@ -40,7 +40,8 @@ class LocalTraining:
 
     The heads start from nothing and are one layer, so they learn at a rate of their own. `objective`, `distillation`
     (its teachers), `strength` and `temperature` make the loss: see `objective_loss`. `proximal` is FedProx's mu (Li et
-    al. 2020): mu/2 |w - w(t)|^2 is added to it, w(t) being the global weights. Raises FedexitError for an unknown
+    al. 2020): mu/2 |w - w(t)|^2 is added to it, w(t) being the global weights. `random_layers`: the L_i layers that a
+    client has are drawn anew in each round, as FedRA does. Raises FedexitError for an unknown
     optimiser, objective or teacher, for teachers without pupils, and for numbers that cannot train.
     """
 
@@ -56,6 +57,7 @@ class LocalTraining:
     strength: float = 1.0
     temperature: float = 1.0
     proximal: float = 0.0
+    random_layers: bool = False
 
     def __post_init__(self) -> None:
         choices = {"optimiser": OPTIMISERS, "objective": OBJECTIVES, "distillation": TEACHERS}
@@ -158,6 +160,8 @@ def local_round(
     """
     if not len(client.data):
         raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
+    if training.random_layers:
+        return _round_of_drawn_layers(model, global_weights, client, training, stream)
     since = time.perf_counter()
     model.load_weights(global_weights)
     model.train()
@@ -195,6 +199,28 @@ def local_round(
     mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
     told = dict(loss=mean_loss, seconds=time.perf_counter() - since, lengths=sizes, cached=waveforms.dim() == 3)
     return Update(weights, examples=len(client.data), depth=client.depth), told
+
+
+def _round_of_drawn_layers(
+    model: MultiExitModel,
+    global_weights: dict[str, Tensor],
+    client: Client,
+    training: LocalTraining,
+    stream: tuple[str | int, ...],
+) -> tuple[Update, dict]:
+    """`local_round` on L_i of all layers, drawn from the stream, in their order (FedRA, Su et al., ECCV 2024).
+
+    The update's depth is the global model's, as its layers are of anywhere.
+    """
+    layers = max(layer_of(name) or 0 for name in global_weights)
+    drawn = sorted(numpy_stream(*stream, "layers").choice(layers, client.depth, replace=False) + 1)
+    places = {}
+    for name in model.trainable_weights():
+        place = in_layer(name, drawn[layer - 1]) if (layer := layer_of(name)) else name
+        places[name] = place if place in global_weights else name  # WavLM's relative positions are the first layer's
+    received = {name: global_weights[place] for name, place in places.items()}
+    update, told = local_round(model, received, client, replace(training, random_layers=False), stream)
+    return Update({places[name]: tensor for name, tensor in update.weights.items()}, update.examples, layers), told
 
 
 def _pull_back(model: MultiExitModel, global_weights: dict[str, Tensor], proximal: float) -> None:

@@ -105,6 +105,10 @@ _ENTRIES = [
     # which heads there are
     Method("masked-shared", "ours, an open choice", "n_i, and one head for all exits", "masked", shared_head=True),
     Method("layerwise-shared", "ours, an open choice", "one head for all exits", shared_head=True),
+    Method(
+        "fedra", "Su et al. 2024, without LoRA", "L_i layers drawn at random, one head, and a plain mean",
+        "count", local={"random_layers": True}, shared_head=True,
+    ),
 ]  # fmt: skip
 METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES}
 

@@ -154,9 +154,9 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
                 job = pool.submit(_train, positions[client.name], stream, section)
                 running.append((client, section, job))
             client, section, job = running.popleft()
-            names, metrics = job.result()
+            names, depth, metrics = job.result()
             sent = {name: sections[section][name] for name in names}
-            yield client, Update(sent, len(client.data), client.depth), metrics
+            yield client, Update(sent, len(client.data), depth), metrics
             free.append(section)
 
     return run
@@ -182,8 +182,8 @@ def _start_inside(folder: str, clients: list[Client], training: LocalTraining, s
     _inside = _Inside(folder, clients, training, shared)
 
 
-def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict]:
-    """The local round of a client; the update goes to `section`, the names in it and the metrics are given back."""
+def _train(position: int, stream: Stream, section: int) -> tuple[list[str], int, dict]:
+    """The local round of a client: the update goes to `section`, its names and depth and the metrics are given back."""
     client = _inside.clients[position]
     if client.depth not in _inside.scratch:
         _inside.scratch[client.depth] = _scratch(_inside.model, client.depth, _inside.training)
@@ -192,7 +192,7 @@ def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict
     into = _inside.sections[section]
     for name, tensor in update.weights.items():
         into[name].copy_(tensor)
-    return list(update.weights), metrics
+    return list(update.weights), update.depth, metrics
 
 
 @contextmanager

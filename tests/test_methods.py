@@ -1,5 +1,7 @@
 """Every entry of the registry by name, and what sets entries apart, measured on federations of one round."""
 
+import copy
+
 import pytest
 import torch
 from small_corpus import write_small_corpus
@@ -17,6 +19,7 @@ from fedexit import (
     load_backbone,
     local_round,
 )
+from fedexit.aggregation import in_layer
 from fedexit.clients import Client
 from fedexit.grid import Cell, run_cell
 from fedexit.methods import METHODS, find_method
@@ -129,6 +132,37 @@ def test_a_shared_head_is_everybodys_at_every_exit_on_any_number_of_workers():
     assert list(results[0].clients["bytes"]) == sent
     with pytest.raises(FedexitError, match="shared_head=True"):
         federate(make_model(), two_tiers(), "masked-shared", rounds=1)
+
+
+def test_fedra_trains_the_layers_it_draws_and_skips_the_rest():
+    whole, [client, *_] = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True), two_tiers()
+    training = find_method("fedra").training(TRAINING)
+    weights, seen = whole.trainable_weights(), set()
+    for number in range(8):
+        update, _ = local_round(whole.client_model(3), weights, client, training, (0, number))
+        drawn = sorted({layer_of(name) for name in update.weights} - {None})
+        assert len(drawn) == 3 and update.depth == 12
+        seen.update(drawn)
+        skipping = copy.deepcopy(whole)  # the model of the layers drawn, made by hand
+        layers = skipping.backbone.model.encoder.layers
+        skipping.backbone.model.encoder.layers = torch.nn.ModuleList([layers[layer - 1] for layer in drawn])
+        expected, _ = local_round(skipping, skipping.trainable_weights(), client, TRAINING, (0, number))
+        for name, tensor in expected.weights.items():
+            place = in_layer(name, drawn[layer_of(name) - 1]) if layer_of(name) else name
+            assert torch.equal(update.weights[place], tensor), name
+    assert len(seen) > 6
+
+
+def test_fedra_averages_each_layer_over_those_who_drew_it_on_any_number_of_workers():
+    results = []
+    for workers in (1, 2):
+        model = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True)
+        start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
+        results.append(federate(model, two_tiers()[:2], "fedra", rounds=1, training=TRAINING, workers=workers))
+    assert_same(*results)
+    ends = model.trainable_weights()
+    moved = {layer_of(name) for name in ends if not torch.equal(ends[name], start[name])} - {None}
+    assert len(moved) <= 6 and max(moved) > 3
 
 
 def test_exponents_of_entries_and_arguments_are_the_same():
