@@ -69,6 +69,8 @@ def test_masked_with_a_smaller_server_step_is_stale_fedavg():
 def test_two_tiers_of_eq_1_differ_from_masked_in_layers_1_to_3_and_outside_only():
     masked, ours = after_a_round("masked"), after_a_round("layerwise")
     for name in masked:
+        if name.endswith("k_proj.bias"):  # it shifts all scores of a frame alike, so its gradient is rounding
+            continue
         shared = (layer_of(name) or 0) <= 3 and not name.startswith("heads.")
         assert torch.allclose(masked[name], ours[name], **TOLERANCE) != shared, name
 

@@ -61,7 +61,7 @@ def test_an_exit_that_agrees_learns_nothing_from_its_teacher_and_padding_does_no
     head, other = CTCHead(4, 28), CTCHead(4, 28)
     states, frames = torch.randn(2, 9, 4), torch.tensor([9, 5])
     one, two = head(states, frames), other(states, frames)
-    assert divergence(one, one) == pytest.approx(0, abs=1e-6)
+    assert divergence(one, one).item() == pytest.approx(0, abs=1e-6)
     alone = [divergence(one[clip, :length], two[clip, :length]) for clip, length in enumerate(frames)]
     expected = (9 * alone[0] + 5 * alone[1]) / 14
     torch.testing.assert_close(divergence(one[:1, :9], two[:1, :9]), alone[0])
