@@ -9,7 +9,7 @@ import torch
 from test_federation import SGD, assert_same, make_clients, make_model, run
 
 from fedexit import FedexitError, LocalTraining, federate, layer_of, local_round
-from fedexit.clients import batches
+from fedexit.clients import batches, make_optimiser
 from fedexit.costs import client_costs
 from fedexit.server import FedAdam
 from fedexit.streams import numpy_stream
@@ -58,12 +58,7 @@ def test_fedadam_leaves_layers_that_nobody_trained():
 def proximal_by_autograd(model, client, training):
     """The objective of the FedProx paper, written into the loss."""
     start, local = copy.deepcopy(model), copy.deepcopy(model)
-    optimiser = torch.optim.SGD(
-        [
-            {"params": [p for p in local.backbone.parameters() if p.requires_grad], "lr": training.learning_rate},
-            {"params": list(local.heads.parameters()), "lr": training.head_learning_rate},
-        ]
-    )
+    optimiser = make_optimiser(local, training)
     for epoch in range(training.epochs):
         rng = numpy_stream(0, "batches", epoch)
         for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
