@@ -1,4 +1,4 @@
-"""Layer-wise, depth-aware aggregation, Eq. (1) of the paper, and the two baselines it must be told apart from.
+"""Layer-wise, depth-aware aggregation, Eq. (1) of the paper, and the rules it must be told apart from.
 
     w_l(t+1) = sum_{i in S_l} (n_i * L_i^g) * w_{l,i}(t+1) / sum_{j in S_l} (n_j * L_j^g)
 
@@ -6,7 +6,9 @@ S_l = the clients that trained layer l, n_i = local examples, L_i = depth, g = d
 Pure functions on named tensors: nothing here knows what a model is.
 """
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from fedexit.errors import FedexitError
 
-METHODS = ("layerwise", "masked", "stale")
+RULES = ("layerwise", "masked", "stale", "count", "inclusive")
 
 _LAYER = re.compile(r"(?:^|\.)(?<!adapter\.)layers\.(\d+)\.")
 
@@ -41,8 +43,16 @@ def layer_of(name: str) -> int | None:
     return int(match.group(1)) + 1 if match else None
 
 
+def in_layer(name: str, layer: int) -> str:
+    """The parameter of layer `layer` (1-based) that is what `name` is in its own."""
+    start, end = _LAYER.search(name).span(1)
+    return f"{name[:start]}{layer - 1}{name[end:]}"
+
+
 def client_weight(update: Update, method: str, depth_exponent: float) -> float:
-    """n_i * L_i^g for `layerwise` (Eq. 1), n_i for `masked` and `stale`."""
+    """n_i * L_i^g for `layerwise` (Eq. 1), 1 for `count`, n_i for `masked` and `stale`."""
+    if method == "count":
+        return 1.0
     return update.examples * update.depth**depth_exponent if method == "layerwise" else float(update.examples)
 
 
@@ -54,8 +64,6 @@ class Aggregator:
     """
 
     def __init__(self, global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0):
-        if method not in METHODS:
-            raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(METHODS)}")
         self.global_weights, self.method, self.depth_exponent = global_weights, method, depth_exponent
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
@@ -117,6 +125,63 @@ class Aggregator:
         return mean.to(old.dtype)
 
 
+class TierAggregator:
+    """InclusiveFL's rule (Liu et al., KDD 2022): means within tiers, a lesson from tier to tier, and their mean.
+
+    Clients of one depth are a tier, averaged with n_i. The mean step of the blocks that the next deeper tier has more
+    is mixed, with a share `momentum`, into the step of the top block of a tier (momentum distillation); then each layer
+    is averaged over tiers with their numbers of clients. One accumulator per tier. Unlike in the original, a tier's top
+    block is not kept apart: the layers of one global model are everybody's; its head is its own.
+    """
+
+    def __init__(self, global_weights: Mapping[str, Tensor], momentum: float = 0.2):
+        self.global_weights, self.momentum = global_weights, momentum
+        self._tiers: dict[int, Aggregator] = {}
+        self._clients: Counter[int] = Counter()
+
+    def add(self, update: Update) -> None:
+        """Take in one client. Raises FedexitError as `Aggregator.add`."""
+        if update.depth not in self._tiers:
+            self._tiers[update.depth] = Aggregator(self.global_weights, "masked")
+        self._tiers[update.depth].add(update)
+        self._clients[update.depth] += 1
+
+    def result(self) -> dict[str, Tensor]:
+        """The new global weights, once, as `Aggregator.result`."""
+        old, depths = self.global_weights, sorted(self._tiers)
+        means = {
+            depth: {name: mean for name, mean in self._tiers.pop(depth).result().items() if mean is not old[name]}
+            for depth in depths
+        }
+        tops = [self._top(means, *pair) for pair in itertools.pairwise(depths)]
+        taught = [
+            Update({**means[depth], **top}, self._clients[depth], depth)
+            for depth, top in itertools.zip_longest(depths, tops, fillvalue={})
+        ]
+        return aggregate(old, taught, "masked")
+
+    def _top(self, means: dict[int, dict[str, Tensor]], depth: int, deeper: int) -> dict[str, Tensor]:
+        """The top block of the tier of `depth`, taught by the tier that is next `deeper`."""
+        own, other, old, top = means[depth], means[deeper], self.global_weights, {}
+        for name in [name for name in own if layer_of(name) == depth]:
+            extra = [same for layer in range(depth + 1, deeper + 1) if (same := in_layer(name, layer)) in other]
+            if extra:  # WavLM's relative positions are the first layer's alone
+                lesson = sum(other[same] - old[same] for same in extra) / len(extra)
+                top[name] = old[name] + self.momentum * lesson + (1 - self.momentum) * (own[name] - old[name])
+        return top
+
+
+def make_aggregator(
+    global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0
+) -> Aggregator | TierAggregator:
+    """What averages by the rule `method` as clients come in: see `aggregate`."""
+    if method not in RULES:
+        raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(RULES)}")
+    if method == "inclusive":
+        return TierAggregator(global_weights)
+    return Aggregator(global_weights, method, depth_exponent)
+
+
 def aggregate(
     global_weights: Mapping[str, Tensor],
     updates: Iterable[Update],
@@ -126,10 +191,11 @@ def aggregate(
     """New global weights from the clients' updates, layer by layer, by parameter name.
 
     method: `layerwise` is Eq. (1) with exponent g = `depth_exponent`; `masked` weights by n_i alone over S_l (ReeFL's
-    rule, Eq. (1) with g = 0); `stale` is plain FedAvg over whole models, where a shallow client's deep layers are
-    untouched copies. A layer that no one trained keeps its bits. Raises FedexitError for malformed updates.
+    rule, Eq. (1) with g = 0), `count` every client the same (DepthFL, ScaleFL, FedRA); `stale` is plain FedAvg over
+    whole models, where a shallow client's deep layers are untouched copies; `inclusive`: see `TierAggregator`. A layer
+    that no one trained keeps its bits. Raises FedexitError for malformed updates.
     """
-    aggregator = Aggregator(global_weights, method, depth_exponent)
+    server = make_aggregator(global_weights, method, depth_exponent)
     for update in updates:
-        aggregator.add(update)
-    return aggregator.result()
+        server.add(update)
+    return server.result()

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -40,3 +41,13 @@ def load_checkpoint(file: str | Path | None, identity: object) -> tuple[object, 
     if json.loads(metadata.get("identity", "null")) != json.loads(json.dumps(identity)):
         raise FedexitError(f"checkpoint {name} belongs to another run; delete it or name another file")
     return json.loads(metadata["state"]), tensors
+
+
+def options_set(options: object) -> dict:
+    """What is not as it comes of `options`, a dataclass: so one that is added later leaves finished work what it is."""
+    given = [(option.name, getattr(options, option.name), option.default) for option in fields(options)]
+    return {
+        name: options_set(value) if is_dataclass(value) else value
+        for name, value, default in given
+        if default is MISSING or value != default
+    }

@@ -3,17 +3,18 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
 
-from fedexit.aggregation import Update
+from fedexit.aggregation import Update, in_layer, layer_of
 from fedexit.backbone import for_bfloat16
 from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel, task_loss
+from fedexit.exits import MultiExitModel
+from fedexit.objectives import OBJECTIVES, TEACHERS, objective_loss
 from fedexit.streams import numpy_stream, seeded
 
 Example = tuple[Tensor, int | list[int]]
@@ -36,11 +37,14 @@ class Client:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs.
+    """How every client trains. The defaults are ours: the paper states none but 1-3 local epochs, and the loss.
 
-    The heads start from nothing and are one layer, so they learn at a rate of their own. `bfloat16`: matrix products
-    are taken in it, faster on processors that know it; the bits then depend on the processor. Raises FedexitError for
-    an unknown optimiser and for numbers that cannot train.
+    The heads start from nothing and are one layer, so they learn at a rate of their own. `objective`, `distillation`
+    (its teachers), `strength` and `temperature` make the loss: see `objective_loss`. `proximal` is FedProx's mu (Li et
+    al. 2020): mu/2 |w - w(t)|^2 is added to it, w(t) being the global weights. `random_layers`: the L_i layers that a
+    client has are drawn anew in each round, as FedRA does. `bfloat16`: matrix products are taken in it, faster on
+    processors that know it; the bits then depend on the processor. Raises FedexitError for an unknown optimiser,
+    objective or teacher, for teachers without pupils, and for numbers that cannot train.
     """
 
     epochs: int = 1
@@ -51,12 +55,28 @@ class LocalTraining:
     optimiser: str = "adam"
     spec_augment: bool = False
     bfloat16: bool = False
+    objective: str = "last"
+    distillation: str = ""
+    strength: float = 1.0
+    temperature: float = 1.0
+    proximal: float = 0.0
+    random_layers: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise FedexitError(f"unknown optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}")
+        choices = {"optimiser": OPTIMISERS, "objective": OBJECTIVES, "distillation": TEACHERS}
+        for what, known in choices.items():
+            if (chosen := getattr(self, what)) not in known:
+                raise FedexitError(f"unknown {what} {chosen!r}; known: {', '.join(filter(None, known))}")
         if min(self.epochs, self.batch_size) < 1 or min(self.learning_rate, self.head_learning_rate) <= 0:
             raise FedexitError(f"epochs and batch_size must be >= 1 and learning rates > 0, not {self}")
+        if min(self.strength, self.proximal) < 0 or self.temperature <= 0:
+            raise FedexitError(f"strength and proximal must be >= 0 and temperature > 0, not {self}")
+        if self.distillation and self.objective == "last":
+            raise FedexitError(f"distillation {self.distillation!r} needs several exits; take objective 'all'")
+
+    def exits(self, depth: int, known: Sequence[int]) -> list[int]:
+        """Those of the `known` exits whose heads a client of `depth` holds, trains and sends."""
+        return [depth] if self.objective == "last" else [exit for exit in sorted(known) if exit <= depth]
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,17 +157,22 @@ def local_round(
     `cached` features (lengths in frames) or waveforms (in samples).
 
     `model` is scratch space of the client's depth (`client_model`): the result depends on the other arguments alone.
-    The loss is the task's at exit L_i only, as in the paper; layers above L_i do not exist here. Randomness comes from
-    the stream named `stream`. Raises FedexitError for a client without data and a loss that is not finite.
+    The loss is the task's at exit L_i only, as in the paper, or what `training` says; layers above L_i do not exist
+    here. Randomness comes from the stream named `stream`. Raises FedexitError for a client without data and a loss that
+    is not finite.
     """
     if not len(client.data):
         raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
+    if training.random_layers:
+        return _round_of_drawn_layers(model, global_weights, client, training, stream)
     since = time.perf_counter()
     model.load_weights(global_weights)
     model.train()
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = make_optimiser(model, training)
+    exits = training.exits(client.depth, model.exits)
+    kind = training.objective, training.distillation, training.strength, training.temperature
     losses: list[tuple[float, int]] = []
     sizes: list[int] = []
     with seeded(*stream, "dropout"), for_bfloat16(model.backbone, training.bfloat16):
@@ -160,12 +185,15 @@ def local_round(
                 if training.spec_augment:
                     read = masked_features(model, *read)
                 with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
-                    logits = model(*read, exits=[client.depth])[client.depth]
-                loss = task_loss(logits.float(), labels.to(device))
+                    outputs = model(*read, exits=exits)
+                outputs = {exit: logits.float() for exit, logits in outputs.items()}
+                loss = objective_loss(outputs, labels.to(device), *kind)
                 if not torch.isfinite(loss):
                     raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
                 optimiser.zero_grad()
                 loss.backward()
+                if training.proximal:
+                    _pull_back(model, global_weights, training.proximal)
                 if math.isfinite(training.clip_norm):
                     torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                 optimiser.step()
@@ -177,6 +205,35 @@ def local_round(
     mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
     told = dict(loss=mean_loss, seconds=time.perf_counter() - since, lengths=sizes, cached=waveforms.dim() == 3)
     return Update(weights, examples=len(client.data), depth=client.depth), told
+
+
+def _round_of_drawn_layers(
+    model: MultiExitModel,
+    global_weights: dict[str, Tensor],
+    client: Client,
+    training: LocalTraining,
+    stream: tuple[str | int, ...],
+) -> tuple[Update, dict]:
+    """`local_round` on L_i of all layers, drawn from the stream, in their order (FedRA, Su et al., ECCV 2024).
+
+    The update's depth is the global model's, as its layers are of anywhere.
+    """
+    layers = max(layer_of(name) or 0 for name in global_weights)
+    drawn = sorted(numpy_stream(*stream, "layers").choice(layers, client.depth, replace=False) + 1)
+    places = {}
+    for name in model.trainable_weights():
+        place = in_layer(name, drawn[layer - 1]) if (layer := layer_of(name)) else name
+        places[name] = place if place in global_weights else name  # WavLM's relative positions are the first layer's
+    received = {name: global_weights[place] for name, place in places.items()}
+    update, told = local_round(model, received, client, replace(training, random_layers=False), stream)
+    return Update({places[name]: tensor for name, tensor in update.weights.items()}, update.examples, layers), told
+
+
+def _pull_back(model: MultiExitModel, global_weights: dict[str, Tensor], proximal: float) -> None:
+    """Add the gradient of proximal/2 |w - w(t)|^2 to those of the loss."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - global_weights[name].to(parameter), alpha=proximal)
 
 
 def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.optim.Optimizer:

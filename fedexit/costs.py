@@ -5,8 +5,7 @@ size, the tensors that autograd keeps and the peak memory of processes of their 
 what a round would take on a device with given speeds.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import pandas as pd
@@ -48,8 +47,8 @@ def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
     return table.groupby("part", sort=False, as_index=False).sum()
 
 
-def clip_macs(backbone: Backbone, samples: int, depth: int, head: nn.Module | None = None) -> Macs:
-    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with the `head` there, if given.
+def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -> Macs:
+    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with the `heads` on the way, if any.
 
     Matrix products and convolutions only, as flop counters count. Raises FedexitError for less than one frame.
     """
@@ -64,13 +63,13 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, head: nn.Module | No
     layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
     if config.model_type == "wavlm":  # the gate of the relative positions: eight outputs per head and frame
         layer += 8 * frames * width
-    return Macs(frozen, projection + position + depth * layer + (head.macs(frames) if head else 0))
+    return Macs(frozen, projection + position + depth * layer + sum(head.macs(frames) for head in heads))
 
 
 def client_costs(
     model: MultiExitModel, depth: int, lengths: Sequence[int], training: LocalTraining, cached: bool = False
 ) -> dict[str, int]:
-    """What one local round at `depth` costs a client: its line in the ledger.
+    """What one local round at `depth` costs a client: its line in the ledger. `training` says whose heads it trains.
 
     lengths: of its clips, in samples at 16 kHz; in frames if they are `cached` features (nothing is convolved).
     `parameters` and `bytes` of the weights it sends, the same as it receives; `macs_forward` and `macs_backward` summed
@@ -79,18 +78,20 @@ def client_costs(
     Raises FedexitError when `depth` is no exit, and for clips shorter than one frame.
     """
     check_exit(depth, model.exits, model.backbone.name)
-    sent = sizes_by_layer(_held(model.trainable_weights(), depth))
+    exits = training.exits(depth, model.exits)
+    sent = sizes_by_layer(_held(model.trainable_weights(), exits))
+    heads = [model.head_at(exit) for exit in exits]
     samples = [_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
-    clips = [clip_macs(model.backbone, length, depth, model.heads[str(depth)]) for length in samples]
+    clips = [clip_macs(model.backbone, length, depth, *heads) for length in samples]
     forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
-    held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached)
+    held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached, exits)
     return {
         "parameters": int(sent["parameters"].sum()),
         "bytes": int(sent["bytes"].sum()),
         "macs_forward": forward * training.epochs,
         "macs_backward": sum(clip.backward for clip in clips) * training.epochs,
         "memory_forward": held.forward,
-        "memory_training": held.training,
+        "memory_training": held.training + bool(training.proximal) * int(sent["bytes"].sum()),  # what pulls it back
     }
 
 
@@ -103,8 +104,8 @@ def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFr
     """
     rows = []
     for depth in model.exits:
-        sent = sizes_by_layer(_held(model.trainable_weights(), depth))[["parameters", "bytes"]].sum()
-        macs = clip_macs(model.backbone, samples, depth, model.heads[str(depth)])
+        sent = sizes_by_layer(_held(model.trainable_weights(), [depth]))[["parameters", "bytes"]].sum()
+        macs = clip_macs(model.backbone, samples, depth, model.head_at(depth))
         held = memory(model, samples, batch, depth)
         fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
         work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}
@@ -147,11 +148,18 @@ class Memory:
 
 
 def memory(
-    model: MultiExitModel, samples: int, batch: int, depth: int, optimiser: str = "adam", cached: bool = False
+    model: MultiExitModel,
+    samples: int,
+    batch: int,
+    depth: int,
+    optimiser: str = "adam",
+    cached: bool = False,
+    exits: Sequence[int] = (),
 ) -> Memory:
     """The memory model: a batch of `batch` clips of `samples` at 16 kHz, trained to `depth` in single precision.
 
-    `cached`: the clips come as features, so nothing is convolved.
+    `cached`: the clips come as features, so nothing is convolved. `exits`: whose heads are trained, unless at `depth`
+    alone.
 
     Counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config and
     torch's own attention, for clips of one length. The weights are the client's own: what a server in the same process
@@ -159,26 +167,27 @@ def memory(
     and for clips shorter than one frame.
     """
     check_exit(depth, model.exits, model.backbone.name)
+    exits = exits or [depth]
     config, lengths = model.backbone.model.config, _lengths(model.backbone.model.config, samples)
-    trained = [tensor.numel() for tensor in _held(model.trainable_weights(), depth).values()]
+    trained = [tensor.numel() for tensor in _held(model.trainable_weights(), exits).values()]
     convolved = [batch * length * channels for length, channels in zip(lengths, config.conv_dim, strict=True)]
     states, inner = (batch * lengths[-1] * width for width in (config.hidden_size, config.intermediate_size))
     return Memory(
-        weights=_FLOAT * sum(tensor.numel() for tensor in _held(model.state_dict(), depth).values()),
+        weights=_FLOAT * sum(tensor.numel() for tensor in _held(model.state_dict(), exits).values()),
         gradients=_FLOAT * sum(trained),
         optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
-        activations=_FLOAT * _kept(config, batch, lengths[-1], depth),
+        activations=_FLOAT * _kept(config, batch, lengths[-1], depth, len(exits)),
         convolving=0 if cached else _FLOAT * _NORM_COPIES * convolved[0],
         passing=_FLOAT * (convolved[-1] + max(_position_kernel(config) + 4 * states, (depth + 2) * states + 2 * inner)),
         updating=_FLOAT * 2 * max(trained),
     )
 
 
-def _kept(config: PretrainedConfig, batch: int, frames: int, depth: int) -> int:
+def _kept(config: PretrainedConfig, batch: int, frames: int, depth: int, heads: int) -> int:
     """Numbers that autograd keeps of a training step, in tensors of their own; weights and a few per frame not counted.
 
     Read from the layers of `transformers`: each product keeps its input, each normalisation and GELU as well, each
-    dropout its mask.
+    dropout its mask, each head the frames it reads.
     """
     states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
     scores = batch * frames**2 * config.num_attention_heads
@@ -188,7 +197,7 @@ def _kept(config: PretrainedConfig, batch: int, frames: int, depth: int) -> int:
     wavlm = config.model_type == "wavlm"  # copies what attention reads, and keeps its scores with no dropout as well
     layer = (8 + wavlm * (3 if batch > 1 else 1) + 2 * masked["hidden"]) * states + (2 + masked["activation"]) * inner
     layer += (3 if masked["attention"] else 1 if wavlm else 0) * scores
-    outside = 2 * batch * frames * config.conv_dim[-1] + (4 + masked["feat_proj"] + masked["hidden"]) * states
+    outside = 2 * batch * frames * config.conv_dim[-1] + (3 + heads + masked["feat_proj"] + masked["hidden"]) * states
     outside += wavlm * (scores + 2 * frames**2)  # the relative positions, which all layers share
     return depth * layer + outside + _position_kernel(config)
 
@@ -198,10 +207,11 @@ def _position_kernel(config: PretrainedConfig) -> int:
     return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
 
 
-def _held(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Those of a model's named `weights` that a client of `depth` holds (`MultiExitModel.client_model`)."""
-    foreign = re.compile(rf"heads\.(?!{depth}\.)")
-    return {n: tensor for n, tensor in weights.items() if (layer_of(n) or 0) <= depth and not foreign.match(n)}
+def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Tensor]:
+    """Those of a model's named `weights` that a client with these `exits` holds (`MultiExitModel.client_model`)."""
+    depth, own = max(exits), tuple(f"heads.{exit}." for exit in [*exits, "shared"])
+    foreign = {name for name in weights if name.startswith("heads.") and not name.startswith(own)}
+    return {n: tensor for n, tensor in weights.items() if (layer_of(n) or 0) <= depth and n not in foreign}
 
 
 def _lengths(config: PretrainedConfig, samples: int) -> list[int]:

@@ -72,6 +72,11 @@ class CTCHead(nn.Module):
         return frames * per_frame
 
 
+def within(logits: Tensor) -> Tensor:
+    """Which frames (B, F) of a head's logits (B, F, C) are not beyond their clip's end."""
+    return logits[..., BLANK] < _SURE
+
+
 def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over clips of -log p(text) per character. logits: (B, F, C); targets: (B, L), zeros after the text."""
     log_probs = logits.log_softmax(-1).transpose(0, 1)

@@ -88,7 +88,7 @@ def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tup
     seen = []
     for depth, state in enumerate(states):
         if depth in model.exits:
-            seen.append(model.heads[str(depth)](state, frames))
+            seen.append(model.head_at(depth)(state, frames))
             if depth == model.exits[-1] or RULES[rule](seen).item() >= threshold:
                 break
     return depth, seen[-1]
@@ -124,7 +124,7 @@ def _work(model: MultiExitModel, samples: Sequence[int]) -> pd.DataFrame:
         heads = 0
         for depth in model.exits:
             bare = clip_macs(model.backbone, length, depth)
-            asked = clip_macs(model.backbone, length, depth, model.heads[str(depth)]).trained
+            asked = clip_macs(model.backbone, length, depth, model.head_at(depth)).trained
             heads += asked - bare.trained
             rows.append((item, depth, bare.frozen, bare.frozen + asked, bare.frozen + bare.trained + heads))
     return pd.DataFrame(rows, columns=["item", "exit", "convolutions", "macs_alone", "macs_early"])

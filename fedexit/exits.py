@@ -67,11 +67,11 @@ def task_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> 
 
 
 class MultiExitModel(nn.Module):
-    """A backbone with an independent head on each exit.
+    """A backbone with an independent head on each exit, or a `shared_head` for all of them.
 
     `labels` are the class names, in the order of the logits; `head`, one of `HEADS`, is what reads them. Parameters are
-    named `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, the same at every depth: aggregation goes by
-    them. Raises FedexitError for an exit that the backbone has not and an unknown head.
+    named `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, or `heads.shared.*`, the same at every depth:
+    aggregation goes by them. Raises FedexitError for an exit that the backbone has not and an unknown head.
     """
 
     def __init__(
@@ -81,18 +81,22 @@ class MultiExitModel(nn.Module):
         exits: Iterable[int] | None = None,
         seed: int = 0,
         head: str = "pooled",
+        shared_head: bool = False,
     ):
         super().__init__()
         if head not in HEADS:
             raise FedexitError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
-        self.backbone, self.labels, self.head = backbone, list(labels), head
+        self.backbone, self.labels, self.head, self.shared_head = backbone, list(labels), head, shared_head
         self.exits = sorted(exits) if exits is not None else default_exits(backbone.layers)
         for depth in self.exits:
             check_exit(depth, range(1, backbone.layers + 1), backbone.name)
         with seeded(seed, "heads"):
-            self.heads = nn.ModuleDict(
-                {str(depth): HEADS[head](backbone.width, len(self.labels)) for depth in self.exits}
-            )
+            names = ["shared"] if shared_head else map(str, self.exits)
+            self.heads = nn.ModuleDict({name: HEADS[head](backbone.width, len(self.labels)) for name in names})
+
+    def head_at(self, depth: int) -> nn.Module:
+        """The head that reads exit `depth`."""
+        return self.heads["shared" if self.shared_head else str(depth)]
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
@@ -105,7 +109,7 @@ class MultiExitModel(nn.Module):
         """
         asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
-        return {depth: self.heads[str(depth)](states[depth], frames) for depth in asked}
+        return {depth: self.head_at(depth)(states[depth], frames) for depth in asked}
 
     @torch.no_grad()
     def embeddings(
@@ -117,7 +121,7 @@ class MultiExitModel(nn.Module):
         """
         asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
-        heads = {depth: self.heads[str(depth)] for depth in asked}
+        heads = {depth: self.head_at(depth) for depth in asked}
         return {d: (head.reads(states[d], frames) - head.centre) / head.scale for d, head in heads.items()}
 
     def _asked(self, exits: Iterable[int] | None) -> list[int]:
@@ -128,27 +132,29 @@ class MultiExitModel(nn.Module):
 
     @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
-        """Let each head read what has mean 0 and variance 1 over these clips (B, T), (B,); no labels needed.
+        """Let each head read what has mean 0 and variance 1 over these clips (B, T), (B,) at its exit, or all of them.
 
         Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
         spread), so a head that reads them raw learns the most frequent class first and stays there for long. Ours, not
-        the paper's.
+        the paper's. No labels are needed.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
-        for depth in self.exits:
-            head = self.heads[str(depth)]
-            read = head.reads(states[depth], frames)
+        for name, head in self.heads.items():
+            exits = self.exits if self.shared_head else [int(name)]
+            read = torch.cat([head.reads(states[depth], frames) for depth in exits])
             head.centre.copy_(read.mean(0))
             head.scale.copy_(read.std(0) + 1e-3)
 
-    def client_model(self, depth: int) -> "MultiExitModel":
-        """What a client of this depth holds, as a copy of its own: layers 1..depth and the head of exit `depth`.
+    def client_model(self, depth: int, exits: Iterable[int] | None = None) -> "MultiExitModel":
+        """What a client of this depth holds, as a copy of its own: layers 1..depth and the heads of `exits`.
 
-        Raises FedexitError when `depth` is not an exit.
+        These are, unless given, `depth` alone. Raises FedexitError for what is no exit, or lies deeper.
         """
-        check_exit(depth, self.exits, self.backbone.name)
-        shallow = MultiExitModel(self.backbone.truncated(depth), self.labels, [depth], head=self.head)
-        shallow.heads.load_state_dict({k: v for k, v in self.heads.state_dict().items() if k.startswith(f"{depth}.")})
+        exits = self._asked([depth] if exits is None else exits)
+        backbone = self.backbone.truncated(depth)
+        shallow = MultiExitModel(backbone, self.labels, exits, head=self.head, shared_head=self.shared_head)
+        heads = self.heads.state_dict()
+        shallow.heads.load_state_dict({name: heads[name] for name in shallow.heads.state_dict()})
         return shallow
 
     def trainable_weights(self) -> dict[str, Tensor]:
@@ -173,10 +179,14 @@ class MultiExitModel(nn.Module):
         save_file({k: v.contiguous() for k, v in self.heads.state_dict().items()}, file)
 
     def load_heads(self, file: str | Path) -> None:
-        """Take those of the exits' heads from a file of `save_heads`. Raises FedexitError when they do not fit."""
+        """Take the exits' heads from a file of `save_heads`, a shared one from that of the deepest exit.
+
+        Raises FedexitError when they do not fit.
+        """
+        last = f"{self.exits[-1]}."
         try:
             found = load_file(file)
-            self.heads.load_state_dict({name: found[name] for name in self.heads.state_dict()})
+            self.heads.load_state_dict({name: found[name.replace("shared.", last)] for name in self.heads.state_dict()})
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise FedexitError(
                 f"{file} holds no heads for exits {self.exits} of this model: {first_line(error)}"
@@ -193,6 +203,7 @@ class MultiExitModel(nn.Module):
             "exits": self.exits,
             "labels": self.labels,
             "head": self.head,
+            "shared_head": self.shared_head,
         }
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -204,7 +215,8 @@ class MultiExitModel(nn.Module):
         try:
             config = json.loads((folder / "config.json").read_text())
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
-            model = cls(backbone, config["labels"], config["exits"], head=config["head"])
+            kind = dict(head=config["head"], shared_head=config.get("shared_head", False))  # older folders lack it
+            model = cls(backbone, config["labels"], config["exits"], **kind)
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise FedexitError(

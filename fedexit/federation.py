@@ -1,17 +1,18 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from fedexit.aggregation import Aggregator
-from fedexit.checkpoints import load_checkpoint, save_checkpoint
+from fedexit.aggregation import make_aggregator
+from fedexit.checkpoints import load_checkpoint, options_set, save_checkpoint
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
+from fedexit.methods import find_method
 from fedexit.metrics import all_rates, predict
 from fedexit.progress import progress
 from fedexit.streams import numpy_stream
@@ -38,7 +39,7 @@ def federate(
     method: str = "layerwise",
     rounds: int = 10,
     seed: int = 0,
-    depth_exponent: float = 1.0,
+    depth_exponent: float | None = None,
     fraction: float = 1.0,
     training: LocalTraining | None = None,
     dev: Sequence[Example] = (),
@@ -49,20 +50,27 @@ def federate(
     """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
 
     Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights,
-    and the server aggregates by `method` (see `aggregate`). Every exit is evaluated on `dev` before the first round,
-    every `evaluate_every` rounds and after the last. `checkpoint`: a file that keeps the state after every round; a run
-    that finds it goes on from there and ends with the same bits as one that was never stopped. `workers`: processes
-    that train a round's clients side by side, with one thread each; their number changes no bit.
-    Raises FedexitError for an empty federation, a depth that is no exit, bad numbers, a checkpoint of another run and
-    workers that cannot work (see `local_rounds`).
+    and the server averages them by Eq. (1); `method`, the name of an entry of `fedexit.methods.METHODS`, may change any
+    of it. What it sets of `training` stands, whatever is given; a `depth_exponent` stands in place of its own. Every
+    exit is evaluated on `dev` before the first round, every `evaluate_every` rounds and after the last. `checkpoint`: a
+    file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
+    one that was never stopped. `workers`: processes that train a round's clients side by side, with one thread each;
+    their number changes no bit.
+    Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
+    exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
     """
-    training = training or LocalTraining()
+    way = find_method(method)
+    if way.shared_head and not model.shared_head:
+        raise FedexitError(f"method {method} needs one head for all exits: make the model with shared_head=True")
+    clients, training = way.enlist(clients), way.training(training or LocalTraining())
+    depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
-    state = {"round": 0, "evaluations": [], "clients": []}
+    state, moments = {"round": 0, "evaluations": [], "clients": []}, {}
     if found := load_checkpoint(checkpoint, identity):
-        state, weights = found
-        model.load_weights(weights)
+        state, tensors = found
+        model.load_weights(tensors)
+        moments = {name: tensor for name, tensor in tensors.items() if ":" in name}
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
@@ -72,19 +80,21 @@ def federate(
         if not state["evaluations"]:
             state["evaluations"] += _evaluate(model, dev, 0)
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
-            aggregator = Aggregator(model.trainable_weights(), method, depth_exponent)
+            weights = model.trainable_weights()
+            aggregator = make_aggregator(weights, way.rule, depth_exponent)
             drawn = sample(clients, fraction, seed, number)
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
                 if client.name not in costs:
                     costs[client.name] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
                 state["clients"].append(_ledger_row(number, client, told, costs[client.name]))
-            model.load_weights(aggregator.result())
+            averages = aggregator.result()
+            model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
             if number % evaluate_every == 0 or number == rounds:
                 state["evaluations"] += _evaluate(model, dev, number)
             state["round"] = number
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, state, model.trainable_weights())
+                save_checkpoint(checkpoint, identity, state, {**model.trainable_weights(), **moments})
     table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "metric", "value", "n"])
     return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
 
@@ -128,4 +138,4 @@ def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: objec
     """What must be equal for a checkpoint to be this run's: start, settings, clients (but rounds may grow)."""
     *plain, training = settings
     roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
-    return {"start": model.checksum(), "settings": [*plain, asdict(training)], "clients": roster}
+    return {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}

@@ -6,7 +6,7 @@ A cell runs in one process with one thread, so its bits do not depend on how man
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from fedexit.backbone import Backbone, load_backbone
 from fedexit.central import Recipe, fine_tune
+from fedexit.checkpoints import options_set
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
@@ -25,6 +26,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.fingerprint import weights_hash
 from fedexit.frozen import freezer
+from fedexit.methods import find_method
 from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
 from fedexit.paths import backbones_dir
@@ -40,7 +42,7 @@ COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric",
 
 @dataclass(frozen=True)
 class Cell:
-    """One model. `method`: how clients of mixed depth are averaged; or `homogeneous`, all clients at `depth`; or
+    """One model. `method`: one of `fedexit.methods.METHODS`, of which `homogeneous` takes all clients at `depth`; or
     `central`, all clips in one place, trained to `depth`.
     """
 
@@ -169,18 +171,8 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 def _key(setting: Setting) -> str:
     folder = backbones_dir() / setting.backbone
     weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
-    facts = f"{_set(setting)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    facts = f"{options_set(setting)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def _set(options: Setting | LocalTraining | Recipe) -> dict:
-    """What is not as it comes: so an option that is added later leaves finished cells what they are."""
-    given = [(f.name, getattr(options, f.name), f.default) for f in fields(options)]
-    return {
-        name: _set(value) if is_dataclass(value) else value
-        for name, value, default in given
-        if default is MISSING or value != default
-    }
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -211,10 +203,12 @@ def _task(cell: Cell, setting: Setting) -> Task:
 
 def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
     """The model before training: one exit, or one per tier."""
-    backbone, head = load_backbone(setting.backbone), setting.head or task.head
-    if cell.method in (CENTRAL, HOMOGENEOUS):
-        return MultiExitModel(backbone.truncated(cell.depth), task.labels, [cell.depth], head=head)
-    return MultiExitModel(backbone, task.labels, setting.depths, head=head)
+    exits, shared = [cell.depth], False
+    if cell.method not in (CENTRAL, HOMOGENEOUS):
+        method = find_method(cell.method)
+        exits, shared = method.exits(setting.depths), method.shared_head
+    backbone = load_backbone(setting.backbone).truncated(max(exits))
+    return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
 
 
 def _known_voices(model: MultiExitModel, parts: Mapping[str, Sequence[Example]], number: int) -> pd.DataFrame:
@@ -236,7 +230,7 @@ def _federate(
     return federate(
         model,
         clients,
-        method="masked" if cell.method == HOMOGENEOUS else cell.method,
+        method=cell.method,
         rounds=rounds,
         seed=cell.seed,
         fraction=setting.fraction,

@@ -72,7 +72,7 @@ def local_rounds(
 
 
 def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTraining) -> Round:
-    scratch = {depth: model.client_model(depth) for depth in {client.depth for client in clients}}
+    scratch = {depth: _scratch(model, depth, training) for depth in {client.depth for client in clients}}
 
     def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
         weights = model.trainable_weights()
@@ -80,6 +80,11 @@ def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTrain
             yield client, *local_round(scratch[client.depth], weights, client, training, (*stream, client.name))
 
     return run
+
+
+def _scratch(model: MultiExitModel, depth: int, training: LocalTraining) -> MultiExitModel:
+    """Where clients of `depth` train, one after the other."""
+    return model.client_model(depth, training.exits(depth, model.exits))
 
 
 def _plain(data: Sequence[Example]) -> Sequence[Example]:
@@ -149,9 +154,9 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
                 job = pool.submit(_train, positions[client.name], stream, section)
                 running.append((client, section, job))
             client, section, job = running.popleft()
-            names, metrics = job.result()
+            names, depth, metrics = job.result()
             sent = {name: sections[section][name] for name in names}
-            yield client, Update(sent, len(client.data), client.depth), metrics
+            yield client, Update(sent, len(client.data), depth), metrics
             free.append(section)
 
     return run
@@ -177,17 +182,17 @@ def _start_inside(folder: str, clients: list[Client], training: LocalTraining, s
     _inside = _Inside(folder, clients, training, shared)
 
 
-def _train(position: int, stream: Stream, section: int) -> tuple[list[str], dict]:
-    """The local round of a client; the update goes to `section`, the names in it and the metrics are given back."""
+def _train(position: int, stream: Stream, section: int) -> tuple[list[str], int, dict]:
+    """The local round of a client: the update goes to `section`, its names and depth and the metrics are given back."""
     client = _inside.clients[position]
     if client.depth not in _inside.scratch:
-        _inside.scratch[client.depth] = _inside.model.client_model(client.depth)
+        _inside.scratch[client.depth] = _scratch(_inside.model, client.depth, _inside.training)
     scratch = _inside.scratch[client.depth]
     update, metrics = local_round(scratch, _inside.sections[0], client, _inside.training, (*stream, client.name))
     into = _inside.sections[section]
     for name, tensor in update.weights.items():
         into[name].copy_(tensor)
-    return list(update.weights), metrics
+    return list(update.weights), update.depth, metrics
 
 
 @contextmanager

@@ -174,6 +174,7 @@ def test_one_accumulator_whatever_the_number_of_clients():
         ("backbone.model.encoder.layers.0.attention.k_proj.weight", 1),
         ("model.encoder.layers.11.final_layer_norm.bias", 12),
         ("layers.2.w", 3),
+        ("backbone.model.encoder.layers.4.attention.q_proj.lora_A.default.weight", 5),
         ("backbone.model.feature_extractor.conv_layers.0.conv.weight", None),
         ("backbone.model.adapter.layers.0.conv.weight", None),
         ("backbone.model.encoder.pos_conv_embed.conv.parametrizations.weight.original0", None),

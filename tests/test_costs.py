@@ -80,8 +80,7 @@ def saved_bytes(model, clips):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        [logits] = model(clips).values()
-        logits.sum()
+        sum(logits.sum() for logits in model(clips).values())
     return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
 
 
@@ -145,6 +144,24 @@ def test_costs_of_a_round_add_up_over_clips_and_epochs():
     assert cached["memory_forward"] <= costs["memory_forward"]
     sent = model.client_model(2).trainable_weights().values()
     assert costs["parameters"] == sum(tensor.numel() for tensor in sent) and costs["bytes"] == 4 * costs["parameters"]
+
+
+def test_a_client_of_several_exits_sends_computes_and_keeps_what_its_heads_need():
+    whole, training = MultiExitModel(small(attention=None), ["a", "b", "c"], [2, 3, 4]), LocalTraining(objective="all")
+    costs = client_costs(whole, 3, [24_000], training)
+    client = whole.client_model(3, [2, 3])
+    update, _ = local_round(client, whole.trainable_weights(), Client("c", [(torch.randn(24_000), 0)], 3), training, ())
+    data = save({name: tensor.contiguous() for name, tensor in update.weights.items()})
+    assert costs["bytes"] == len(data) - 8 - int.from_bytes(data[:8], "little")
+    assert {name.split(".")[1] for name in update.weights if name.startswith("heads.")} == {"2", "3"}
+    eager = MultiExitModel(small(), ["a", "b", "c"], [2, 3])
+    assert costs["macs_forward"] == sum(counted(lambda: eager(torch.randn(1, 24_000), exits=[2, 3])).values())
+    need = memory(whole, 24_000, 1, 3, exits=[2, 3])
+    assert costs["memory_training"] == need.training
+    assert need.weights == sum(tensor.nbytes for tensor in client.state_dict().values())
+    both, one = (saved_bytes(model.train(), torch.randn(1, 24_000)) for model in (client, whole.client_model(3)))
+    assert need.activations == pytest.approx(both, rel=0.02)
+    assert need.activations - memory(whole, 24_000, 1, 3).activations == pytest.approx(both - one, rel=0.1)
 
 
 def test_time_and_energy_on_a_fleet():

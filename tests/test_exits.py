@@ -76,6 +76,23 @@ def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_cli
         assert (read[0].std(0) < 1.01).all() and (read[0].std(0) > 0.5).any()
 
 
+def test_a_shared_head_reads_every_exit_standardised_over_all_and_comes_back(tmp_path):
+    model = MultiExitModel(load_backbone("nano"), ["a", "b"], [3, 6], shared_head=True).eval()
+    waveforms, lengths = torch.randn(6, 8000), torch.full((6,), 8000)
+    model.standardise(waveforms, lengths)
+    states, frames = model.backbone.hidden_states(waveforms, lengths)
+    pooled = torch.cat([statistics_pooling(states[depth], frames) for depth in (3, 6)])
+    torch.testing.assert_close(model.heads["shared"].centre, pooled.mean(0))
+    assert [name for name, _ in model.heads.named_parameters()] == ["shared.linear.weight", "shared.linear.bias"]
+    model.save_pretrained(tmp_path)
+    for same in (model.client_model(6, [3, 6]).eval(), MultiExitModel.from_pretrained(tmp_path)):
+        assert all(torch.equal(logits, same(waveforms)[depth]) for depth, logits in model(waveforms).items())
+    own = MultiExitModel(load_backbone("nano"), ["a", "b"], [3, 6])
+    own.save_heads(tmp_path / "heads.safetensors")
+    model.load_heads(tmp_path / "heads.safetensors")
+    assert torch.equal(model.head_at(3).linear.weight, own.heads["6"].linear.weight)
+
+
 def test_save_and_load(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = MultiExitModel.from_pretrained(tmp_path)

@@ -13,6 +13,7 @@ from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, central, federation, grid, open_corpus
 from fedexit.central import Recipe
+from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
 from fedexit.grid import Cell, Setting, run_cell, run_grid
 from fedexit.tasks import make_task
@@ -73,7 +74,7 @@ def test_finished_cells_are_found_by_what_is_set_alone(folder):
     assert grid._key(plain) == grid._key(replace(plain, dev_clips=200, training=LocalTraining(epochs=1)))
     for other in (dict(dev_clips=100), dict(training=LocalTraining(epochs=2)), dict(central=Recipe(epochs=1))):
         assert grid._key(plain) != grid._key(replace(plain, **other))
-    assert "spec_augment" not in str(grid._set(plain)) and "'fraction': 0.5" in str(grid._set(plain))
+    assert "spec_augment" not in str(options_set(plain)) and "'fraction': 0.5" in str(options_set(plain))
 
 
 # ---- in this process: what cells do ------------------------------------------------------------------------------

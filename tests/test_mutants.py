@@ -1,15 +1,19 @@
 """The property tests can fail: rules of Eq. (1), of heads and of measures are broken on purpose; tests must notice."""
 
+from functools import partial
+
 import pytest
 import test_aggregation as properties
 import test_backbone
 import test_ctc
+import test_methods
 import test_metrics
+import test_objectives
 import test_tasks
 import test_verification
 from sklearn.metrics import roc_curve
 
-from fedexit import aggregation, ctc, metrics, verification
+from fedexit import aggregation, ctc, metrics, objectives, verification
 from fedexit.aggregation import Aggregator
 from fedexit.backbone import Backbone
 from fedexit.tasks import paralinguistic
@@ -66,6 +70,7 @@ MUTANTS = [
     ("client_weight", no_depth, lambda: two_tiers(9)),
     ("client_weight", masked_weighs_too, lambda: two_tiers(9)),
     ("client_weight", no_depth, lambda: properties.test_3_share_of_the_low_tier_and_effective_clients(9, 1 / 4, 0.80)),
+    ("client_weight", no_depth, test_methods.test_counting_clients_does_not_count_their_clips),
     ("_mean", stale_is_masked, lambda: properties.test_4_stale_fedavg_is_masked_with_a_smaller_server_step()),
     ("_mean", zeros_when_nobody_trained, lambda: properties.test_5_a_layer_nobody_trained_keeps_its_bits("layerwise")),
     ("_trained", everybody_trained_everything, lambda: properties.test_5_sent_but_untrained_layers_are_not_averaged()),
@@ -117,19 +122,33 @@ def mean_of_rates(predictions, by=("exit",), unit="character"):
     return rates.agg(value=("value", "mean"), n=("n", "sum")).reset_index()
 
 
+def a_teacher_that_learns(teacher, student, temperature=1.0):
+    told = (teacher / temperature).log_softmax(-1)
+    pupil = (student / temperature).log_softmax(-1)
+    return temperature**2 * (told.exp() * (told - pupil)).sum(-1).mean()
+
+
+def everybody_teaches(exits, exit, distillation):
+    return [other for other in exits if other != exit]
+
+
 def a_fold_that_tests_its_development_speakers(name, corpus, rows, column):
     return true_set(name, corpus, rows.assign(split=rows["split"].replace("dev", "test")), column)
 
 
 true_dcf, true_set = verification.min_dcf, paralinguistic.closed_set
 perfect_and_blind = test_verification.test_perfect_inverted_and_blind_scores
+deepest = test_objectives.test_the_deepest_exit_teaches_and_is_not_taught_and_weighs_twice
 folds = test_tasks.test_folds_test_each_speaker_once_and_keep_them_apart
+mutual = partial(test_objectives.test_mutual_teaching_has_the_gradients_computed_by_hand, 3.0)
 LATER = [
     (ctc, "_SURE", 0.0, lambda: test_ctc.test_padding_changes_neither_loss_nor_text(False)),
     (ctc, "frames_needed", len, test_ctc.test_frames_needed_is_the_fewest_that_collapse_to_the_text),
     (verification, "equal_error_rate", no_line_between_thresholds, perfect_and_blind),
     (verification, "min_dcf", cost_of_no_system_is_one, perfect_and_blind),
     (metrics, "error_rates", mean_of_rates, test_metrics.test_rates_by_hand_are_pooled_and_not_the_mean_of_rates),
+    (objectives, "divergence", a_teacher_that_learns, mutual),
+    (objectives, "_teachers", everybody_teaches, deepest),
     (paralinguistic, "closed_set", a_fold_that_tests_its_development_speakers, folds),
 ]  # fmt: skip
 
