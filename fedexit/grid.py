@@ -136,7 +136,9 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
 def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:
     """What makes of some of the clips `train` their features at every speed; `frozen` does it for speed 1."""
     stores = {speed: frozen if speed == 1 else freezer(played(train, speed), backbone) for speed in speeds}
-    return lambda clips: ConcatDataset([store(played(clips, speed)) for speed, store in stores.items()])
+    return lambda clips: ConcatDataset(
+        [store(clips if speed == 1 else played(clips, speed)) for speed, store in stores.items()]
+    )
 
 
 def _after(

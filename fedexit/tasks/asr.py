@@ -56,5 +56,6 @@ def played(clips: Clips, speed: float) -> Clips:
     """
     rows = clips.corpus.manifest.set_index("id").loc[clips.ids].reset_index().assign(target=clips.targets)
     seconds = rows["seconds"].clip(upper=clips.max_samples / SAMPLE_RATE) / speed
-    fits = [isinstance(row, int) or can_spell(length, row) for length, row in zip(seconds, rows["target"], strict=True)]
+    pairs = zip(seconds, clips.targets, strict=True)
+    fits = [isinstance(target, int) or can_spell(length, target) for length, target in pairs]
     return Clips(clips.corpus, rows[fits], clips.max_samples / SAMPLE_RATE, speed)
