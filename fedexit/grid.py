@@ -159,21 +159,25 @@ def _after(
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
     """All cells' results, in the order of `cells`; what the folder `state` holds is not run again.
 
-    Cells are stored by setting, corpus and backbone: with another one they start anew beside them.
+    Cells are stored by what they take of the setting, corpus and backbone: with another one they start anew beside them.
     """
     cells = list(cells)
-    state = state / _key(setting)
-    state.mkdir(parents=True, exist_ok=True)
+    folders = {kind: state / _key(setting, central=kind) for kind in {cell.method == CENTRAL for cell in cells}}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
     longest_first = sorted(cells, key=lambda cell: -_cost(cell, setting))  # so that no worker waits for the last
-    done = on_workers(_stored_cell, [(cell, setting, state) for cell in longest_first], workers, "federations")
+    calls = [(cell, setting, folders[cell.method == CENTRAL]) for cell in longest_first]
+    done = on_workers(_stored_cell, calls, workers, "federations")
     found = dict(zip(longest_first, done, strict=True))
     return Measured(*(_joined(frames) for frames in zip(*map(found.get, cells), strict=True)))
 
 
-def _key(setting: Setting) -> str:
+def _key(setting: Setting, central: bool) -> str:
+    """Name of the folder of central cells, or of federations: the options of the one do not touch the other."""
     folder = backbones_dir() / setting.backbone
     weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
-    facts = f"{options_set(setting)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    others = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining()) if central else dict(central=Recipe())
+    facts = f"{options_set(replace(setting, **others))!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

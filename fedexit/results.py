@@ -76,10 +76,10 @@ class Run:
     def kept(self, name: str) -> Path:
         """Path of a store that is committed with the results: for studies that take several sittings.
 
-        It outlives everything, changes of the code included: whoever reads it compares its settings, and what it holds
-        was made by the code of its commit.
+        The profile's notebooks share it. It outlives everything, changes of the code included: whoever reads it
+        compares its settings, and what it holds was made by the code of its commit.
         """
-        path = results_dir() / "kept" / self.profile / self.id / name
+        path = results_dir() / "kept" / self.profile / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
