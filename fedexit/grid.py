@@ -159,7 +159,7 @@ def _after(
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
     """All cells' results, in the order of `cells`; what the folder `state` holds is not run again.
 
-    Cells are stored by what they take of the setting, corpus and backbone: with another one they start anew beside them.
+    Cells are stored by what they take of the setting, corpus and backbone: with another one they start anew, beside.
     """
     cells = list(cells)
     folders = {kind: state / _key(setting, central=kind) for kind in {cell.method == CENTRAL for cell in cells}}
@@ -176,8 +176,9 @@ def _key(setting: Setting, central: bool) -> str:
     """Name of the folder of central cells, or of federations: the options of the one do not touch the other."""
     folder = backbones_dir() / setting.backbone
     weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
-    others = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining()) if central else dict(central=Recipe())
-    facts = f"{options_set(replace(setting, **others))!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    federated = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining())
+    used = replace(setting, **(federated if central else dict(central=Recipe())))
+    facts = f"{options_set(used)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

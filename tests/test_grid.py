@@ -71,9 +71,12 @@ def test_another_setting_does_not_get_stored_cells(whole, folder, tmp_path):
 def test_finished_cells_are_found_by_what_is_set_alone(folder):
     """An option that is added later, with a default, must not orphan hours of cells; a changed one must."""
     plain = setting(folder)
-    assert grid._key(plain) == grid._key(replace(plain, dev_clips=200, training=LocalTraining(epochs=1)))
-    for other in (dict(dev_clips=100), dict(training=LocalTraining(epochs=2)), dict(central=Recipe(epochs=1))):
-        assert grid._key(plain) != grid._key(replace(plain, **other))
+    for kind in (True, False):
+        same, other = replace(plain, dev_clips=200, training=LocalTraining(epochs=1)), replace(plain, dev_clips=100)
+        assert grid._key(plain, kind) == grid._key(same, kind) != grid._key(other, kind)
+    told = dict(training=LocalTraining(epochs=2)), dict(central=Recipe(epochs=1))
+    changed = [[grid._key(replace(plain, **one), c) != grid._key(plain, c) for c in (True, False)] for one in told]
+    assert changed == [[False, True], [True, False]]  # the options of the one do not touch the other
     assert "spec_augment" not in str(options_set(plain)) and "'fraction': 0.5" in str(options_set(plain))
 
 
