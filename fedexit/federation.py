@@ -1,7 +1,7 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +46,7 @@ def federate(
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
     workers: int = 1,
+    depths: Callable[[int], Mapping[str, int | None]] | None = None,
 ) -> Federation:
     """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
 
@@ -55,7 +56,9 @@ def federate(
     exit is evaluated on `dev` before the first round, every `evaluate_every` rounds and after the last. `checkpoint`: a
     file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
     one that was never stopped. `workers`: processes that train a round's clients side by side, with one thread each;
-    their number changes no bit.
+    their number changes no bit. `depths`: from the number of a round (1 is the first) to the depths of clients, by
+    name, that are not their own in it, as a depth policy (`fedexit.depth.depths_of_round`) or `drop_outs` set them;
+    None says that the client is drawn and nothing of it arrives. A round in which nothing arrives changes no weight.
     Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
     exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
     """
@@ -66,6 +69,8 @@ def federate(
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
+    if depths is not None:
+        identity["first depths"] = dict(depths(1))
     state, moments = {"round": 0, "evaluations": [], "clients": []}, {}
     if found := load_checkpoint(checkpoint, identity):
         state, tensors = found
@@ -75,7 +80,7 @@ def federate(
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
         state["evaluations"] = [row for row in state["evaluations"] if row[0] % evaluate_every == 0]
-    costs: dict[str, dict] = {}  # of a client's round, which are the same in each
+    costs: dict[tuple[str, int], dict] = {}  # of a client's round, which are the same in each
     with local_rounds(model, clients, training, workers) as run:
         if not state["evaluations"]:
             state["evaluations"] += _evaluate(model, dev, 0)
@@ -83,11 +88,14 @@ def federate(
             weights = model.trainable_weights()
             aggregator = make_aggregator(weights, way.rule, depth_exponent)
             drawn = sample(clients, fraction, seed, number)
+            if depths is not None:
+                drawn = _that_arrive(drawn, depths(number), model)
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
-                if client.name not in costs:
-                    costs[client.name] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
-                state["clients"].append(_ledger_row(number, client, told, costs[client.name]))
+                kind = client.name, client.depth
+                if kind not in costs:
+                    costs[kind] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
+                state["clients"].append(_ledger_row(number, client, told, costs[kind]))
             averages = aggregator.result()
             model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
             if number % evaluate_every == 0 or number == rounds:
@@ -104,6 +112,24 @@ def sample(clients: Sequence[Client], fraction: float, seed: int, number: int) -
     count = max(1, round(fraction * len(clients)))
     drawn = numpy_stream(seed, "sampling", number).choice(len(clients), size=count, replace=False)
     return [clients[i] for i in sorted(drawn)]
+
+
+def drop_outs(clients: Sequence[str], share: float, seed: int, number: int) -> dict[str, None]:
+    """Those of the `clients`, by name, of whom nothing arrives in round `number`: each with probability `share`.
+
+    For `federate`, as `depths=partial(drop_outs, names, share, seed)`. Raises FedexitError for what is no probability.
+    """
+    if not 0 <= share <= 1:
+        raise FedexitError(f"the share of drop-outs must be in [0, 1], not {share}")
+    return {name: None for name in clients if numpy_stream(seed, "drop-out", number, name).random() < share}
+
+
+def _that_arrive(drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel) -> list[Client]:
+    """The `drawn` clients at their depths of the round, without those of whom nothing arrives."""
+    there = [client for client in drawn if depths.get(client.name, client.depth) is not None]
+    there = [replace(client, depth=depths.get(client.name, client.depth)) for client in there]
+    _check_depths(model, there)
+    return there
 
 
 def _evaluate(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
@@ -128,6 +154,10 @@ def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fracti
         raise FedexitError(
             f"rounds and workers must be >= 1 and fraction in (0, 1], not {rounds}, {workers} and {fraction}"
         )
+    _check_depths(model, clients)
+
+
+def _check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
     for client in clients:
         if client.depth not in model.exits:
             known = ", ".join(map(str, model.exits))

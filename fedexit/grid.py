@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from fedexit.ctc import beam_decoder, spell
 from fedexit.ctc_start import set_heads
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
-from fedexit.federation import Federation, federate
+from fedexit.federation import Federation, drop_outs, federate
 from fedexit.fingerprint import weights_hash
 from fedexit.frozen import freezer
 from fedexit.methods import find_method
@@ -59,8 +60,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in equal shares of the devices.
+    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in `shares` of the devices (equal).
 
+    alpha: skew of the partition `dirichlet` (`make_clients`); drop_out: share of drawn clients of whom nothing arrives;
     folds: the cell's seed is the task's `fold`, which says who is tested; head: taken in place of the task's own;
     speeds: at each of these a training clip is heard (`fedexit.tasks.asr.played`), so an epoch has as many passes.
     """
@@ -80,6 +82,9 @@ class Setting:
     min_clips: int = 8
     dev_clips: int = 200
     evaluations: int = 6  # on dev, spread over the rounds
+    shares: tuple[float, ...] = ()
+    alpha: float = 0.5
+    drop_out: float = 0.0
 
 
 class Measured(NamedTuple):
@@ -102,7 +107,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
     task = _task(cell, setting)
     devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
-    tiers = assign_depths(devices, setting.depths, cell.seed)
+    tiers = assign_depths(devices, setting.depths, cell.seed, setting.shares)
     model = _start(cell, setting, task)
     heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
     frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
@@ -118,7 +123,8 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
         curve = all_rates(predict(model, dev)).assign(round=done)
     else:
         depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
-        clients = make_clients(task, depths, setting.partition[cell.task], setting.min_clips, seconds, cell.seed)
+        dealt = setting.partition[cell.task], setting.min_clips, seconds, cell.seed, setting.alpha
+        clients = make_clients(task, depths, *dealt)
         clients = [replace(client, data=trained_on(client.data)) for client in clients]
         result = _federate(cell, setting, model, clients, dev, checkpoint)
         done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
@@ -233,7 +239,7 @@ def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:
 def _federate(
     cell: Cell, setting: Setting, model: MultiExitModel, clients: list[Client], dev: list[Example], checkpoint: Path
 ) -> Federation:
-    rounds = setting.rounds[cell.task]
+    rounds, names = setting.rounds[cell.task], [client.name for client in clients]
     return federate(
         model,
         clients,
@@ -245,6 +251,7 @@ def _federate(
         dev=dev,
         evaluate_every=max(1, rounds // setting.evaluations),
         checkpoint=checkpoint,
+        depths=partial(drop_outs, names, setting.drop_out, cell.seed) if setting.drop_out else None,
     )
 
 

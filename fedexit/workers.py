@@ -72,11 +72,13 @@ def local_rounds(
 
 
 def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTraining) -> Round:
-    scratch = {depth: _scratch(model, depth, training) for depth in {client.depth for client in clients}}
+    scratch: dict[int, MultiExitModel] = {}
 
     def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
         weights = model.trainable_weights()
         for client in drawn:
+            if client.depth not in scratch:
+                scratch[client.depth] = _scratch(model, client.depth, training)
             yield client, *local_round(scratch[client.depth], weights, client, training, (*stream, client.name))
 
     return run
@@ -151,7 +153,7 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
         while todo or running:
             while todo and free:
                 client, section = todo.popleft(), free.pop()
-                job = pool.submit(_train, positions[client.name], stream, section)
+                job = pool.submit(_train, positions[client.name], client.depth, stream, section)
                 running.append((client, section, job))
             client, section, job = running.popleft()
             names, depth, metrics = job.result()
@@ -182,9 +184,9 @@ def _start_inside(folder: str, clients: list[Client], training: LocalTraining, s
     _inside = _Inside(folder, clients, training, shared)
 
 
-def _train(position: int, stream: Stream, section: int) -> tuple[list[str], int, dict]:
+def _train(position: int, depth: int, stream: Stream, section: int) -> tuple[list[str], int, dict]:
     """The local round of a client: the update goes to `section`, its names and depth and the metrics are given back."""
-    client = _inside.clients[position]
+    client = replace(_inside.clients[position], depth=depth)
     if client.depth not in _inside.scratch:
         _inside.scratch[client.depth] = _scratch(_inside.model, client.depth, _inside.training)
     scratch = _inside.scratch[client.depth]

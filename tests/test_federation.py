@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fedexit.clients import Client, LocalTraining, batches, by_length, collate, 
 from fedexit.ctc import CHARACTERS, characters
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
-from fedexit.federation import federate, sample
+from fedexit.federation import drop_outs, federate, sample
 from fedexit.metrics import error_rates, majority_error, predict
 from fedexit.streams import numpy_stream, seeded
 
@@ -233,6 +234,44 @@ def test_bad_input_is_refused_in_one_line(changes, says):
 def test_training_that_cannot_be_is_refused(changes, says):
     with pytest.raises(FedexitError, match=says):
         LocalTraining(**changes)
+
+
+def of_the_round(number):
+    """c3 loses a layer or all of them, c0 gains some."""
+    return {1: {"c3": 9, "c0": 6}, 2: {"c3": None}}.get(number, {})
+
+
+def test_depths_may_change_from_round_to_round(tmp_path):
+    given = dict(fraction=1.0, depths=of_the_round)
+    whole, two = run(rounds=3, **given), run(rounds=3, workers=2, **given)
+    ledger = whole.clients.pivot(index="round", columns="client", values="depth")
+    assert ledger.loc[1].tolist() == [6, 6, 9, 9] and ledger.loc[3].tolist() == [3, 6, 9, 12]
+    assert ledger.loc[2].isna().tolist() == [False, False, False, True]
+    sent = whole.clients.set_index(["client", "round"])["bytes"]
+    assert sent["c0", 1] > sent["c0", 2] and sent["c0", 1] == sent["c1", 1]
+    assert_same(whole, two)
+    run(tmp_path / "state", rounds=2, **given)
+    assert_same(run(tmp_path / "state", rounds=3, **given), whole)
+    with pytest.raises(FedexitError, match="belongs to another run"):
+        run(tmp_path / "state", rounds=3, fraction=1.0)
+    with pytest.raises(FedexitError, match="c1 asks for exit 5"):
+        run(fraction=1.0, depths=lambda number: {"c1": 5})
+
+
+def test_a_round_in_which_nothing_arrives_changes_nothing():
+    names = [client.name for client in make_clients()]
+    result = run(rounds=2, depths=partial(drop_outs, names, 1.0, 0))
+    start, end = make_model().trainable_weights(), result.model.trainable_weights()
+    assert result.clients.empty and all(torch.equal(start[name], end[name]) for name in start)
+
+
+def test_drop_outs_are_a_share_and_drawn_anew():
+    names = [f"c{i}" for i in range(200)]
+    first, again, second = (drop_outs(names, 0.3, 0, number) for number in (1, 1, 2))
+    assert 40 < len(first) < 80 and set(first.values()) == {None} and first == again != second
+    assert drop_outs(names, 0.0, 0, 1) == {}
+    with pytest.raises(FedexitError, match="drop-outs"):
+        drop_outs(names, 1.5, 0, 1)
 
 
 def test_an_empty_clip_is_refused():

@@ -132,6 +132,17 @@ def test_central_cells_stand_beside_federations_and_their_items_give_their_rates
     assert not list((small / "state").rglob("*.safetensors"))  # a finished cell needs no checkpoint
 
 
+def test_a_cell_has_the_settings_shares_skew_and_drop_outs(folder, small):
+    plain = settings(folder, "voice", shares=(1.0, 0.0))
+    given = replace(plain, partition={"voice": "dirichlet"}, alpha=0.05, drop_out=0.5, fraction=1.0)
+    cell = Cell("voice", "masked", 0)
+    one, other = run_cell(cell, plain, small / "one"), run_cell(cell, given, small / "other")
+    assert set(one.ledger["depth"]) == set(other.ledger["depth"]) == {3}
+    assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # somebody did not arrive
+    sizes = [dict(zip(m.ledger["client"], m.ledger["examples"], strict=True)) for m in (one, other)]
+    assert any(sizes[0][name] != sizes[1][name] for name in set(sizes[0]) & set(sizes[1]))
+
+
 class Interrupted(Exception):
     pass
 

@@ -92,10 +92,37 @@ def test_unknown_tasks_and_partitions_are_refused(folder):
     with pytest.raises(FedexitError, match=r"task digit has no option 'words'; known: none"):
         make_task("digit", open_corpus(folder), words=3)
     task = make_task("keyword", open_corpus(folder))
-    with pytest.raises(FedexitError, match=r"'dirichlet'; known: group, iid"):
-        make_clients(task, {}, "dirichlet")
+    with pytest.raises(FedexitError, match=r"'random'; known: group, iid, dirichlet"):
+        make_clients(task, {}, "random")
+    with pytest.raises(FedexitError, match="alpha > 0"):
+        make_clients(task, {}, "dirichlet", min_clips=4, alpha=0.0)
     with pytest.raises(FedexitError, match="has 500 clips"):
         make_clients(task, {}, min_clips=500)
+
+
+def test_tiers_come_in_shares():
+    devices = [f"d{i:02d}" for i in range(20)]
+    even, uneven = assign_depths(devices, [3, 12], 0), assign_depths(devices, [3, 12], 0, [0.75, 0.25])
+    assert [list(found.values()).count(3) for found in (even, uneven)] == [10, 15]
+    assert set(assign_depths(devices, [3, 12], 0, [0, 1]).values()) == {12}
+    assert uneven != assign_depths(devices, [3, 12], 1, [0.75, 0.25])
+    for shares in ([1.0], [-1, 2], [0, 0]):
+        with pytest.raises(FedexitError, match="2 depths need as many shares"):
+            assign_depths(devices, [3, 12], 0, shares)
+
+
+def test_a_small_alpha_gives_clients_few_labels(folder):
+    task = make_task("keyword", open_corpus(folder))
+    depths = assign_depths([device_of(g) for g in task.rows["group"]], [3, 9], seed=0)
+    rows = task.rows.set_index("id")["target"]
+    skew = {}
+    for alpha in (0.01, 100.0):
+        clients = make_clients(task, depths, "dirichlet", min_clips=4, alpha=alpha)
+        held = [clip for client in clients for clip in client.data.ids]
+        assert sorted(held) == sorted(task.rows.query("split == 'train'")["id"]) and len(held) == len(set(held))
+        most = sum(rows[list(client.data.ids)].value_counts().iloc[0] for client in clients)
+        skew[alpha] = most / len(held)  # share of clips that are of their client's most frequent label
+    assert skew[0.01] > 1.2 * skew[100.0]
 
 
 def test_clients_hold_training_clips_only_and_iid_keeps_sizes(folder):
