@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from torch.utils.data import ConcatDataset
 
@@ -93,8 +94,8 @@ class Measured(NamedTuple):
     errors: `COLUMNS`: every trained exit on dev as training goes (tier `all`), on test after it, for all clips and for
     each tier's devices; on held-out clips of the clients' own voices (split `known`, before and after) where the task
     has them; EER and minDCF (split `trials`) where the corpus has a trial list; by beam search too for texts. ledger:
-    a row per local round (`Federation.clients`). items: `exit, item, errors, n` of each test clip, for paired
-    intervals.
+    a row per local round (`Federation.clients`). items: `exit, item, metric, errors, n` of each test clip, for
+    paired intervals.
     """
 
     errors: pd.DataFrame
@@ -106,8 +107,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     """Run one cell, or go on with it from its checkpoint in the folder `state`."""
     seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
     task = _task(cell, setting)
-    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
-    tiers = assign_depths(devices, setting.depths, cell.seed, setting.shares)
+    tiers = _tiers(task, setting, cell.seed)
     model = _start(cell, setting, task)
     heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
     frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
@@ -129,14 +129,37 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
         result = _federate(cell, setting, model, clients, dev, checkpoint)
         done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
     predictions = predict(model, parts["test"])
-    groups = task.rows.query("split == 'test'")["group"].to_numpy()
-    predictions["tier"] = [tier_of(groups[item], tiers) for item in predictions["item"]]
+    predictions["tier"] = [tier_of(group, tiers) for group in _test_groups(task)[predictions["item"]]]
     by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
     after = _after(model, task, parts, predictions, seconds).assign(round=done)
     errors = pd.concat([curve.assign(split="dev"), after, before, _known_voices(model, parts, done), by_tier])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
     errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
     return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
+
+
+def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """`Measured.items` of cells of `setting`, with whose clip each is: its `group`, and its device's `tier`.
+
+    A tier is called as by `tier_of`. Who is in which depends on the seed.
+    """
+    parts = []
+    for (name, seed), own in items.groupby(["task", "seed"], sort=False):
+        task = _task(Cell(name, HOMOGENEOUS, seed), setting)
+        groups = _test_groups(task)[own["item"]]
+        tiers = _tiers(task, setting, seed)
+        parts.append(own.assign(group=groups, tier=[tier_of(group, tiers) for group in groups]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tiers(task: Task, setting: Setting, seed: int) -> dict[str, int]:
+    """Depth by device."""
+    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
+    return assign_depths(devices, setting.depths, seed, setting.shares)
+
+
+def _test_groups(task: Task) -> np.ndarray:
+    return task.rows.query("split == 'test'")["group"].to_numpy()
 
 
 def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:

@@ -12,6 +12,8 @@ from fedexit.clients import WINDOW, Example, by_length, collate
 from fedexit.ctc import greedy, spell
 from fedexit.exits import MultiExitModel
 
+UNITS = {"CER": "character", "WER": "word"}  # what the rates of texts count
+
 
 @torch.no_grad()
 def predict(
@@ -72,15 +74,17 @@ def all_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.Da
     """`error_rates` with the column `metric`: `error` of labels; `CER` and `WER` of texts."""
     if _are_labels(predictions):
         return error_rates(predictions, by).assign(metric="error")
-    units = {"CER": "character", "WER": "word"}
     return pd.concat(
-        [error_rates(predictions, by, unit).assign(metric=metric) for metric, unit in units.items()], ignore_index=True
+        [error_rates(predictions, by, unit).assign(metric=metric) for metric, unit in UNITS.items()], ignore_index=True
     )
 
 
 def item_errors(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Errors of every clip at every exit: `exit, item, errors, n`, of texts in words."""
-    return predictions[["exit", "item"]].assign(**_counts(predictions, "word"))
+    """Errors of every clip at every exit: `exit, item, metric, errors, n`; of texts once for CER and once for WER."""
+    about = predictions[["exit", "item"]]
+    if _are_labels(predictions):
+        return about.assign(metric="error", **_counts(predictions, "character"))
+    return pd.concat([about.assign(metric=m, **_counts(predictions, unit)) for m, unit in UNITS.items()])
 
 
 def _are_labels(predictions: pd.DataFrame) -> bool:
