@@ -100,8 +100,9 @@ def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tup
 def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int]) -> pd.DataFrame:
     """What every exit says of every clip, and what it costs: a row per clip and exit, sorted.
 
-    `item, exit`; `errors` of `n` labels or words; how sure it is by each of `RULES`; and multiply-accumulates:
-    `convolutions`; `macs_alone`, all there is if that exit alone is asked; `macs_early`, with the heads before it too.
+    `item, exit`; `errors` of `n` labels or characters (`metric`); how sure it is by each of `RULES`; and
+    multiply-accumulates: `convolutions`; `macs_alone`, all there is if that exit alone is asked; `macs_early`, with the
+    heads before it too.
     samples: of each clip, at 16 kHz.
     """
     said, sure = [], []
@@ -113,7 +114,7 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
             said += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
             rules = {name: rule(seen).tolist() for name, rule in RULES.items()}
             sure.append(pd.DataFrame({"item": group, "exit": depth, **rules}))
-    errors = item_errors(pd.DataFrame(said, columns=["item", "exit", "predicted", "label"]))
+    errors = item_errors(pd.DataFrame(said, columns=["item", "exit", "predicted", "label"])).query("metric != 'WER'")
     where = ["item", "exit"]
     return errors.merge(pd.concat(sure), on=where).merge(_work(model, samples), on=where).sort_values(where)
 

@@ -139,16 +139,16 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
 
 
 def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """`Measured.items` of cells of `setting`, with whose clip each is: its `group`, and its device's `tier`.
+    """`Measured.items` of cells of `setting`, with whose clip each is: its `group`, its device's `tier` (`tier_of`).
 
-    A tier is called as by `tier_of`. Who is in which depends on the seed.
+    Who is in which tier depends on the seed. Where seeds test other people (`folds`), their items are named apart.
     """
     parts = []
     for (name, seed), own in items.groupby(["task", "seed"], sort=False):
         task = _task(Cell(name, HOMOGENEOUS, seed), setting)
-        groups = _test_groups(task)[own["item"]]
-        tiers = _tiers(task, setting, seed)
-        parts.append(own.assign(group=groups, tier=[tier_of(group, tiers) for group in groups]))
+        tiers, groups = _tiers(task, setting, seed), _test_groups(task)[own["item"]]
+        named = own["item"] + (1_000_000 * seed if setting.folds else 0)
+        parts.append(own.assign(item=named, group=groups, tier=[tier_of(group, tiers) for group in groups]))
     return pd.concat(parts, ignore_index=True)
 
 

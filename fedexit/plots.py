@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 # Fixed by name, so that a method looks the same in every figure.
 METHODS = {
     "homogeneous": ("#555555", "s", "homogeneous (all clients at this depth)"),
+    "exclusive": ("#E69F00", "P", "exclusive (deepest tier alone)"),
     "stale": ("#D55E00", "v", "stale FedAvg"),
     "masked": ("#0072B2", "o", "masked (data size only)"),
     "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
@@ -76,7 +77,7 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
     present = [method for method in METHODS if method in set(data["method"])]
     for place, method in enumerate(present):
         colour, marker, label = METHODS[method]
-        shift = 0.12 * (place - (len(present) - 1) / 2)
+        shift = 0.08 * (place - (len(present) - 1) / 2)
         own = data[data["method"] == method]
         axis.scatter(
             [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], color=colour, marker=marker, s=28
@@ -87,6 +88,23 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
     axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
     axis.grid(axis="x", visible=False)
+
+
+def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Differences with their intervals, a line per `label` in listed order, a mark per value of `column`.
+
+    rows: `label`, `difference, low, high` in points and `column`.
+    """
+    labels, kinds = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows[column]))
+    for place, kind in enumerate(kinds):
+        own = rows[rows[column] == kind]
+        heights = [labels.index(label) + 0.22 * (place - (len(kinds) - 1) / 2) for label in own["label"]]
+        reach = own["difference"] - own["low"], own["high"] - own["difference"]
+        look = dict(color=str(0.55 * place / max(1, len(kinds) - 1)), marker="osD^vPX"[place % 7], label=kind)
+        axis.errorbar(own["difference"], heights, xerr=reach, ls="", capsize=3, **look)
+    axis.axvline(0, color="black", lw=1, ls="--")
+    axis.set(yticks=range(len(labels)), yticklabels=labels, xlabel="points of error", ylim=(len(labels) - 0.5, -0.5))
+    axis.grid(axis="y", visible=False)
 
 
 def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: float | None = None) -> None:

@@ -15,7 +15,7 @@ from fedexit import FedexitError, central, federation, grid, open_corpus
 from fedexit.central import Recipe
 from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
-from fedexit.grid import Cell, Setting, run_cell, run_grid
+from fedexit.grid import Cell, Setting, run_cell, run_grid, with_owners
 from fedexit.tasks import make_task
 from fedexit.verification import make_trials
 
@@ -141,6 +141,21 @@ def test_a_cell_has_the_settings_shares_skew_and_drop_outs(folder, small):
     assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # somebody did not arrive
     sizes = [dict(zip(m.ledger["client"], m.ledger["examples"], strict=True)) for m in (one, other)]
     assert any(sizes[0][name] != sizes[1][name] for name in set(sizes[0]) & set(sizes[1]))
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_items_have_owners_and_tiers_that_give_the_tiers_errors(folder, small, folds):
+    task = "emotion" if folds else "voice"
+    source = corpus_like(folder, small / "people", people) if folds else folder
+    given = settings(source, task, folds=folds)
+    both = run_grid([Cell(task, "masked", seed) for seed in (0, 1)], given, small / "state", workers=1)
+    items = with_owners(both.items, given)
+    shared = set(items.query("seed == 0")["item"]) & set(items.query("seed == 1")["item"])
+    assert bool(shared) == (not folds)
+    sums = items.groupby(["seed", "tier", "exit"])[["errors", "n"]].sum()
+    told = both.errors.query("split == 'test' and tier != 'all'").set_index(["seed", "tier", "exit"])
+    assert (sums["errors"] / sums["n"]).sort_index().to_dict() == pytest.approx(told["value"].sort_index().to_dict())
+    assert items["group"].notna().all()
 
 
 class Interrupted(Exception):

@@ -72,9 +72,10 @@ def test_errors_of_labels_are_shares_of_clips_by_group():
 def test_errors_of_items_add_up_to_the_rates(pairs):
     table = pd.concat([predictions(*pairs), predictions(*pairs[:2], exit=6)])
     items = metrics.item_errors(table)
-    assert list(items) == ["exit", "item", "errors", "n"] and len(items) == len(table)
-    sums = items.groupby("exit")[["errors", "n"]].sum()
-    rates = metrics.error_rates(table, unit="word").set_index("exit")
+    assert list(items) == ["exit", "item", "metric", "errors", "n"]
+    assert len(items) == len(table) * items["metric"].nunique()
+    sums = items.groupby(["metric", "exit"])[["errors", "n"]].sum()
+    rates = metrics.all_rates(table).set_index(["metric", "exit"])
     assert (sums["errors"] / sums["n"]).to_dict() == pytest.approx(rates["value"].to_dict())
     assert sums["n"].to_dict() == rates["n"].to_dict()
 
