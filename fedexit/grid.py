@@ -23,6 +23,7 @@ from fedexit.corpora import open_corpus
 from fedexit.corpus_places import folder_of, manifest_checksum
 from fedexit.ctc import beam_decoder, spell
 from fedexit.ctc_start import set_heads
+from fedexit.depth import Policy, depths_of_round, profiles
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, drop_outs, federate
@@ -64,8 +65,10 @@ class Setting:
     """What all cells of a grid share. `depths`: the tiers of the mixed federations, in `shares` of the devices (equal).
 
     alpha: skew of the partition `dirichlet` (`make_clients`); drop_out: share of drawn clients of whom nothing arrives;
-    folds: the cell's seed is the task's `fold`, which says who is tested; head: taken in place of the task's own;
-    speeds: at each of these a training clip is heard (`fedexit.tasks.asr.played`), so an epoch has as many passes.
+    policy: sets clients' depths anew in each round, a client being the device of `fleet` (`fedexit.depth.profiles`)
+    that stands at the place of its tier in `depths`; folds: the cell's seed is the task's `fold`, which says who is
+    tested; head: taken in place of the task's own; speeds: at each of these a training clip is heard
+    (`fedexit.tasks.asr.played`), so an epoch has as many passes.
     """
 
     corpus: str
@@ -86,6 +89,8 @@ class Setting:
     shares: tuple[float, ...] = ()
     alpha: float = 0.5
     drop_out: float = 0.0
+    policy: Policy | None = None
+    fleet: tuple[str, ...] = ()
 
 
 class Measured(NamedTuple):
@@ -262,7 +267,7 @@ def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:
 def _federate(
     cell: Cell, setting: Setting, model: MultiExitModel, clients: list[Client], dev: list[Example], checkpoint: Path
 ) -> Federation:
-    rounds, names = setting.rounds[cell.task], [client.name for client in clients]
+    rounds = setting.rounds[cell.task]
     return federate(
         model,
         clients,
@@ -274,8 +279,19 @@ def _federate(
         dev=dev,
         evaluate_every=max(1, rounds // setting.evaluations),
         checkpoint=checkpoint,
-        depths=partial(drop_outs, names, setting.drop_out, cell.seed) if setting.drop_out else None,
+        depths=_depths(setting, clients, cell.seed),
     )
+
+
+def _depths(setting: Setting, clients: Sequence[Client], seed: int) -> Callable[[int], Mapping] | None:
+    """What `federate` asks in each round, where the setting changes depths."""
+    if setting.policy is not None:
+        own, known = dict(zip(setting.depths, setting.fleet, strict=True)), profiles()
+        devices = {client.name: known[own[client.depth]] for client in clients}
+        return lambda number: depths_of_round(setting.policy, devices, number, seed)
+    if setting.drop_out:
+        return partial(drop_outs, [client.name for client in clients], setting.drop_out, seed)
+    return None
 
 
 def _words(task: Task) -> list[str]:

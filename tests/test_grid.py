@@ -15,6 +15,7 @@ from fedexit import FedexitError, central, federation, grid, open_corpus
 from fedexit.central import Recipe
 from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
+from fedexit.depth import MIB, Faults, Need, Policy
 from fedexit.grid import Cell, Setting, run_cell, run_grid, with_owners
 from fedexit.tasks import make_task
 from fedexit.verification import make_trials
@@ -141,6 +142,16 @@ def test_a_cell_has_the_settings_shares_skew_and_drop_outs(folder, small):
     assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # somebody did not arrive
     sizes = [dict(zip(m.ledger["client"], m.ledger["examples"], strict=True)) for m in (one, other)]
     assert any(sizes[0][name] != sizes[1][name] for name in set(sizes[0]) & set(sizes[1]))
+
+
+def test_a_policy_sets_depths_round_by_round(folder, small):
+    needs = {3: Need(50 * MIB, 1e6, 1e6), 6: Need(1500 * MIB, 1e6, 1e6)}
+    policy, faulty = (Policy(needs, faults=Faults(killed=killed)) for killed in (0.0, 1.0))
+    given = settings(folder, "voice", policy=policy, fleet=("phone low", "server"), fraction=1.0)
+    cell = Cell("voice", "masked", 0)
+    steady = run_cell(cell, given, small / "steady").ledger
+    assert (steady["tier"] == "depth " + steady["depth"].astype(str)).all() and set(steady["depth"]) == {3, 6}
+    assert run_cell(cell, replace(given, policy=faulty), small / "faulty").ledger.empty
 
 
 @pytest.mark.parametrize("folds", [False, True])
