@@ -210,7 +210,7 @@ def _key(setting: Setting, central: bool) -> str:
     """Name of the folder of central cells, or of federations: the options of the one do not touch the other."""
     folder = backbones_dir() / setting.backbone
     weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
-    federated = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining())
+    federated = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining(), evaluations=0)
     used = replace(setting, **(federated if central else dict(central=Recipe())))
     facts = f"{options_set(used)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -85,6 +85,6 @@ def setting_of(
         central=replace(plan.central, epochs=epochs, bfloat16=bfloat16),
         folds=task == "emotion",
         dev_clips=1000,
-        evaluations=4,
+        evaluations=2,
         **texts,
     )
