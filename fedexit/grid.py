@@ -101,8 +101,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     """Run one cell, or go on with it from its checkpoint in the folder `state`."""
     seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
     task = _task(cell, setting)
-    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
-    tiers = assign_depths(devices, setting.depths, cell.seed)
+    tiers = _tiers(task, setting, cell.seed)
     model = _start(cell, setting, task)
     heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
     frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
@@ -123,14 +122,38 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
         result = _federate(cell, setting, model, clients, dev, checkpoint)
         done, ledger, curve = setting.rounds[cell.task], result.clients, result.table
     predictions = predict(model, parts["test"])
-    groups = task.rows.query("split == 'test'")["group"].to_numpy()
-    predictions["tier"] = [tier_of(groups[item], tiers) for item in predictions["item"]]
+    predictions["tier"] = predictions["item"].map(_test_tiers(task, tiers))
     by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
     after = _after(model, task, parts, predictions, seconds).assign(round=done)
     errors = pd.concat([curve.assign(split="dev"), after, before, _known_voices(model, parts, done), by_tier])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
     errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
     return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
+
+
+def with_tiers(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """`items` of `Measured`, made by `setting`, with each clip's `tier` (`tier_of`), which the seed deals out.
+
+    `item` becomes a text; where seeds test other clips (`setting.folds`), one that no other seed has.
+    """
+    found = []
+    for (name, seed), own in items.groupby(["task", "seed"], sort=False):
+        task = _task(Cell(name, "", seed), setting)
+        tier = own["item"].map(_test_tiers(task, _tiers(task, setting, seed)))
+        fold = f"fold {seed}, clip " if setting.folds else "clip "
+        found.append(own.assign(tier=tier, item=fold + own["item"].astype(str)))
+    return pd.concat(found, ignore_index=True)
+
+
+def _tiers(task: Task, setting: Setting, seed: int) -> dict[str, int]:
+    """Depth of each device."""
+    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
+    return assign_depths(devices, setting.depths, seed)
+
+
+def _test_tiers(task: Task, depths: Mapping[str, int]) -> dict[int, str]:
+    """Tier of each test clip, by its place among them."""
+    return dict(enumerate(tier_of(group, depths) for group in task.rows.query("split == 'test'")["group"]))
 
 
 def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:

@@ -51,6 +51,15 @@ def test_tables_hold_every_exit_tier_and_method(whole):
     assert set(traffic["method"]) == {"homogeneous", "stale", "layerwise"}
 
 
+def test_items_with_tiers_give_the_tiers_rates(whole, folder):
+    items = grid.with_tiers(whole.items, setting(folder))
+    test = whole.errors[(whole.errors["split"] == "test") & (whole.errors["tier"] != "all")]
+    key = ["method", "tier", "exit"]
+    sums = items.groupby(key)[["errors", "n"]].sum()
+    assert sums["n"].to_dict() == test.set_index(key)["n"].to_dict()
+    assert (sums["errors"] / sums["n"]).to_dict() == pytest.approx(test.set_index(key)["value"].to_dict())
+
+
 def test_the_number_of_workers_changes_no_bit(whole, folder, tmp_path):
     assert_same(run_grid(CELLS, setting(folder), tmp_path, workers=2), whole)
 
@@ -195,6 +204,8 @@ def test_folds_test_the_speakers_of_the_cells_seed(folder, small):
         rows = make_task("emotion", open_corpus(corpus), fold=seed).rows
         assert set(measured.items["item"]) == set(range((rows["split"] == "test").sum()))
         assert set(measured.ledger["client"]) <= set(rows.query("split == 'train'")["speaker"])
+        items = grid.with_tiers(measured.items, settings(corpus, "emotion", folds=True))
+        assert set(items["tier"]) == {"no client"} and items["item"].str.startswith(f"fold {seed}, clip ").all()
     with pytest.raises(FedexitError, match="task voice has no option 'fold'"):
         run_cell(CELLS[1], settings(folder, "voice", folds=True), small / "state")
 
