@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fedexit.errors import FedexitError
 
-RULES = ("layerwise", "masked", "stale", "count", "inclusive")
+RULES = ("layerwise", "masked", "stale", "unmasked", "count", "inclusive")
+_WHOLE = ("stale", "unmasked")  # they average whole models, untouched layers included
 
 _LAYER = re.compile(r"(?:^|\.)(?<!adapter\.)layers\.(\d+)\.")
 
@@ -50,10 +51,11 @@ def in_layer(name: str, layer: int) -> str:
 
 
 def client_weight(update: Update, method: str, depth_exponent: float) -> float:
-    """n_i * L_i^g for `layerwise` (Eq. 1), 1 for `count`, n_i for `masked` and `stale`."""
+    """n_i * L_i^g for `layerwise` (Eq. 1) and `unmasked`, 1 for `count`, n_i for `masked` and `stale`."""
     if method == "count":
         return 1.0
-    return update.examples * update.depth**depth_exponent if method == "layerwise" else float(update.examples)
+    by_depth = method in ("layerwise", "unmasked")
+    return update.examples * update.depth**depth_exponent if by_depth else float(update.examples)
 
 
 class Aggregator:
@@ -85,7 +87,7 @@ class Aggregator:
     def _trained(self, name: str, depth: int) -> bool:
         """Whether the client is in S_l. Plain FedAvg does not ask: it averages whatever comes back."""
         layer = layer_of(name)
-        return self.method == "stale" or layer is None or layer <= depth
+        return self.method in _WHOLE or layer is None or layer <= depth
 
     def _check(self, name: str, tensor: Tensor) -> None:
         if name not in self.global_weights:
@@ -115,7 +117,9 @@ class Aggregator:
         if name not in self._sums:
             return old
         total, mean = self._totals[name], self._sums.pop(name)
-        if self.method == "stale":  # the clients that did not send it hold an untouched copy: it counts with their n_i
+        if (
+            self.method in _WHOLE
+        ):  # the clients that did not send it hold an untouched copy: it counts with their weight
             mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
             total = self._all_clients
         mean.div_(total)
@@ -192,8 +196,9 @@ def aggregate(
 
     method: `layerwise` is Eq. (1) with exponent g = `depth_exponent`; `masked` weights by n_i alone over S_l (ReeFL's
     rule, Eq. (1) with g = 0), `count` every client the same (DepthFL, ScaleFL, FedRA); `stale` is plain FedAvg over
-    whole models, where a shallow client's deep layers are untouched copies; `inclusive`: see `TierAggregator`. A layer
-    that no one trained keeps its bits. Raises FedexitError for malformed updates.
+    whole models, where a shallow client's deep layers are untouched copies, and `unmasked` the same with Eq. (1)'s
+    n_i L_i^g; `inclusive`: see `TierAggregator`. A layer that no one trained keeps its bits. Raises FedexitError for
+    malformed updates.
     """
     server = make_aggregator(global_weights, method, depth_exponent)
     for update in updates:

@@ -78,6 +78,7 @@ _ENTRIES = [
     Method("all-shallow", "ours, a baseline", "all clients at the least depth", "masked", enlist=all_shallow),
     # how the server averages
     Method("stale", f"{PAPER}, as we read its FedAvg", "n_i over whole models, untrained layers included", "stale"),
+    Method("stale-g1", "ours, for the ablation", "n_i L_i over whole models, untrained layers included", "unmasked"),
     Method("masked", "ReeFL, Lee et al. 2024", "n_i over the clients that trained a layer", "masked"),
     Method("layerwise", f"{PAPER}, Eq. (1)", "n_i L_i over the clients that trained a layer"),
     *(

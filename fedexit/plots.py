@@ -15,7 +15,9 @@ METHODS = {
     "homogeneous": ("#555555", "s", "homogeneous (all clients at this depth)"),
     "exclusive": ("#E69F00", "P", "exclusive (deepest tier alone)"),
     "stale": ("#D55E00", "v", "stale FedAvg"),
+    "stale-g1": ("#E69F00", "^", "stale, g = 1"),
     "masked": ("#0072B2", "o", "masked (data size only)"),
+    "layerwise-g-1": ("#56B4E9", "X", "masked, g = -1"),
     "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
 }
 
@@ -23,6 +25,11 @@ SETTINGS = {
     "central": ("#CC79A7", "^", "central (all clips in one place)"),
     "homogeneous": METHODS["homogeneous"],
 }
+
+EXITS = (("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", "-."), ("black", "D", ":"))  # shallow to deep
+
+# What an interval says of a hypothesis: marker, and its filling.
+VERDICTS = {"supported": ("o", "black"), "undecided": ("o", "white"), "refuted": ("X", "black")}
 
 # Ways to choose an exit at run time: colour, marker, dashes.
 WAYS = {
@@ -124,6 +131,35 @@ def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: f
     name, metric = means["task"].iloc[0], means["metric"].iloc[0]
     axis.set(title=name, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
     axis.set_xticks(range(len(exits)), exits)
+
+
+def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
+    """A difference over `column`, a line per exit with its intervals, in points; at 0 there is none.
+
+    table: `exit, difference, low, high` (shares) and `column`.
+    """
+    shift = 0.02 * np.ptp(table[column])
+    for place, (exit, own) in enumerate(table.groupby("exit")):
+        colour, marker, dash = EXITS[place % len(EXITS)]
+        x = own[column] + shift * (place - (table["exit"].nunique() - 1) / 2)
+        ends = 100 * np.array([own["difference"] - own["low"], own["high"] - own["difference"]])
+        look = dict(color=colour, marker=marker, ls=dash, ms=5, lw=1.2, capsize=2)
+        axis.errorbar(x, 100 * own["difference"], ends, label=f"exit {exit}", **look)
+    axis.axhline(0, color="grey", lw=1)
+
+
+def verdict_marks(axis: Axes, effects: pd.DataFrame, parts: Sequence[str]) -> None:
+    """A row for each of `parts` of hypotheses: its interval in points, turned so that right of 0 is as was expected.
+
+    effects: `part, difference, low, high` (shares), `sign` (the expected one) and `verdict`; a part may be missing.
+    """
+    for own in effects.itertuples():
+        row, (marker, filling) = parts.index(own.part), VERDICTS[own.verdict]
+        axis.plot([100 * own.sign * end for end in (own.low, own.high)], [row, row], color="black", lw=1.2)
+        axis.plot(100 * own.sign * own.difference, row, marker, color="black", mfc=filling, ms=8)
+    axis.axvline(0, color="grey", lw=1)
+    axis.set_yticks(range(len(parts)), parts)
+    axis.set_ylim(len(parts) - 0.5, -0.5)
 
 
 def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:

@@ -4,7 +4,7 @@ A comparison works from counts: each clip, at each seed, has `errors` and `n`, w
 its words for a text), and a system's error rate is a ratio of their sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,12 +83,24 @@ def pairs(items: pd.DataFrame, column: str, one: str, other: str) -> Pairs:
 def bootstrap(
     found: Pairs, stream: Sequence[str | int | float], draws: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of `found.difference`, over seeds and clips at once.
+    """Percentile interval of `found.difference`, over seeds and clips at once: see `resampled`."""
+    return interval(resampled(found, stream, draws), level)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """What lies between holds `level` of the drawn `values`; NaN are left out."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled(found: Pairs, stream: Sequence[str | int | float], draws: int = 10_000) -> np.ndarray:
+    """`found.difference` in each of `draws` resamples of seeds and clips (draws,); NaN where folds were all missed.
 
     Each draw takes S seeds, then I clips, with replacement, and each pair as often as its seed times its clip: clips
     are the same at every seed, so they are drawn once for all of them (the pigeonhole bootstrap, Owen 2007, Annals of
     Applied Statistics 1(2)). Of few seeds the part that they contribute comes out somewhat narrow, by the factor
-    (S - 1) / S in variance. Randomness comes from the stream named `stream`.
+    (S - 1) / S in variance. Randomness comes from the stream named `stream`: for pairs of the same seeds and clips,
+    one name draws the same ones, so what is made of several differences is drawn by making it of their arrays.
     """
     rng = numpy_stream(*stream)
     seeds, items = found.n.shape
@@ -98,9 +110,26 @@ def bootstrap(
         size = min(block, draws - start)
         by_seed, by_item = (_multiplicities(rng, size, count) for count in (seeds, items))
         more, n = (((by_seed @ matrix) * by_item).sum(axis=1) for matrix in found)
-        values.append(more[n > 0] / n[n > 0])  # of folds, a draw can miss all
-    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        values.append(np.divide(more, n, out=np.full(size, np.nan), where=n > 0))
+    return np.concatenate(values)
+
+
+def verdict(low: float, high: float, sign: int) -> str:
+    """What an interval says of the hypothesis that a difference has this `sign` (1 or -1).
+
+    `supported` where all of it lies on that side of 0, `refuted` where all of it lies on the other, else `undecided`.
+    """
+    if low <= 0 <= high:
+        return "undecided"
+    return "supported" if (low > 0) == (sign > 0) else "refuted"
+
+
+def all_of(verdicts: Iterable[str]) -> str:
+    """The verdict on a hypothesis of several parts: one refuted part refutes it, and every part must be supported."""
+    found = set(verdicts)
+    if "refuted" in found:
+        return "refuted"
+    return "supported" if found == {"supported"} else "undecided"
 
 
 def permutation_p(found: Pairs) -> float:

@@ -107,10 +107,26 @@ def test_4_untouched_copies_sent_or_left_out_are_the_same_to_stale_fedavg():
     start = weights(0)
     short = from_roster([(3, 40), (9, 25)])
     whole = [Update({**start, **u.weights}, u.examples, u.depth) for u in short]
-    assert_close(aggregate(start, short, "stale"), aggregate(start, whole, "stale"))
+    for rule in ("stale", "unmasked"):
+        assert_close(aggregate(start, short, rule), aggregate(start, whole, rule))
 
 
-@pytest.mark.parametrize("method", ["layerwise", "masked", "stale"])
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
+def test_4_unmasked_is_eq_1_with_a_smaller_server_step(exponent):
+    """The step is the share that the clients who trained the layer have of all weights n_i L_i^g."""
+    start, updates = weights(0), from_roster([(3, 40), (3, 10), (9, 25), (9, 60)])
+    unmasked, masked = (aggregate(start, updates, rule, exponent) for rule in ("unmasked", "layerwise"))
+    weight = {depth: sum(u.examples * depth**exponent for u in updates if u.depth == depth) for depth in (3, 9)}
+    step = weight[9] / sum(weight.values())
+    for name, old in start.items():
+        layer = layer_of(name) or 1
+        rate = 1.0 if layer <= 3 else step if layer <= 9 else 0.0
+        torch.testing.assert_close(unmasked[name], old + rate * (masked[name] - old), **TOLERANCE)
+    if exponent == 0:
+        assert_close(unmasked, aggregate(start, updates, "stale"))
+
+
+@pytest.mark.parametrize("method", ["layerwise", "masked", "stale", "unmasked"])
 def test_5_a_layer_nobody_trained_keeps_its_bits(method):
     start = {
         name: tensor.half() / 3 for name, tensor in weights(0).items()
@@ -141,7 +157,7 @@ def test_6_averaging_weights_is_averaging_deltas(roster):
     assert_close(aggregate(start, updates), moved, rtol=1e-4, atol=1e-5)
 
 
-@given(rosters, st.randoms(use_true_random=False), st.sampled_from(["layerwise", "masked", "stale"]))
+@given(rosters, st.randoms(use_true_random=False), st.sampled_from(["layerwise", "masked", "stale", "unmasked"]))
 @settings(max_examples=40)
 def test_8_linear_sums_and_any_order(roster, random, method):
     """Eq. (1) needs only sums over clients: splitting them over two servers or shuffling them changes nothing."""

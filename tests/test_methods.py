@@ -75,7 +75,7 @@ def test_two_tiers_of_eq_1_differ_from_masked_in_layers_1_to_3_and_outside_only(
         assert torch.allclose(masked[name], ours[name], **TOLERANCE) != shared, name
 
 
-@pytest.mark.parametrize("rule", ["layerwise", "masked", "stale", "inclusive"])
+@pytest.mark.parametrize("rule", ["layerwise", "masked", "stale", "unmasked", "inclusive"])
 @pytest.mark.parametrize("exponent", [-1.0, 0.5, 1.0, 2.0])
 def test_with_one_depth_every_weighted_rule_is_fedavg(rule, exponent):
     names = ["projection.weight", *(f"layers.{index}.weight" for index in range(6))]
@@ -165,6 +165,17 @@ def test_fedra_averages_each_layer_over_those_who_drew_it_on_any_number_of_worke
     ends = model.trainable_weights()
     moved = {layer_of(name) for name in ends if not torch.equal(ends[name], start[name])} - {None}
     assert len(moved) <= 6 and max(moved) > 3
+
+
+def test_unmasked_eq_1_is_between_stale_fedavg_and_eq_1_in_deep_layers():
+    ends = {name: after_a_round(name) for name in ("stale", "stale-g1", "layerwise")}
+    start, share = make_model().trainable_weights(), 9 * sum(HIGH) / (3 * sum(LOW) + 9 * sum(HIGH))
+    for name, old in start.items():
+        if 3 < (layer_of(name) or 0) <= 9:
+            torch.testing.assert_close(
+                ends["stale-g1"][name], old + share * (ends["layerwise"][name] - old), **TOLERANCE
+            )
+            assert (ends["stale-g1"][name] - old).norm() >= (ends["stale"][name] - old).norm()
 
 
 def test_exponents_of_entries_and_arguments_are_the_same():

@@ -8,14 +8,18 @@ from scipy import stats
 from fedexit.errors import FedexitError
 from fedexit.statistics import (
     Pairs,
+    all_of,
     bootstrap,
     compared,
     half_interval,
     holm,
+    interval,
     over_seeds,
     paired,
     pairs,
     permutation_p,
+    resampled,
+    verdict,
 )
 
 
@@ -176,6 +180,36 @@ def test_folds_are_seeds_with_other_clips():
     assert found.n.shape == (3, 120) and found.difference == pairs(items, "method", "a", "b").difference
     low, high = bootstrap(found, ("test",), 500)
     assert low < found.difference < high
+
+
+def test_what_is_made_of_pairs_is_drawn_by_making_it_of_their_draws():
+    """Equal streams draw equal seeds and clips: (a - b) + (b - c) is a - c in every draw."""
+    items = texts(seeds=3)
+    items = pd.concat([items, items[items["method"] == "a"].assign(method="c", errors=0)])
+    ab, bc, ac = (resampled(pairs(items, "method", *names), ("test",), 500) for names in ("ab", "bc", "ac"))
+    assert ab + bc == pytest.approx(ac)
+    other = resampled(pairs(items, "method", "b", "c"), ("another",), 500)
+    assert np.ptp(ab + other - ac) > 0.001
+    assert interval(ac) == bootstrap(pairs(items, "method", "a", "c"), ("test",), 500)
+    assert interval([0, 1, 2, np.nan], 0.5) == (0.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "says"),
+    [
+        (0.1, 0.2, 1, "supported"), (-0.2, -0.1, 1, "refuted"), (-0.1, 0.2, 1, "undecided"), (0.0, 0.2, 1, "undecided"),
+        (-0.2, -0.1, -1, "supported"), (0.1, 0.2, -1, "refuted"), (0.0, 0.0, -1, "undecided"),
+    ],
+)  # fmt: skip
+def test_verdict_is_where_the_interval_lies(low, high, sign, says):
+    assert verdict(low, high, sign) == says
+
+
+def test_all_parts_must_hold_and_one_can_refute():
+    assert all_of(["supported", "supported"]) == "supported"
+    assert all_of(["supported", "undecided"]) == "undecided"
+    assert all_of(["undecided", "refuted", "supported"]) == "refuted"
+    assert all_of([]) == "undecided"
 
 
 def test_what_cannot_be_paired_is_said():
