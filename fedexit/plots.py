@@ -16,6 +16,10 @@ METHODS = {
     "stale": ("#D55E00", "v", "stale FedAvg"),
     "masked": ("#0072B2", "o", "masked (data size only)"),
     "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
+    "layerwise-all": ("#CC79A7", "^", "Eq. (1), all exits"),
+    "masked-all": ("#56B4E9", "P", "masked, all exits"),
+    "layerwise-mutual": ("#E69F00", "X", "Eq. (1), all exits, mutual"),
+    "layerwise-shared": ("black", "*", "Eq. (1), one shared head"),
 }
 
 SETTINGS = {
@@ -48,10 +52,10 @@ def style() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def legend_below(figure: Figure, axis: Axes) -> None:
-    """One legend for the whole figure, below it, where it hides no point."""
+def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
+    """One legend for the whole figure, below it, where it hides no point; in one row, or in `columns`."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), fontsize="small")
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
@@ -87,6 +91,27 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
     axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
     axis.grid(axis="x", visible=False)
+
+
+def forest(axis: Axes, differences: pd.DataFrame, measures: Sequence[str]) -> None:
+    """Differences of several methods to one, with their intervals: a row per method, a mark per measure; left is less.
+
+    differences: `one, measure, difference, low, high`, shares of errors, rows in the order of the methods; `measures`,
+    three at most: those that are shown, from top to bottom of a row.
+    """
+    names = list(dict.fromkeys(differences["one"]))
+    looks = (("#D55E00", "<", ":"), ("#0072B2", "s", "--"), ("black", "o", "-"))
+    for place, (measure, (colour, marker, dash)) in enumerate(zip(measures, looks, strict=False)):
+        own = differences[differences["measure"] == measure]
+        rows = [names.index(name) + 0.24 * (place - (len(measures) - 1) / 2) for name in own["one"]]
+        axis.hlines(rows, 100 * own["low"], 100 * own["high"], color=colour, ls=dash, lw=1.5)
+        axis.plot(100 * own["difference"], rows, marker, color=colour, ms=6, label=measure)
+    axis.axvline(0, color="black", lw=1)
+    for place in range(1, len(names)):
+        axis.axhline(place - 0.5, color="0.85", lw=0.8, zorder=0)
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="difference in error (points)")
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
 
 
 def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: float | None = None) -> None:
