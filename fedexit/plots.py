@@ -19,6 +19,10 @@ METHODS = {
     "masked": ("#0072B2", "o", "masked (data size only)"),
     "layerwise-g-1": ("#56B4E9", "X", "masked, g = -1"),
     "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
+    "layerwise-all": ("#CC79A7", "^", "Eq. (1), all exits"),
+    "masked-all": ("#56B4E9", "P", "masked, all exits"),
+    "layerwise-mutual": ("#E69F00", "X", "Eq. (1), all exits, mutual"),
+    "layerwise-shared": ("black", "*", "Eq. (1), one shared head"),
 }
 
 SETTINGS = {
@@ -56,10 +60,10 @@ def style() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def legend_below(figure: Figure, axis: Axes) -> None:
-    """One legend for the whole figure, below it, where it hides no point."""
+def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
+    """One legend for the whole figure, below it, where it hides no point; in one row, or in `columns`."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), fontsize="small")
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
@@ -110,6 +114,8 @@ def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
         look = dict(color=str(0.55 * place / max(1, len(kinds) - 1)), marker="osD^vPX"[place % 7], label=kind)
         axis.errorbar(own["difference"], heights, xerr=reach, ls="", capsize=3, **look)
     axis.axvline(0, color="black", lw=1, ls="--")
+    for place in range(1, len(labels)):
+        axis.axhline(place - 0.5, color="0.85", lw=0.8, zorder=0)
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlabel="points of error", ylim=(len(labels) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)
 
