@@ -26,6 +26,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, federate
 from fedexit.fingerprint import weights_hash
 from fedexit.frozen import freezer
+from fedexit.lora import with_lora
 from fedexit.methods import find_method
 from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
@@ -62,7 +63,8 @@ class Setting:
     """What all cells of a grid share. `depths`: the tiers of the mixed federations, in equal shares of the devices.
 
     folds: the cell's seed is the task's `fold`, which says who is tested; head: taken in place of the task's own;
-    speeds: at each of these a training clip is heard (`fedexit.tasks.asr.played`), so an epoch has as many passes.
+    speeds: at each of these a training clip is heard (`fedexit.tasks.asr.played`), so an epoch has as many passes;
+    lora: rank of the adapters that are trained in place of the backbone's weights (`fedexit.lora`), 0 for all weights.
     """
 
     corpus: str
@@ -80,6 +82,7 @@ class Setting:
     min_clips: int = 8
     dev_clips: int = 200
     evaluations: int = 6  # on dev, spread over the rounds
+    lora: int = 0
 
 
 class Measured(NamedTuple):
@@ -215,6 +218,8 @@ def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
         method = find_method(cell.method)
         exits, shared = method.exits(setting.depths), method.shared_head
     backbone = load_backbone(setting.backbone).truncated(max(exits))
+    if setting.lora:
+        with_lora(backbone, setting.lora)
     return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
 
 
