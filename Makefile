@@ -56,7 +56,7 @@ clean: ## remove checkpoints, smoke and interactive results, tool caches (reprod
 	  df -Pk . | awk 'NR == 2 {exit $$4 < 8000000}' || { echo "make: less than 8 GB of disk free; make room first"; exit 1; }; \
 	  $$found -m venv .venv || { rm -rf .venv; echo "make: $$found cannot make a venv; install its venv module"; exit 1; }; \
 	} >&2
-	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[dev]" || { \
+	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[dev,lora]" || { \
 	  echo "make: installation failed; check the network, and the disk (8 GB), then run the same command again"; \
 	  exit 1; \
 	} >&2

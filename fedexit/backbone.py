@@ -61,6 +61,7 @@ class Backbone(nn.Module):
                 "shallow exit would read states that the full model never shows; take a post-norm ('base') model"
             )
         self.model, self.name, self.pretrained = model, name, pretrained
+        self.lora: tuple[int, float] | None = None  # rank and alpha of its adapters (`fedexit.lora`), if it has them
         # The paper's open choice, our default: the convolutional encoder stays as it is, on every client.
         self.model.feature_extractor.requires_grad_(False)
         if hasattr(self.model, "masked_spec_embed"):

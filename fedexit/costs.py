@@ -25,15 +25,19 @@ _OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors of the parameter's size tha
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of one clip's forward pass: in the `frozen` convolutions, and in what is `trained`."""
+    """Multiply-accumulates of one clip's forward pass: in the `frozen` convolutions, and in what is `trained`.
+
+    `spared`: gradients that nobody needs, as weights are frozen beside adapters.
+    """
 
     frozen: int
     trained: int
+    spared: int = 0
 
     @property
     def backward(self) -> int:
         """Those of the backward pass: each product of the trained part twice, for the gradients of its two factors."""
-        return 2 * self.trained
+        return 2 * self.trained - self.spared
 
 
 def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -63,7 +67,27 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -
     layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
     if config.model_type == "wavlm":  # the gate of the relative positions: eight outputs per head and frame
         layer += 8 * frames * width
-    return Macs(frozen, projection + position + depth * layer + sum(head.macs(frames) for head in heads))
+    added, spared = 0, 0
+    if backbone.lora:
+        added, spared = _lora_macs(config, frames, depth, backbone.lora[0])
+        spared += 2 * (projection + position)
+    trained = projection + position + depth * layer + added + sum(head.macs(frames) for head in heads)
+    return Macs(frozen, trained, spared)
+
+
+def _lora_macs(config: PretrainedConfig, frames: int, depth: int, rank: int) -> tuple[int, int]:
+    """What adapters add to the forward pass of the layers, and the gradients there that frozen weights spare.
+
+    These are the weights' own in each layer; in layer 1, whose input needs no gradient, also all before its adapters.
+    """
+    square, inner = frames * config.hidden_size**2, frames * config.hidden_size * config.intermediate_size
+    attention, reads = frames**2 * config.hidden_size, frames * config.hidden_size * rank
+    weights = 4 * square + 2 * inner
+    if config.model_type != "wavlm":
+        return depth * 4 * reads, depth * weights + 3 * square + attention + 2 * reads
+    gate = 8 * frames * config.hidden_size
+    below = 4 * square + gate + 4 * attention + inner + reads  # its adapters are in the feed-forward part
+    return depth * 2 * (reads + frames * config.intermediate_size * rank), depth * (weights + gate) + below
 
 
 def client_costs(
@@ -176,27 +200,37 @@ def memory(
         weights=_FLOAT * sum(tensor.numel() for tensor in _held(model.state_dict(), exits).values()),
         gradients=_FLOAT * sum(trained),
         optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
-        activations=_FLOAT * _kept(config, batch, lengths[-1], depth, len(exits)),
+        activations=_FLOAT * _kept(model.backbone, batch, lengths[-1], depth, len(exits)),
         convolving=0 if cached else _FLOAT * _NORM_COPIES * convolved[0],
         passing=_FLOAT * (convolved[-1] + max(_position_kernel(config) + 4 * states, (depth + 2) * states + 2 * inner)),
         updating=_FLOAT * 2 * max(trained),
     )
 
 
-def _kept(config: PretrainedConfig, batch: int, frames: int, depth: int, heads: int) -> int:
+def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -> int:
     """Numbers that autograd keeps of a training step, in tensors of their own; weights and a few per frame not counted.
 
     Read from the layers of `transformers`: each product keeps its input, each normalisation and GELU as well, each
-    dropout its mask, each head the frames it reads.
+    dropout its mask, each head the frames it reads. A product with frozen weights keeps nothing.
     """
+    config = backbone.model.config
     states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
     scores = batch * frames**2 * config.num_attention_heads
     masked = {
         name: getattr(config, f"{name}_dropout") > 0 for name in ("feat_proj", "hidden", "attention", "activation")
     }
     wavlm = config.model_type == "wavlm"  # copies what attention reads, and keeps its scores with no dropout as well
+    attention = (3 if masked["attention"] else 1 if wavlm else 0) * scores
+    if backbone.lora:
+        copies = 6 if wavlm else 7 - masked["attention"]
+        layer = (copies + 2 * masked["hidden"]) * states + (1 + wavlm + masked["activation"]) * inner + attention
+        layer += 2 * batch * frames * backbone.lora[0]
+        below = masked["attention"] * states  # the first layer's keys and what lies before need no gradient
+        if wavlm:  # nor does its attention
+            below = (4 + masked["hidden"]) * states + attention - (depth > 1) * scores
+        return depth * layer - below + heads * states
     layer = (8 + wavlm * (3 if batch > 1 else 1) + 2 * masked["hidden"]) * states + (2 + masked["activation"]) * inner
-    layer += (3 if masked["attention"] else 1 if wavlm else 0) * scores
+    layer += attention
     outside = 2 * batch * frames * config.conv_dim[-1] + (3 + heads + masked["feat_proj"] + masked["hidden"]) * states
     outside += wavlm * (scores + 2 * frames**2)  # the relative positions, which all layers share
     return depth * layer + outside + _position_kernel(config)

@@ -1,5 +1,6 @@
 """Prediction heads on the exits, and the multi-exit model they make with a backbone (paper, sec. 2.1 and 3)."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fedexit.backbone import Backbone, backbone_from_config, config_of, default_exits
 from fedexit.ctc import CTCHead, ctc_loss
 from fedexit.errors import FedexitError, first_line
+from fedexit.lora import merged, with_lora
 from fedexit.streams import seeded
 
 
@@ -157,6 +159,12 @@ class MultiExitModel(nn.Module):
         shallow.heads.load_state_dict({name: heads[name] for name in shallow.heads.state_dict()})
         return shallow
 
+    def merged(self) -> "MultiExitModel":
+        """A copy with its LoRA adapters in the weights (`fedexit.lora.merged`). Raises FedexitError without any."""
+        plain = copy.deepcopy(self)
+        plain.backbone = merged(self.backbone)
+        return plain
+
     def trainable_weights(self) -> dict[str, Tensor]:
         """The weights that training changes, by name, detached but not copied: what a client receives and sends."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
@@ -204,6 +212,7 @@ class MultiExitModel(nn.Module):
             "labels": self.labels,
             "head": self.head,
             "shared_head": self.shared_head,
+            "lora": self.backbone.lora,
         }
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -215,6 +224,8 @@ class MultiExitModel(nn.Module):
         try:
             config = json.loads((folder / "config.json").read_text())
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
+            if config.get("lora"):
+                with_lora(backbone, *config["lora"])
             kind = dict(head=config["head"], shared_head=config.get("shared_head", False))  # older folders lack it
             model = cls(backbone, config["labels"], config["exits"], **kind)
             model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -66,6 +66,8 @@ def federate(
     if way.shared_head and not model.shared_head:
         raise FedexitError(f"method {method} needs one head for all exits: make the model with shared_head=True")
     clients, training = way.enlist(clients), way.training(training or LocalTraining())
+    if training.random_layers and model.backbone.lora:
+        raise FedexitError(f"method {method} would have to send the layers that it draws: train all weights, not LoRA")
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)

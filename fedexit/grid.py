@@ -29,6 +29,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, drop_outs, federate
 from fedexit.fingerprint import weights_hash
 from fedexit.frozen import freezer
+from fedexit.lora import with_lora
 from fedexit.methods import find_method
 from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
@@ -68,7 +69,8 @@ class Setting:
     policy: sets clients' depths anew in each round, a client being the device of `fleet` (`fedexit.depth.profiles`)
     that stands at the place of its tier in `depths`; folds: the cell's seed is the task's `fold`, which says who is
     tested; head: taken in place of the task's own; speeds: at each of these a training clip is heard
-    (`fedexit.tasks.asr.played`), so an epoch has as many passes.
+    (`fedexit.tasks.asr.played`), so an epoch has as many passes; lora: rank of the adapters that are trained in place
+    of the backbone's weights (`fedexit.lora`), 0 for all weights.
     """
 
     corpus: str
@@ -91,6 +93,7 @@ class Setting:
     drop_out: float = 0.0
     policy: Policy | None = None
     fleet: tuple[str, ...] = ()
+    lora: int = 0
 
 
 class Measured(NamedTuple):
@@ -249,6 +252,8 @@ def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
         method = find_method(cell.method)
         exits, shared = method.exits(setting.depths), method.shared_head
     backbone = load_backbone(setting.backbone).truncated(max(exits))
+    if setting.lora:
+        with_lora(backbone, setting.lora)
     return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
 
 

@@ -3,6 +3,9 @@
 An entry changes one or several of these: who takes part and how deep, what a client minimises, which heads there are,
 how the server averages and what it makes of the average. What it does not say is as in the paper: every client at its
 own depth, the loss at its last exit, a head per exit, the average by Eq. (1) as the new weights.
+
+What the weights are is no entry's matter: with LoRA (`fedexit.lora`, `Setting.lora`) all of them but FedRA train, send
+and average adapters in their place.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -23,7 +23,8 @@ from fedexit.errors import FedexitError
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["lora"]]
 CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile"}  # where conda-forge differs from PyPI
 BINARY = {".png", ".safetensors"}
 
