@@ -16,7 +16,7 @@ from fedexit.central import Recipe
 from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
 from fedexit.depth import MIB, Faults, Need, Policy
-from fedexit.grid import Cell, Setting, run_cell, run_grid, with_owners
+from fedexit.grid import Cell, Setting, run_cell, run_grid, run_grids, with_owners
 from fedexit.tasks import make_task
 from fedexit.verification import make_trials
 
@@ -154,6 +154,19 @@ def test_a_policy_sets_depths_round_by_round(folder, small):
     assert run_cell(cell, replace(given, policy=faulty), small / "faulty").ledger.empty
 
 
+def test_grids_side_by_side_are_the_grids_and_share_their_cells(whole, folder, tmp_path, monkeypatch):
+    ran = []
+
+    def here(function, jobs, workers, desc):
+        ran.extend(jobs)
+        return [function(*job) for job in jobs]
+
+    monkeypatch.setattr(grid, "on_workers", here)
+    both = run_grids({1: (CELLS[1:], setting(folder)), 2: (CELLS, setting(folder))}, tmp_path, workers=1)
+    assert_same(both[2], whole)
+    assert len(ran) == len(CELLS) and set(both[1].errors["method"]) == {"stale", "layerwise"}
+
+
 @pytest.mark.parametrize("folds", [False, True])
 def test_items_have_owners_and_tiers_that_give_the_tiers_errors(folder, small, folds):
     task = "emotion" if folds else "voice"
@@ -205,9 +218,9 @@ def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder
         assert set(test["exit"]) == ({3} if depth else {3, 6})
         known = measured.errors[measured.errors["split"] == "known"]
         assert set(known["round"]) == {0, test["round"].max()}  # before and after
-        words = test.query("metric == 'WER' and tier == 'all' and exit == 3")
-        errors = measured.items.query("exit == 3")
-        assert words["value"].item() == pytest.approx(errors["errors"].sum() / errors["n"].sum())
+        rates = test.query("tier == 'all' and exit == 3").set_index("metric")["value"]
+        errors = measured.items.query("exit == 3").groupby("metric")[["errors", "n"]].sum()
+        assert (errors["errors"] / errors["n"]).to_dict() == pytest.approx(rates[["CER", "WER"]].to_dict())
         assert models[-1].head == (head or "ctc")
         kinds = {type(module).__name__ for module in models[-1].modules()}
         assert ("LSTM" in kinds) == (head == "ctc-bilstm")
