@@ -26,7 +26,7 @@ test: .venv/installed lint ## what CI runs: lint, every notebook with the small 
 	else \
 	  echo "== no corpus: the notebooks are NOT run and the tests that need it skip"; \
 	fi
-	@echo "== tests: about 7 minutes"
+	@echo "== tests: about 8 minutes"
 	@$(PY) -m pytest
 
 lint: .venv/installed ## check style and formatting of modules, tests and notebooks

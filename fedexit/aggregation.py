@@ -117,9 +117,7 @@ class Aggregator:
         if name not in self._sums:
             return old
         total, mean = self._totals[name], self._sums.pop(name)
-        if (
-            self.method in _WHOLE
-        ):  # the clients that did not send it hold an untouched copy: it counts with their weight
+        if self.method in _WHOLE:  # who did not send it holds an untouched copy: it counts with that client's weight
             mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
             total = self._all_clients
         mean.div_(total)

@@ -71,13 +71,15 @@ def federate(
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
-    if depths is not None:
-        identity["first depths"] = dict(depths(1))
-    state, moments = {"round": 0, "evaluations": [], "clients": []}, {}
+    state, moments = {"round": 0, "evaluations": [], "clients": [], "depths": []}, {}
     if found := load_checkpoint(checkpoint, identity):
         state, tensors = found
         model.load_weights(tensors)
         moments = {name: tensor for name, tensor in tensors.items() if ":" in name}
+        if state.setdefault("depths", []) != [
+            dict(depths(number)) for number in range(1, state["round"] + 1) if depths
+        ]:
+            raise FedexitError(f"checkpoint {Path(checkpoint).name} has other depths in its rounds; name another file")
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
     if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
@@ -91,7 +93,8 @@ def federate(
             aggregator = make_aggregator(weights, way.rule, depth_exponent)
             drawn = sample(clients, fraction, seed, number)
             if depths is not None:
-                drawn = _that_arrive(drawn, depths(number), model)
+                state["depths"].append(dict(depths(number)))
+                drawn = _that_arrive(drawn, state["depths"][-1], model)
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
                 kind = client.name, client.depth

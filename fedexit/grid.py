@@ -151,9 +151,9 @@ def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
 
     Who is in which tier depends on the seed. Where seeds test other people (`folds`), their items are named apart.
     """
-    parts = []
+    parts, made = [], cache(lambda name, fold: _task(Cell(name, HOMOGENEOUS, fold), setting))
     for (name, seed), own in items.groupby(["task", "seed"], sort=False):
-        task = _task(Cell(name, HOMOGENEOUS, seed), setting)
+        task = made(name, seed if setting.folds else 0)
         tiers, groups = _tiers(task, setting, seed), _test_groups(task)[own["item"]]
         named = own["item"] + (1_000_000 * seed if setting.folds else 0)
         parts.append(own.assign(item=named, group=groups, tier=[tier_of(group, tiers) for group in groups]))

@@ -14,7 +14,7 @@ from fedexit.grid import Setting
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """How one task is learned. `seconds`: clips are cut there; `partition`: how clips are dealt out (`partition`).
+    """How one task is learned. `seconds`: clips are cut there; `partition`: how they are dealt out (`make_clients`).
 
     fraction: of the clients, per round; learning_rate: of a client's backbone; central: the run in one place, whose
     head's learning rate the clients have as well.

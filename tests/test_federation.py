@@ -252,8 +252,9 @@ def test_depths_may_change_from_round_to_round(tmp_path):
     assert_same(whole, two)
     run(tmp_path / "state", rounds=2, **given)
     assert_same(run(tmp_path / "state", rounds=3, **given), whole)
-    with pytest.raises(FedexitError, match="belongs to another run"):
-        run(tmp_path / "state", rounds=3, fraction=1.0)
+    for other in (None, lambda number: of_the_round(number if number == 1 else 3)):  # from the second round on
+        with pytest.raises(FedexitError, match="other depths"):
+            run(tmp_path / "state", rounds=3, fraction=1.0, depths=other)
     with pytest.raises(FedexitError, match="c1 asks for exit 5"):
         run(fraction=1.0, depths=lambda number: {"c1": 5})
 
