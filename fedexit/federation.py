@@ -18,6 +18,8 @@ from fedexit.progress import progress
 from fedexit.streams import numpy_stream
 from fedexit.workers import local_rounds
 
+CURVE = ["round", "exit", "metric", "value", "n"]
+
 
 @dataclass(frozen=True)
 class Federation:
@@ -63,6 +65,8 @@ def federate(
     exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
     """
     way = find_method(method)
+    if way.narrow:
+        raise FedexitError(f"method {method} cuts width, not depth: run it by fedexit.width.federate_by_width")
     if way.shared_head and not model.shared_head:
         raise FedexitError(f"method {method} needs one head for all exits: make the model with shared_head=True")
     clients, training = way.enlist(clients), way.training(training or LocalTraining())
@@ -87,7 +91,7 @@ def federate(
     costs: dict[tuple[str, int], dict] = {}  # of a client's round, which are the same in each
     with local_rounds(model, clients, training, workers) as run:
         if not state["evaluations"]:
-            state["evaluations"] += _evaluate(model, dev, 0)
+            state["evaluations"] += evaluated(model, dev, 0)
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
             weights = model.trainable_weights()
             aggregator = make_aggregator(weights, way.rule, depth_exponent)
@@ -100,15 +104,15 @@ def federate(
                 kind = client.name, client.depth
                 if kind not in costs:
                     costs[kind] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
-                state["clients"].append(_ledger_row(number, client, told, costs[kind]))
+                state["clients"].append(ledger_row(number, client, told, costs[kind]))
             averages = aggregator.result()
             model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
             if number % evaluate_every == 0 or number == rounds:
-                state["evaluations"] += _evaluate(model, dev, number)
+                state["evaluations"] += evaluated(model, dev, number)
             state["round"] = number
             if checkpoint is not None:
                 save_checkpoint(checkpoint, identity, state, {**model.trainable_weights(), **moments})
-    table = pd.DataFrame(state["evaluations"], columns=["round", "exit", "metric", "value", "n"])
+    table = pd.DataFrame(state["evaluations"], columns=CURVE)
     return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
 
 
@@ -137,14 +141,16 @@ def _that_arrive(drawn: Sequence[Client], depths: Mapping[str, int | None], mode
     return there
 
 
-def _evaluate(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
+def evaluated(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
+    """Lines of `Federation.table` after round `number`."""
     if not len(dev):
         return []
     rates = all_rates(predict(model, dev))
     return [[number, int(row.exit), row.metric, float(row.value), int(row.n)] for row in rates.itertuples()]
 
 
-def _ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:
+def ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:
+    """A client's line of `Federation.clients`, from what `local_round` told of it and its `client_costs`."""
     about = dict(round=number, client=client.name, tier=client.tier, depth=client.depth, examples=len(client.data))
     return {**about, "loss": told["loss"], **costs, "seconds": told["seconds"]}
 

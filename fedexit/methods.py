@@ -41,13 +41,20 @@ def all_shallow(clients: Sequence[Client]) -> Sequence[Client]:
     return [replace(client, depth=least) for client in clients]
 
 
+def all_deepest(clients: Sequence[Client]) -> Sequence[Client]:
+    """Every client, at the greatest depth of any."""
+    greatest = max((client.depth for client in clients), default=0)
+    return [replace(client, depth=greatest) for client in clients]
+
+
 @dataclass(frozen=True)
 class Method:
     """One entry. `changes` says in a line what it is; `source`, whose.
 
     rule, depth_exponent: how the server averages (`aggregation.aggregate`); enlist: which of the clients take part, and
     how deep; local: what it sets of `LocalTraining`; server: what steps towards the average, None for all the way;
-    shared_head: its model has one head for all exits.
+    shared_head: its model has one head for all exits; narrow: what a weak client lacks is width, not depth, which
+    `fedexit.width.federate_by_width` runs.
     """
 
     name: str
@@ -59,6 +66,7 @@ class Method:
     local: Mapping[str, object] = field(default_factory=dict)
     server: FedAdam | None = None
     shared_head: bool = False
+    narrow: bool = False
 
     def exits(self, depths: Sequence[int]) -> list[int]:
         """Where clients of these `depths` train when it is done its way: the exits that its model needs."""
@@ -79,6 +87,10 @@ _ENTRIES = [
     Method("homogeneous", f"{PAPER}, sec. 3", "all clients at one depth: FedAvg", "masked", enlist=one_depth),
     Method("exclusive", f"{KIM}, its baseline", "the deepest tier alone takes part", "masked", enlist=deepest_tier),
     Method("all-shallow", "ours, a baseline", "all clients at the least depth", "masked", enlist=all_shallow),
+    Method(
+        "heterofl", "HeteroFL, Diao et al. 2021", "weak clients train all layers, narrow ones, and a plain mean",
+        "count", enlist=all_deepest, narrow=True,
+    ),
     # how the server averages
     Method("stale", f"{PAPER}, as we read its FedAvg", "n_i over whole models, untrained layers included", "stale"),
     Method("stale-g1", "ours, for the ablation", "n_i L_i over whole models, untrained layers included", "unmasked"),

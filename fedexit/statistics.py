@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
 def pairs(items: pd.DataFrame, column: str, one: str, other: str) -> Pairs:
     """The systems `one` and `other`, named in `column`, clip by clip.
 
-    items: `seed, item, errors, n` and `column`, a row per clip, seed and system (`fedexit.grid.Measured.items`). Equal
+    items: `seed, item, errors, n` and `column`, a row per clip, seed and system (`fedexit.cells.Measured.items`). Equal
     items of different seeds are taken for the same clip: where seeds test other clips (folds), name them apart first.
     Raises FedexitError for a system without rows, for clips that only one of the two has or has twice, and where the
     two do not count the same `n`.

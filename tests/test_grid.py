@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from small_corpus import write_small_corpus
 
-from fedexit import FedexitError, central, federation, grid, open_corpus
+from fedexit import FedexitError, cells, central, federation, grid, open_corpus
+from fedexit.cells import Cell, Setting, run_cell
 from fedexit.central import Recipe
 from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
 from fedexit.depth import MIB, Faults, Need, Policy
-from fedexit.grid import Cell, Setting, run_cell, run_grid, run_grids, with_owners
+from fedexit.grid import run_grid, run_grids, with_owners
 from fedexit.tasks import make_task
 from fedexit.verification import make_trials
 
@@ -119,8 +120,8 @@ def test_central_cells_stand_beside_federations_and_their_items_give_their_rates
         return [function(*job) for job in jobs]
 
     monkeypatch.setattr(grid, "on_workers", here)
-    cells = [Cell("voice", "central", 0, 3), CELLS[0]]
-    errors, ledger, items = run_grid(cells, settings(folder, "voice"), small / "state", workers=1)
+    both = [Cell("voice", "central", 0, 3), CELLS[0]]
+    errors, ledger, items = run_grid(both, settings(folder, "voice"), small / "state", workers=1)
     central = errors[errors["method"] == "central"]
     assert set(central["exit"]) == {3} and set(central["round"]) == {2} and set(central["split"]) == {"dev", "test"}
     assert set(central["tier"]) == {"all", "depth 3", "depth 6"}
@@ -208,8 +209,8 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(method, folder, small, mon
 @pytest.mark.parametrize("head", ["", "ctc-bilstm"])
 def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder, small, monkeypatch):
     corpus, models = corpus_like(folder, small / "spoken", people), []
-    true_start = grid._start
-    monkeypatch.setattr(grid, "_start", lambda *arguments: models.append(true_start(*arguments)) or models[-1])
+    true_start = cells._start
+    monkeypatch.setattr(cells, "_start", lambda *arguments: models.append(true_start(*arguments)) or models[-1])
     for method, depth in (("layerwise", 0), ("central", 3)):
         measured = run_cell(Cell("asr", method, 0, depth), settings(corpus, "asr", head=head), small / "state")
         test = measured.errors[measured.errors["split"] == "test"]
@@ -232,7 +233,7 @@ def test_training_clips_are_heard_at_every_speed_and_all_others_once(folder, sma
     assert (both.ledger["examples"] == 2 * once.ledger["examples"]).all()
     assert both.items[["item", "n"]].equals(once.items[["item", "n"]])
     heard = []
-    monkeypatch.setattr(grid, "fine_tune", lambda model, data, *_: heard.append([clip.shape[1] for clip, _ in data]))
+    monkeypatch.setattr(cells, "fine_tune", lambda model, data, *_: heard.append([clip.shape[1] for clip, _ in data]))
     run_cell(Cell("voice", "central", 0, 3), twice, small / "central")
     frames = np.array(heard[0]).reshape(2, -1)  # all clips at one speed, then at the other
     assert (frames[1] < frames[0]).all()
@@ -251,7 +252,7 @@ def test_folds_test_the_speakers_of_the_cells_seed(folder, small):
 
 def test_clips_are_verified_where_there_is_a_list(folder, small, monkeypatch):
     listed = make_trials(open_corpus(folder).select("test"), 30)
-    monkeypatch.setattr(grid, "trials_of", lambda corpus: listed)
+    monkeypatch.setattr(cells, "trials_of", lambda corpus: listed)
     errors = run_cell(CELLS[1], settings(folder, "voice"), small / "state").errors
     trials = errors[errors["split"] == "trials"]
     assert set(trials["metric"]) == {"EER", "minDCF"} and set(trials["exit"]) == {3, 6} and set(trials["n"]) == {60}

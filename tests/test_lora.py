@@ -14,6 +14,7 @@ from test_federation import TRAINING, assert_same, make_clients, tones
 from test_grid import settings
 
 from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, federate, grid, layer_of, load_backbone
+from fedexit.cells import Cell, run_cell
 from fedexit.clients import local_round
 from fedexit.costs import client_costs, clip_macs, memory
 from fedexit.lora import TARGETS, merged, with_lora
@@ -197,11 +198,11 @@ def test_cells_of_a_grid_train_adapters_and_are_stored_apart(tmp_path, monkeypat
     assert len({grid._key(setting, central) for setting in (plain, lora) for central in (True, False)}) == 4
     sent = {}
     for setting in (plain, lora):
-        found = grid.run_cell(grid.Cell("voice", "layerwise", 0), setting, tmp_path / str(setting.lora))
+        found = run_cell(Cell("voice", "layerwise", 0), setting, tmp_path / str(setting.lora))
         sent[setting.lora] = found.ledger.groupby("depth")["bytes"].first()
         assert set(found.errors["exit"]) == {3, 6}
     assert (sent[2] < 0.1 * sent[0]).all()
-    central = grid.run_cell(grid.Cell("voice", "central", 0, 3), lora, tmp_path / "central")
+    central = run_cell(Cell("voice", "central", 0, 3), lora, tmp_path / "central")
     assert set(central.errors["exit"]) == {3}
 
 

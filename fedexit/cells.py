@@ -1,0 +1,252 @@
+"""One model of an experiment's grid, from its task and its start to its errors: a cell."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import ConcatDataset
+
+from fedexit.backbone import Backbone, load_backbone
+from fedexit.central import Recipe, fine_tune
+from fedexit.clients import Client, Example, LocalTraining
+from fedexit.corpora import open_corpus
+from fedexit.ctc import beam_decoder, spell
+from fedexit.ctc_start import set_heads
+from fedexit.depth import Policy, depths_of_round, profiles
+from fedexit.errors import FedexitError
+from fedexit.exits import MultiExitModel
+from fedexit.federation import Federation, drop_outs, federate
+from fedexit.frozen import freezer
+from fedexit.lora import with_lora
+from fedexit.methods import find_method
+from fedexit.metrics import all_rates, item_errors, predict
+from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
+from fedexit.streams import numpy_stream
+from fedexit.tasks import Clips, Task, make_task
+from fedexit.tasks.asr import played
+from fedexit.verification import trials_of, verify
+from fedexit.width import federate_by_width, widths_for
+
+HOMOGENEOUS, CENTRAL = "homogeneous", "central"
+COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric", "value", "n"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model. `method`: one of `fedexit.methods.METHODS`, of which `homogeneous` takes all clients at `depth`; or
+    `central`, all clips in one place, trained to `depth`.
+    """
+
+    task: str
+    method: str
+    seed: int
+    depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """File name of the cell's state."""
+        return f"{self.task}-{self.method}{self.depth or ''}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in `shares` of the devices (equal).
+
+    alpha: skew of the partition `dirichlet` (`make_clients`); drop_out: share of drawn clients of whom nothing arrives;
+    policy: sets clients' depths anew in each round, a client being the device of `fleet` (`fedexit.depth.profiles`)
+    that stands at the place of its tier in `depths`; folds: the cell's seed is the task's `fold`, which says who is
+    tested; head: taken in place of the task's own; speeds: at each of these a training clip is heard
+    (`fedexit.tasks.asr.played`), so an epoch has as many passes; lora: rank of the adapters that are trained in place
+    of the backbone's weights (`fedexit.lora`), 0 for all weights.
+    """
+
+    corpus: str
+    backbone: str
+    depths: tuple[int, ...]
+    rounds: Mapping[str, int]  # by task, as the next two
+    partition: Mapping[str, str]
+    max_seconds: Mapping[str, float]  # clips are cut there
+    fraction: float
+    training: LocalTraining
+    central: Recipe = field(default_factory=Recipe)
+    folds: bool = False
+    head: str = ""
+    speeds: tuple[float, ...] = (1.0,)
+    min_clips: int = 8
+    dev_clips: int = 200
+    evaluations: int = 6  # on dev, spread over the rounds
+    shares: tuple[float, ...] = ()
+    alpha: float = 0.5
+    drop_out: float = 0.0
+    policy: Policy | None = None
+    fleet: tuple[str, ...] = ()
+    lora: int = 0
+
+
+class Measured(NamedTuple):
+    """What cells give, as tidy tables.
+
+    errors: `COLUMNS`: every trained exit on dev as training goes (tier `all`), on test after it, for all clips and for
+    each tier's devices; on held-out clips of the clients' own voices (split `known`, before and after) where the task
+    has them; EER and minDCF (split `trials`) where the corpus has a trial list; by beam search too for texts. ledger:
+    a row per local round (`Federation.clients`). items: `exit, item, metric, errors, n` of each test clip, for
+    paired intervals.
+    """
+
+    errors: pd.DataFrame
+    ledger: pd.DataFrame
+    items: pd.DataFrame
+
+
+def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
+    """Run one cell, or go on with it from its checkpoint in the folder `state`."""
+    seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
+    task = task_of(cell, setting)
+    tiers = tiers_of(task, setting, cell.seed)
+    model = _start(cell, setting, task)
+    heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
+    frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
+    clips = {s: Clips(task.corpus, heard.query("split == @s"), seconds) for s in ("train", "dev", "test", "known")}
+    parts = {split: frozen(own) for split, own in clips.items()}
+    trained_on = _at_speeds(clips["train"], setting.speeds, frozen, model.backbone)
+    dev = _drawn(parts["dev"], setting.dev_clips, task.name)
+    set_heads(model, setting.backbone, dev)
+    before = _known_voices(model, parts, 0)
+    if cell.method == CENTRAL:
+        fine_tune(model, trained_on(clips["train"]), [cell.depth], setting.central, cell.seed, checkpoint)
+        done, ledger = setting.central.epochs, pd.DataFrame()
+        curve = all_rates(predict(model, dev)).assign(round=done)
+    else:
+        depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
+        dealt = setting.partition[cell.task], setting.min_clips, seconds, cell.seed, setting.alpha
+        clients = make_clients(task, depths, *dealt)
+        clients = [replace(client, data=trained_on(client.data)) for client in clients]
+        result = _federate(cell, setting, model, clients, dev, checkpoint)
+        model, done, ledger, curve = result.model, setting.rounds[cell.task], result.clients, result.table
+    predictions = predict(model, parts["test"])
+    predictions["tier"] = [tier_of(group, tiers) for group in groups_tested(task)[predictions["item"]]]
+    by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
+    after = _after(model, task, parts, predictions, seconds).assign(round=done)
+    errors = pd.concat([curve.assign(split="dev"), after, before, _known_voices(model, parts, done), by_tier])
+    about = dict(method=cell.method, task=cell.task, seed=cell.seed)
+    errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
+    return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
+
+
+def tiers_of(task: Task, setting: Setting, seed: int) -> dict[str, int]:
+    """Depth by device."""
+    devices = [device_of(group) for group in client_groups(task, setting.min_clips)]
+    return assign_depths(devices, setting.depths, seed, setting.shares)
+
+
+def groups_tested(task: Task) -> np.ndarray:
+    """The group of each test clip."""
+    return task.rows.query("split == 'test'")["group"].to_numpy()
+
+
+def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:
+    """What makes of some of the clips `train` their features at every speed; `frozen` does it for speed 1."""
+    stores = {speed: frozen if speed == 1 else freezer(played(train, speed), backbone) for speed in speeds}
+    return lambda clips: ConcatDataset(
+        [store(clips if speed == 1 else played(clips, speed)) for speed, store in stores.items()]
+    )
+
+
+def _after(
+    model: MultiExitModel, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
+) -> pd.DataFrame:
+    """Errors on all test clips; of texts with a dictionary as well; of the trial list, if voices were told apart."""
+    rates = [all_rates(predictions).assign(split="test")]
+    if task.head == "ctc":
+        searched = all_rates(predict(model, parts["test"], decode=beam_decoder(_words(task))))
+        rates.append(searched.assign(metric=searched["metric"] + " beam", split="test"))
+    if task.name in ("voice", "speaker") and (trials := trials_of(task.corpus)) is not None:
+        ids = sorted({*trials["first"], *trials["second"]})
+        clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
+        rates.append(verify(model, freezer(clips, model.backbone)(clips), ids, trials).assign(split="trials"))
+    return pd.concat(rates)
+
+
+def task_of(cell: Cell, setting: Setting) -> Task:
+    """The cell's task. Raises FedexitError when one of the splits is empty."""
+    seconds = setting.max_seconds[cell.task]
+    options = ({"fold": cell.seed} if setting.folds else {}) | ({"max_seconds": seconds} if cell.task == "asr" else {})
+    task = make_task(cell.task, _opened(setting.corpus), **options)
+    for split in ("train", "dev", "test"):
+        if split not in set(task.rows["split"]):
+            raise FedexitError(f"corpus {task.corpus.name} has no clips of split {split} for task {task.name}")
+    return task
+
+
+_opened = cache(open_corpus)  # all of a manifest is checked, which is a second of every cell
+
+
+def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
+    """The model before training: one exit, or one per tier."""
+    exits, shared = [cell.depth], False
+    if cell.method not in (CENTRAL, HOMOGENEOUS):
+        method = find_method(cell.method)
+        exits, shared = method.exits(setting.depths), method.shared_head
+    backbone = load_backbone(setting.backbone).truncated(max(exits))
+    if setting.lora:
+        with_lora(backbone, setting.lora)
+    return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
+
+
+def _known_voices(model: MultiExitModel, parts: Mapping[str, Sequence[Example]], number: int) -> pd.DataFrame:
+    """Errors on what is held out of the clients' own clips, where the task has such."""
+    if not len(parts["known"]):
+        return pd.DataFrame(columns=["exit"])
+    return all_rates(predict(model, parts["known"])).assign(split="known", round=number)
+
+
+def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:
+    chosen = sorted(numpy_stream("dev", task).permutation(len(dev))[:size])
+    return [dev[int(index)] for index in chosen]
+
+
+def _federate(
+    cell: Cell, setting: Setting, model: MultiExitModel, clients: list[Client], dev: list[Example], checkpoint: Path
+) -> Federation:
+    rounds, depths = setting.rounds[cell.task], _depths(setting, clients, cell.seed)
+    if cell.method != HOMOGENEOUS and find_method(cell.method).narrow:
+        if depths is not None:
+            raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
+        widths = widths_for(setting.depths, model.backbone)
+        return federate_by_width(
+            model, clients, widths, rounds, cell.seed, setting.fraction, setting.training, dev, dev
+        )
+    return federate(
+        model,
+        clients,
+        method=cell.method,
+        rounds=rounds,
+        seed=cell.seed,
+        fraction=setting.fraction,
+        training=setting.training,
+        dev=dev,
+        evaluate_every=max(1, rounds // setting.evaluations),
+        checkpoint=checkpoint,
+        depths=depths,
+    )
+
+
+def _depths(setting: Setting, clients: Sequence[Client], seed: int) -> Callable[[int], Mapping] | None:
+    """What `federate` asks in each round, where the setting changes depths."""
+    if setting.policy is not None:
+        own, known = dict(zip(setting.depths, setting.fleet, strict=True)), profiles()
+        devices = {client.name: known[own[client.depth]] for client in clients}
+        return lambda number: depths_of_round(setting.policy, devices, number, seed)
+    if setting.drop_out:
+        return partial(drop_outs, [client.name for client in clients], setting.drop_out, seed)
+    return None
+
+
+def _words(task: Task) -> list[str]:
+    """The words of the texts that may be trained on."""
+    texts = task.rows.query("split in ('train', 'public')")["target"]
+    return sorted({word for target in texts for word in spell(target).split()})
