@@ -23,6 +23,7 @@ from fedexit.early_exit import run, scored, taken
 from fedexit.exits import MultiExitModel
 from fedexit.frozen import freezer
 from fedexit.metrics import majority_error
+from fedexit.statistics import Pairs
 from fedexit.streams import numpy_stream
 from fedexit.tasks import Clips, Task
 
@@ -62,21 +63,23 @@ def held(task: Task, split: str, seconds: float, limit: int | None) -> Clips:
 def totals(rows: pd.DataFrame) -> dict[str, float]:
     """What `rows` of `taken`, of one model or several, come to, against always running to the deepest exit.
 
-    `error`; `extra`, by how much it is higher; `interval`, half of the 95 % confidence interval of that; the shares of
-    multiply-accumulates `saved`, and `saved_layers`, without the convolutions, which every exit needs. The interval is
-    paired, and that of a ratio: all that one `clip` adds, over all models, is one observation.
+    `error`; `extra`, by how much it is higher; the shares of multiply-accumulates `saved`, and `saved_layers`, without
+    the convolutions, which every exit needs.
     """
-    clips = rows.assign(more=rows["errors"] - rows["deepest_errors"]).groupby("clip")[["more", "n"]].sum()
-    extra = clips["more"].sum() / clips["n"].sum()
-    spread = (clips["more"] - extra * clips["n"]).std() * math.sqrt(len(clips)) / clips["n"].sum()
     layers, deepest_layers = (rows[name] - rows["convolutions"] for name in ("macs", "deepest_macs"))
     return {
         "error": rows["errors"].sum() / rows["n"].sum(),
-        "extra": extra,
-        "interval": 1.96 * spread,
+        "extra": (rows["errors"].sum() - rows["deepest_errors"].sum()) / rows["n"].sum(),
         "saved": 1 - rows["macs"].sum() / rows["deepest_macs"].sum(),
         "saved_layers": 1 - layers.sum() / deepest_layers.sum(),
     }
+
+
+def against_deepest(rows: pd.DataFrame) -> Pairs:
+    """`rows` of `taken` (`seed, clip` and counts) beside the deepest exit's, for an interval of `totals`' `extra`."""
+    counts = rows.assign(more=rows["errors"] - rows["deepest_errors"]).set_index(["seed", "clip"])[["more", "n"]]
+    wide = counts.unstack("clip", fill_value=0)
+    return Pairs(wide["more"].to_numpy(float), wide["n"].to_numpy(float))
 
 
 def totals_by(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from fedexit.early_exit import (
     taken,
     threshold_for,
 )
-from fedexit.exit_study import held, latencies, sweep, totals, train_and_score
+from fedexit.exit_study import against_deepest, held, latencies, sweep, totals, train_and_score
 from fedexit.tasks import make_task
 
 NOTHING = -math.inf
@@ -191,9 +191,10 @@ def test_totals_by_hand():
     assert (found["error"], found["extra"]) == (0.5, 0.25)
     assert found["saved"] == pytest.approx(1 - (30 + 30 + 60 + 60) / 200)
     assert found["saved_layers"] == pytest.approx(1 - (20 + 20 + 50 + 50) / 160)
-    assert found["interval"] == pytest.approx(1.96 * np.std([1, 0, 0, 0], ddof=1) / 2)
-    twice = totals(pd.concat([rows, rows]))  # the same clips by another model are no new clips
-    assert twice["interval"] == pytest.approx(found["interval"])
+    both = pd.concat([rows.assign(seed=0), rows.assign(seed=1, errors=rows["deepest_errors"])])
+    pairs = against_deepest(both.assign(clip=both["item"].astype(str)))
+    assert pairs.more.tolist() == [(rows["errors"] - rows["deepest_errors"]).tolist(), [0] * len(rows)]
+    assert pairs.difference == pytest.approx(found["extra"] / 2)  # the other model makes no more errors
 
 
 def test_a_model_is_trained_scored_and_found_again(tmp_path):
