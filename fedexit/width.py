@@ -31,8 +31,10 @@ def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
     """A copy of `model` with a share `width` of its channels, heads and feed-forward units: the first of each.
 
     The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1], one that leaves no whole number
-    of something, and a head with a recurrent layer.
+    of something, LoRA, and a head with a recurrent layer.
     """
+    if model.backbone.lora:
+        raise FedexitError("adapters have no channels to leave out: cut a model without LoRA")
     if model.head == "ctc-bilstm":
         raise FedexitError("a recurrent layer's gates lie one after the other: no leading block; take another head")
     config = config_of(model.backbone)
@@ -131,10 +133,11 @@ def federate_by_width(
 ) -> Federation:
     """HeteroFL's rounds, from `model`, which has one exit: every client trains to it, at the width of its depth.
 
-    widths: by the depth that a client's device would bear (`widths_for`). unlabelled: clips by which each width's head
-    is standardised before the first round (`MultiExitModel.standardise`: the statistics of a narrow layer are not part
-    of a wide one's). Gives what `federate` gives, with `WidthModels`, errors before the first round and after the last,
-    and a column `width` in the ledger. Nothing is kept for a run that is stopped.
+    widths: by the depth that a client's device would bear (`widths_for`). unlabelled: clips by which the heads of
+    narrow models are standardised before the first round (`MultiExitModel.standardise`: the statistics of a narrow
+    layer are not part of a wide one's; the whole model's are as they come). Gives what `federate` gives, with
+    `WidthModels`, errors before the first round and after the last, and a column `width` in the ledger. Nothing is
+    kept for a run that is stopped.
     Raises FedexitError for an empty federation, a depth without a width, several exits, a width that cannot be
     (`narrowed`), and as `local_round`.
     """
@@ -145,7 +148,10 @@ def federate_by_width(
         raise FedexitError("it needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
     with one_thread():
-        models = {depth: _standardised(narrowed(model, width), unlabelled) for depth, width in widths.items()}
+        models = {depth: narrowed(model, width) for depth, width in widths.items()}
+        for depth, narrow in models.items():
+            if widths[depth] < 1 and len(unlabelled):
+                narrow.standardise(*collate(unlabelled)[:2])
         places = {depth: places_in(model, narrow) for depth, narrow in models.items()}
         together = WidthModels(models)
         table = evaluated(together, dev, 0)
@@ -169,9 +175,3 @@ def federate_by_width(
 
 def _cut(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
     return {name: tensor[places[name]] for name, tensor in weights.items()}
-
-
-def _standardised(model: MultiExitModel, clips: Sequence[Example]) -> MultiExitModel:
-    if len(clips):
-        model.standardise(*collate(clips)[:2])
-    return model

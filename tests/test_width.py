@@ -17,6 +17,12 @@ def one_exit():
     return MultiExitModel(load_backbone("nano"), ["low", "high"], [12])
 
 
+def with_adapters():
+    model = make_model()
+    model.backbone.lora = (4, 16.0)
+    return model
+
+
 def two_tiers():
     return [Client(c.name, c.data, depth, c.tier) for c, depth in zip(make_clients(), (3, 12, 3, 12), strict=True)]
 
@@ -118,6 +124,7 @@ def test_half_the_width_is_a_quarter_of_the_work_of_a_layer_and_costs_like_a_qua
         (lambda: narrowed(make_model(), 1.5), "whole number"),
         (lambda: narrowed(MultiExitModel(load_backbone("nano"), ["a"], head="ctc-bilstm"), 0.5), "recurrent"),
         (lambda: federate_by_width(one_exit(), [], {}, 1), "at least one client"),
+        (lambda: narrowed(with_adapters(), 0.5), "without LoRA"),
         (lambda: federate_by_width(make_model(), two_tiers(), {3: 0.5, 12: 1.0}, 1), "one exit"),
         (lambda: federate_by_width(one_exit(), two_tiers(), {12: 1.0}, 1), "every client's depth"),
         (
