@@ -213,7 +213,7 @@ def _federate(
     cell: Cell, setting: Setting, model: MultiExitModel, clients: list[Client], dev: list[Example], checkpoint: Path
 ) -> Federation:
     rounds, depths = setting.rounds[cell.task], _depths(setting, clients, cell.seed)
-    if cell.method != HOMOGENEOUS and find_method(cell.method).narrow:
+    if find_method(cell.method).narrow:
         if depths is not None:
             raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
         widths = widths_for(setting.depths, model.backbone)
