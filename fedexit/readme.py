@@ -1,4 +1,4 @@
-"""The README's tables of results and of speed, written by `python -m fedexit.readme`: no number in them is typed.
+"""The README's results, recommendation and speed, written by `python -m fedexit.readme`: no number in them is typed.
 
 Of results, one row per notebook, from nbs_ci.yml and results/default, and one for each whose larger results are in
 results/study. The last column is the first row of the table declared as `headline`: its text columns, then its first
@@ -22,11 +22,15 @@ PROFILE, LARGER = "default", "study"
 
 
 def render(readme: str, root: Path) -> str:
-    """The text `readme` with what is between its markers, `table` and `speed`, made anew from the project at `root`.
+    """The text `readme` with what is between its markers made anew from the project at `root`.
+
+    The markers are those of `table`, `recommendation` and `speed`.
 
     Raises FedexitError when a marker is missing or nbs_ci.yml is at fault.
     """
     readme = _between(readme, "table", partial(_results, root))
+    search = root / "results" / LARGER / "14_local_objectives" / "tables"
+    readme = _between(readme, "recommendation", partial(_recommendation, search))
     return _between(readme, "speed", partial(_speed, root / "results" / "bench" / "tables" / "engine.csv"))
 
 
@@ -37,6 +41,28 @@ def _between(readme: str, name: str, lines: Callable[[], list[str]]) -> str:
     if not end:
         raise FedexitError(f"README.md lacks {' followed by '.join(marks)}; put the two lines where the table belongs")
     return before + "\n".join([begin, *lines(), end]) + after
+
+
+def _recommendation(tables: Path) -> list[str]:
+    """What notebook 14 found by its search (hypothesis o4), a row per task; nothing before its study has run."""
+    if not (tables / "verdicts.csv").is_file():
+        return []
+    found = pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'")
+    one, other = found.iloc[0][["one", "other"]]
+    row = pd.read_csv(tables / "search.csv").set_index("method").loc[one]
+    less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
+    lines = [
+        f"Of all entries that cost a client as much as the paper's recipe (`{other}`), dev prefers **`{one}`**: its "
+        f"error on dev is {less} of that recipe's, and it costs a client at most {more} more. On test, mean of exits, less "
+        f"`{other}`:",
+        "",
+        "| task | difference, points | 95 % interval | clearly better |",
+        "|" + " --- |" * 4,
+    ]
+    for part in found.itertuples():
+        difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
+        lines.append(f"| {part.task} | {difference} | {low} to {high} | {'yes' if part.high < 0 else 'no'} |")
+    return lines
 
 
 def _speed(table: Path) -> list[str]:

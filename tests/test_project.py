@@ -163,7 +163,9 @@ def test_readme_example_runs_on_own_recordings(tmp_path, monkeypatch):
     assert (tmp_path / "my_model" / "model.safetensors").is_file()
 
 
-TABLE, SPEED = ([f"<!-- {name}:{end} -->" for end in ("begin", "end")] for name in ("table", "speed"))
+TABLE, CHOICE, SPEED = (
+    [f"<!-- {name}:{end} -->" for end in ("begin", "end")] for name in ("table", "recommendation", "speed")
+)
 
 
 def test_readme_table_is_fresh():
@@ -195,9 +197,20 @@ def test_readme_table(tmp_path):
     ]
     wrong = [row.replace("fedexit", "other").replace("True", "False") for row in rows]
     (tables / "engine.csv").write_text("\n".join([head, *rows, *wrong]))
-    written = readme.render(f"above\n{TABLE[0]}\nold\n{TABLE[1]}\nbelow\n{SPEED[0]}\nold\n{SPEED[1]}\nend", tmp_path)
-    below = written.index("below")
-    first, second, larger = written[:below].splitlines()[-4:-1]
+    search = tmp_path / "results" / "study" / "14_local_objectives" / "tables"
+    search.mkdir(parents=True)
+    (search / "search.csv").write_text("method,dev_ratio,more_cost\nall,0.8123,0.94\nlast,1.0,0.0\n")
+    head = "hypothesis,one,other,task,difference,low,high"
+    (search / "verdicts.csv").write_text(
+        f"{head}\no1,x,y,voice,1,1,1\no4,all,last,voice,-0.05,-0.07,-0.03\no4,all,last,asr,-0.01,-0.03,0.01\n"
+    )
+    parts = [f"{name}\n{mark[0]}\nold\n{mark[1]}\n" for name, mark in zip("abc", (TABLE, CHOICE, SPEED), strict=True)]
+    written = readme.render("above\n" + "".join(parts) + "end", tmp_path)
+    below, chosen = written.index("c\n" + SPEED[0]), written.index("b\n" + CHOICE[0])
+    told = written[chosen:below]
+    assert "`all`" in told and "0.81 of" in told and "0.9 % more" in told
+    assert told.splitlines()[-3:-1] == ["| voice | -5.0 | -7.0 to -3.0 | yes |", "| asr | -1.0 | -3.0 to +1.0 | no |"]
+    first, second, larger = written[:chosen].splitlines()[-4:-1]
     assert first.startswith("| [tables/x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
     assert first.endswith("| `fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |")
     assert second == "| tables/x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
