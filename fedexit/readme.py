@@ -53,8 +53,8 @@ def _recommendation(tables: Path) -> list[str]:
     less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
     lines = [
         f"Of all entries that cost a client as much as the paper's recipe (`{other}`), dev prefers **`{one}`**: its "
-        f"error on dev is {less} of that recipe's, and it costs a client at most {more} more. On test, mean of exits, less "
-        f"`{other}`:",
+        f"error on dev is {less} of that recipe's, and it costs a client at most {more} more. On test, mean of exits, "
+        f"less `{other}`:",
         "",
         "| task | difference, points | 95 % interval | clearly better |",
         "|" + " --- |" * 4,
