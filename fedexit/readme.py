@@ -86,7 +86,7 @@ def _results(root: Path) -> list[str]:
     rows = [_row(notebook, root, PROFILE) for notebook in notebooks if PROFILE in notebook.profiles]
     larger = [notebook for notebook in notebooks if (root / "results" / LARGER / notebook.id).is_dir()]
     rows += [_row(notebook, root, LARGER) for notebook in larger if LARGER in notebook.profiles]
-    head = ["| figures and tables | notebook | command | minutes | headline |", "| --- | --- | --- | --- | --- |"]
+    head = ["| notebook | figures | tables | command | minutes | headline |", "|" + " --- |" * 6]
     return [*head, *rows]
 
 
@@ -94,16 +94,17 @@ def _row(notebook: Notebook, root: Path, profile: str) -> str:
     folder = Path("results") / profile / notebook.id
     provenance = root / folder / "provenance.json"
     done = provenance.is_file()
-    shown = [name for name in notebook.artifacts if name.endswith(".png") or name.startswith("tables/")]
-    stems = [name.rpartition(".")[0] for name in shown]
-    links = [f"[{stem}]({(folder / name).as_posix()})" for stem, name in zip(stems, shown, strict=True)]
+    figures = [Path(name) for name in notebook.artifacts if name.endswith(".png")]
+    tables = sum(name.startswith("tables/") for name in notebook.artifacts)
+    links = [f"[{name.stem}]({(folder / name).as_posix()})" for name in figures]
     minutes = f"about {notebook.profiles[profile]['minutes']:g}"
     if done:
         facts = json.loads(provenance.read_text(encoding="utf-8"))
         minutes = f"{facts['seconds'] / 60:.1f} on {facts['platform']['cpus']} cores"
     cells = [
-        ", ".join(links if done else stems),
-        f"[{notebook.id}](notebooks/{notebook.id}.ipynb)",
+        f"[{notebook.id}](notebooks/{notebook.id}.ipynb): {notebook.title}",
+        ", ".join(links if done else [name.stem for name in figures]),
+        f"[{tables}]({(folder / 'tables').as_posix()})" if done and tables else str(tables),
         f"`fedexit run {notebook.id}{'' if profile == PROFILE else f' --profile {profile}'}`",
         minutes,
         _headline(root / folder / notebook.headline) if done and notebook.headline else "",

@@ -179,7 +179,7 @@ def test_readme_table(tmp_path):
     for name in ("01_a", "02_b"):
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text("{}")
     profiles = {name: {"minutes": 3, "limit": 9} for name in ("default", "study")}
-    entry = {"title": "t", "artifacts": ["tables/x.csv"], "profiles": profiles}
+    entry = {"title": "t", "artifacts": ["tables/x.csv", "figures/y.png", "figures/y.csv"], "profiles": profiles}
     manifest = [{"id": "01_a", "headline": "tables/x.csv", **entry}, {"id": "02_b", **entry}]
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": manifest}))
     for profile in ("default", "study"):
@@ -211,10 +211,11 @@ def test_readme_table(tmp_path):
     assert "`all`" in told and "0.81 of" in told and "0.9 % more" in told
     assert told.splitlines()[-3:-1] == ["| voice | -5.0 | -7.0 to -3.0 | yes |", "| asr | -1.0 | -3.0 to +1.0 | no |"]
     first, second, larger = written[:chosen].splitlines()[-4:-1]
-    assert first.startswith("| [tables/x](results/default/01_a/tables/x.csv) | [01_a](notebooks/01_a.ipynb) |")
-    assert first.endswith("| `fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |")
-    assert second == "| tables/x | [02_b](notebooks/02_b.ipynb) | `fedexit run 02_b` | about 3 |  |"
-    assert larger.startswith("| [tables/x](results/study/01_a/tables/x.csv) |") and "01_a --profile study`" in larger
+    links = "[y](results/default/01_a/figures/y.png) | [1](results/default/01_a/tables)"
+    ended = "`fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |"
+    assert first == f"| [01_a](notebooks/01_a.ipynb): t | {links} | {ended}"
+    assert second == "| [02_b](notebooks/02_b.ipynb): t | y | 1 | `fedexit run 02_b` | about 3 |  |"
+    assert "(results/study/01_a/figures/y.png)" in larger and "01_a --profile study`" in larger
     assert written[below:].splitlines()[-3] == "| fedexit | full | 1 | 4 | 1.04 | 1.05 | 6 |"
     assert (
         written.startswith("above\n") and written.endswith("\nend") and "old" not in written and "other" not in written
