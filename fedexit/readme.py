@@ -54,7 +54,7 @@ def _recommendation(tables: Path) -> list[str]:
     lines = [
         f"Of all entries that cost a client as much as the paper's recipe (`{other}`), dev prefers **`{one}`**: its "
         f"error on dev is {less} of that recipe's, and it costs a client at most {more} more. On test, mean of exits, "
-        f"less `{other}`:",
+        f'less `{other}` (`federate(model, clients, method="{one}")` takes it):',
         "",
         "| task | difference, points | 95 % interval | clearly better |",
         "|" + " --- |" * 4,
