@@ -52,9 +52,9 @@ def _recommendation(tables: Path) -> list[str]:
     row = pd.read_csv(tables / "search.csv").set_index("method").loc[one]
     less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
     lines = [
-        f"Of all entries that cost a client as much as the paper's recipe (`{other}`), dev prefers **`{one}`**, which "
-        f'is `federate(..., method="{one}")`: its error on dev is {less} of that recipe\'s, and it costs a client at '
-        f"most {more} more. On test, mean of exits, less `{other}`:",
+        f"Of the entries that cost a client about as much as the paper's recipe (`{other}`), the best on dev is "
+        f'**`{one}`**, that is `federate(..., method="{one}")`: its error on dev is {less} of the recipe\'s, and it '
+        f"costs a client at most {more} more. On test, mean of exits, less `{other}`:",
         "",
         "| task | difference, points | 95 % interval | clearly better |",
         "|" + " --- |" * 4,
