@@ -166,6 +166,7 @@ def test_readme_example_runs_on_own_recordings(tmp_path, monkeypatch):
 TABLE, CHOICE, SPEED = (
     [f"<!-- {name}:{end} -->" for end in ("begin", "end")] for name in ("table", "recommendation", "speed")
 )
+UNWRITTEN = "above\n" + "".join(f"{begin}\nold\n{end}\n" for begin, end in (TABLE, CHOICE, SPEED)) + "end"
 
 
 def test_readme_table_is_fresh():
@@ -197,19 +198,8 @@ def test_readme_table(tmp_path):
     ]
     wrong = [row.replace("fedexit", "other").replace("True", "False") for row in rows]
     (tables / "engine.csv").write_text("\n".join([head, *rows, *wrong]))
-    search = tmp_path / "results" / "study" / "14_local_objectives" / "tables"
-    search.mkdir(parents=True)
-    (search / "search.csv").write_text("method,dev_ratio,more_cost\nall,0.8123,0.94\nlast,1.0,0.0\n")
-    head = "hypothesis,one,other,task,difference,low,high"
-    (search / "verdicts.csv").write_text(
-        f"{head}\no1,x,y,voice,1,1,1\no4,all,last,voice,-0.05,-0.07,-0.03\no4,all,last,asr,-0.01,-0.03,0.01\n"
-    )
-    parts = [f"{name}\n{mark[0]}\nold\n{mark[1]}\n" for name, mark in zip("abc", (TABLE, CHOICE, SPEED), strict=True)]
-    written = readme.render("above\n" + "".join(parts) + "end", tmp_path)
-    below, chosen = written.index("c\n" + SPEED[0]), written.index("b\n" + CHOICE[0])
-    told = written[chosen:below]
-    assert "`all`" in told and "0.81 of" in told and "0.9 % more" in told
-    assert told.splitlines()[-3:-1] == ["| voice | -5.0 | -7.0 to -3.0 | yes |", "| asr | -1.0 | -3.0 to +1.0 | no |"]
+    written = readme.render(UNWRITTEN, tmp_path)
+    chosen, below = written.index(CHOICE[0]), written.index(SPEED[0])
     first, second, larger = written[:chosen].splitlines()[-4:-1]
     links = "[y](results/default/01_a/figures/y.png) | [1](results/default/01_a/tables)"
     ended = "`fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |"
@@ -221,6 +211,28 @@ def test_readme_table(tmp_path):
         written.startswith("above\n") and written.endswith("\nend") and "old" not in written and "other" not in written
     )
     assert readme.render(written, tmp_path) == written
+
+
+def test_readme_recommends_what_the_search_found(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
+    entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"smoke": {"minutes": 1, "limit": 2}}}
+    (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
+
+    def told():
+        written = readme.render(UNWRITTEN, tmp_path)
+        return written[written.index(CHOICE[0]) : written.index(CHOICE[1])].splitlines()[1:]
+
+    assert told() == []  # before the study
+    search = tmp_path / "results" / "study" / "14_local_objectives" / "tables"
+    search.mkdir(parents=True)
+    (search / "search.csv").write_text("method,dev_ratio,more_cost\nall,0.8123,0.94\nlast,1.0,0.0\n")
+    head = "hypothesis,one,other,task,difference,low,high"
+    (search / "verdicts.csv").write_text(
+        f"{head}\no1,x,y,voice,1,1,1\no4,all,last,voice,-0.05,-0.07,-0.03\no4,all,last,asr,-0.01,-0.03,0.01\n"
+    )
+    assert "`all`" in told()[0] and "0.81 of" in told()[0] and "0.9 % more" in told()[0]
+    assert told()[-2:] == ["| voice | -5.0 | -7.0 to -3.0 | yes |", "| asr | -1.0 | -3.0 to +1.0 | no |"]
 
 
 def test_readme_table_needs_its_markers(tmp_path):
