@@ -33,7 +33,7 @@ _WORDS = dict(crop=None, label_smoothing=0.1, weight_decay=0.05)
 # the heads of tiny-ctc know the characters already: a new head's learning rate would undo that
 _GENTLY = Recipe(batch_size=4, learning_rate=5e-4, head_learning_rate=5e-4, crop=None, spec_augment=True)
 # The central learning rates of speaker and emotion are the better of two on dev, in one run; that of voice comes from
-# notebook 05; the batch sizes of asr and its clients' learning rate are the best of two and of three on dev, in one run;
+# notebook 05; the batch sizes of asr and its clients' learning rate are the best of two and of three on dev, likewise;
 # the rest are plausible values that nobody tuned.
 PLAN = {
     "voice": TaskPlan("queen", 1.5, "iid", 0.12, 3e-4, Recipe(crop=75)),
