@@ -21,6 +21,7 @@ from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.federation import Federation, drop_outs, federate
 from fedexit.frozen import freezer
+from fedexit.local_heads import Heads, with_own_heads
 from fedexit.lora import with_lora
 from fedexit.methods import find_method
 from fedexit.metrics import all_rates, item_errors, predict
@@ -115,10 +116,10 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     trained_on = _at_speeds(clips["train"], setting.speeds, frozen, model.backbone)
     dev = _drawn(parts["dev"], setting.dev_clips, task.name)
     set_heads(model, setting.backbone, dev)
-    before = _known_voices(model, parts, 0)
+    before = _known_voices(model, parts, task, {}, 0)
     if cell.method == CENTRAL:
         fine_tune(model, trained_on(clips["train"]), [cell.depth], setting.central, cell.seed, checkpoint)
-        done, ledger = setting.central.epochs, pd.DataFrame()
+        done, ledger, heads = setting.central.epochs, pd.DataFrame(), {}
         curve = all_rates(predict(model, dev)).assign(round=done)
     else:
         depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
@@ -127,11 +128,13 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
         clients = [replace(client, data=trained_on(client.data)) for client in clients]
         result = _federate(cell, setting, model, clients, dev, checkpoint)
         model, done, ledger, curve = result.model, setting.rounds[cell.task], result.clients, result.table
-    predictions = predict(model, parts["test"])
+        heads = result.heads
+    predictions = _answers(model, parts, task, "test", heads)
     predictions["tier"] = [tier_of(group, tiers) for group in groups_tested(task)[predictions["item"]]]
     by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
     after = _after(model, task, parts, predictions, seconds).assign(round=done)
-    errors = pd.concat([curve.assign(split="dev"), after, before, _known_voices(model, parts, done), by_tier])
+    known = _known_voices(model, parts, task, heads, done)
+    errors = pd.concat([curve.assign(split="dev"), after, before, known, by_tier])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
     errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
     return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
@@ -197,11 +200,24 @@ def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
     return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
 
 
-def _known_voices(model: MultiExitModel, parts: Mapping[str, Sequence[Example]], number: int) -> pd.DataFrame:
+def _answers(
+    model: MultiExitModel, parts: Mapping[str, Sequence[Example]], task: Task, split: str, heads: Heads
+) -> pd.DataFrame:
+    """What all exits say of the clips of a split, clients' own people answered by the `heads` that they kept."""
+    predictions = predict(model, parts[split])
+    if not heads:
+        return predictions
+    devices = task.rows.query("split == @split")["group"].map(device_of)
+    return with_own_heads(model, predictions, parts[split], devices, heads)
+
+
+def _known_voices(
+    model: MultiExitModel, parts: Mapping[str, Sequence[Example]], task: Task, heads: Heads, number: int
+) -> pd.DataFrame:
     """Errors on what is held out of the clients' own clips, where the task has such."""
     if not len(parts["known"]):
         return pd.DataFrame(columns=["exit"])
-    return all_rates(predict(model, parts["known"])).assign(split="known", round=number)
+    return all_rates(_answers(model, parts, task, "known", heads)).assign(split="known", round=number)
 
 
 def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:

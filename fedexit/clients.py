@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,13 +26,15 @@ WINDOW = 8  # batches whose clips are sorted by length together
 class Client:
     """A participant: its clips, as a sequence of (waveform (T,) float32 at 16 kHz, target), its depth and tier.
 
-    A target is a label's index, or the numbers of a text's characters (`fedexit.ctc.characters`).
+    A target is a label's index, or the numbers of a text's characters (`fedexit.ctc.characters`). `own`: weights that
+    it has kept, and starts a round from in place of the global ones.
     """
 
     name: str
     data: Sequence[Example]
     depth: int
     tier: str = ""
+    own: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def local_round(
     if training.random_layers:
         return _round_of_drawn_layers(model, global_weights, client, training, stream)
     since = time.perf_counter()
-    model.load_weights(global_weights)
+    model.load_weights({**global_weights, **client.own})
     model.train()
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]

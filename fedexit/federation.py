@@ -1,7 +1,7 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +12,11 @@ from fedexit.clients import Client, Example, LocalTraining
 from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
+from fedexit.local_heads import Heads, heads_in, packed, unpacked
 from fedexit.methods import find_method
 from fedexit.metrics import all_rates, predict
 from fedexit.progress import progress
+from fedexit.server import MOMENTS
 from fedexit.streams import numpy_stream
 from fedexit.workers import local_rounds
 
@@ -27,12 +29,14 @@ class Federation:
 
     model: the global model; table: errors of every exit on `dev` per round (`round, exit, metric, value, n`); clients:
     the ledger, one row per local round: `round, client, tier, depth, examples, loss`, the columns of `client_costs`
-    (see there), and `seconds` of wall time, the only column that is not the same each time.
+    (see there), and `seconds` of wall time, the only column that is not the same each time; heads: those that clients
+    kept, by client, where the method lets them (`fedexit.local_heads`).
     """
 
     model: MultiExitModel
     table: pd.DataFrame
     clients: pd.DataFrame
+    heads: Heads = field(default_factory=dict)
 
 
 def federate(
@@ -76,10 +80,12 @@ def federate(
     _check(model, clients, rounds, fraction, workers)
     identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
     state, moments = {"round": 0, "evaluations": [], "clients": [], "depths": []}, {}
+    heads: Heads = {}
     if found := load_checkpoint(checkpoint, identity):
         state, tensors = found
         model.load_weights(tensors)
-        moments = {name: tensor for name, tensor in tensors.items() if ":" in name}
+        heads = unpacked(tensors)
+        moments = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)}
         if state.setdefault("depths", []) != [
             dict(depths(number)) for number in range(1, state["round"] + 1) if depths
         ]:
@@ -99,8 +105,11 @@ def federate(
             if depths is not None:
                 state["depths"].append(dict(depths(number)))
                 drawn = _that_arrive(drawn, state["depths"][-1], model)
+            drawn = [replace(client, own=heads.get(client.name, {})) for client in drawn]
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
+                if way.local_heads:
+                    heads[client.name] = heads.get(client.name, {}) | heads_in(update.weights)
                 kind = client.name, client.depth
                 if kind not in costs:
                     costs[kind] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
@@ -111,9 +120,9 @@ def federate(
                 state["evaluations"] += evaluated(model, dev, number)
             state["round"] = number
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, state, {**model.trainable_weights(), **moments})
+                save_checkpoint(checkpoint, identity, state, {**model.trainable_weights(), **moments, **packed(heads)})
     table = pd.DataFrame(state["evaluations"], columns=CURVE)
-    return Federation(model.eval(), table, pd.DataFrame(state["clients"]))
+    return Federation(model.eval(), table, pd.DataFrame(state["clients"]), heads)
 
 
 def sample(clients: Sequence[Client], fraction: float, seed: int, number: int) -> list[Client]:

@@ -53,8 +53,9 @@ class Method:
 
     rule, depth_exponent: how the server averages (`aggregation.aggregate`); enlist: which of the clients take part, and
     how deep; local: what it sets of `LocalTraining`; server: what steps towards the average, None for all the way;
-    shared_head: its model has one head for all exits; narrow: what a weak client lacks is width, not depth, which
-    `fedexit.width.federate_by_width` runs.
+    shared_head: its model has one head for all exits; local_heads: a client goes on with its own, and the server's
+    average of them is for newcomers (`fedexit.local_heads`); narrow: what a weak client lacks is width, not depth,
+    which `fedexit.width.federate_by_width` runs.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Method:
     local: Mapping[str, object] = field(default_factory=dict)
     server: FedAdam | None = None
     shared_head: bool = False
+    local_heads: bool = False
     narrow: bool = False
 
     def exits(self, depths: Sequence[int]) -> list[int]:
@@ -121,6 +123,7 @@ _ENTRIES = [
     # which heads there are
     Method("masked-shared", "ours, an open choice", "n_i, and one head for all exits", "masked", shared_head=True),
     Method("layerwise-shared", "ours, an open choice", "one head for all exits", shared_head=True),
+    Method("layerwise-local", "FedPer, Arivazhagan et al. 2019", "every client keeps its own head", local_heads=True),
     Method(
         "fedra", "Su et al. 2024, without LoRA", "L_i layers drawn at random, one head, and a plain mean",
         "count", local={"random_layers": True}, shared_head=True,

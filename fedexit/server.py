@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+MOMENTS = ("first:", "second:")  # what their names begin with
+
 
 @dataclass(frozen=True)
 class FedAdam:

@@ -153,7 +153,10 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
         while todo or running:
             while todo and free:
                 client, section = todo.popleft(), free.pop()
-                job = pool.submit(_train, positions[client.name], client.depth, stream, section)
+                for name, tensor in client.own.items():
+                    sections[section][name].copy_(tensor)
+                told = positions[client.name], client.depth, list(client.own)
+                job = pool.submit(_train, *told, stream, section)
                 running.append((client, section, job))
             client, section, job = running.popleft()
             names, depth, metrics = job.result()
@@ -184,14 +187,17 @@ def _start_inside(folder: str, clients: list[Client], training: LocalTraining, s
     _inside = _Inside(folder, clients, training, shared)
 
 
-def _train(position: int, depth: int, stream: Stream, section: int) -> tuple[list[str], int, dict]:
-    """The local round of a client: the update goes to `section`, its names and depth and the metrics are given back."""
-    client = replace(_inside.clients[position], depth=depth)
+def _train(position: int, depth: int, own: list[str], stream: Stream, section: int) -> tuple[list[str], int, dict]:
+    """The local round of a client: the update goes to `section`, its names and depth and the metrics are given back.
+
+    What the client has of its `own`, by these names, comes in the same section.
+    """
+    into = _inside.sections[section]
+    client = replace(_inside.clients[position], depth=depth, own={name: into[name] for name in own})
     if client.depth not in _inside.scratch:
         _inside.scratch[client.depth] = _scratch(_inside.model, client.depth, _inside.training)
     scratch = _inside.scratch[client.depth]
     update, metrics = local_round(scratch, _inside.sections[0], client, _inside.training, (*stream, client.name))
-    into = _inside.sections[section]
     for name, tensor in update.weights.items():
         into[name].copy_(tensor)
     return list(update.weights), update.depth, metrics
