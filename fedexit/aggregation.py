@@ -120,11 +120,15 @@ class Aggregator:
         if self.method in _WHOLE:  # who did not send it holds an untouched copy: it counts with that client's weight
             mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
             total = self._all_clients
-        mean.div_(total)
-        # a sum is one pass and finite if all is; finite numbers may overflow in it, hence the second look
-        if not torch.isfinite(mean.sum()) and not torch.isfinite(mean).all():
-            raise FedexitError(f"the average of {name!r} is not finite: a client diverged; lower its learning rate")
-        return mean.to(old.dtype)
+        return finite(name, mean.div_(total)).to(old.dtype)
+
+
+def finite(name: str, mean: Tensor) -> Tensor:
+    """`mean`, the average of the parameter `name`. Raises FedexitError when it is not finite."""
+    # a sum is one pass and finite if all is; finite numbers may overflow in it, hence the second look
+    if not torch.isfinite(mean.sum()) and not torch.isfinite(mean).all():
+        raise FedexitError(f"the average of {name!r} is not finite: a client diverged; lower its learning rate")
+    return mean
 
 
 class TierAggregator:

@@ -23,8 +23,8 @@ METHODS = {
     "masked-all": ("#56B4E9", "P", "masked, all exits"),
     "layerwise-mutual": ("#E69F00", "X", "Eq. (1), all exits, mutual"),
     "layerwise-shared": ("black", "*", "Eq. (1), one shared head"),
-    "count": ("#0072B2", "o", "masked (plain mean)"),
-    "heterofl": ("#D55E00", "s", "HeteroFL (narrow layers)"),
+    "count": ("#0072B2", "p", "masked (plain mean)"),
+    "heterofl": ("#CC79A7", "<", "HeteroFL (narrow layers)"),
 }
 
 SETTINGS = {

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from fedexit.aggregation import finite
 from fedexit.audio import one_thread
 from fedexit.backbone import Backbone, backbone_from_config, config_of
 from fedexit.clients import Client, Example, LocalTraining, collate, local_round
@@ -72,7 +73,8 @@ def average_by_element(
 ) -> dict[str, Tensor]:
     """HeteroFL's average: every element over the clients that trained it, each counting the same.
 
-    updates: what each client sends, and where it lies. An element that nobody trained keeps its bits.
+    updates: what each client sends, and where it lies. An element that nobody trained keeps its bits. Raises
+    FedexitError when an average is not finite.
     """
     sums = {name: torch.zeros_like(tensor) for name, tensor in global_weights.items()}
     counts = {name: torch.zeros_like(tensor) for name, tensor in global_weights.items()}
@@ -80,7 +82,8 @@ def average_by_element(
         for name, tensor in weights.items():
             sums[name][places[name]] += tensor
             counts[name][places[name]] += 1
-    return {name: torch.where(counts[name] > 0, sums[name] / counts[name], old) for name, old in global_weights.items()}
+    means = {name: torch.where(counts[name] > 0, sums[name] / counts[name], old) for name, old in global_weights.items()}
+    return {name: finite(name, mean) for name, mean in means.items()}
 
 
 class WidthModels(nn.Module):

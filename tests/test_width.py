@@ -70,6 +70,9 @@ def test_every_element_is_averaged_over_those_who_trained_it():
     assert (mean[size:] == 1).all() and (mean[:, size:] == 1).all()
     alone = average_by_element(start, [(two, halves)])[name]
     assert (alone[:size, :size] == 2).all() and torch.equal(alone[size:], start[name][size:])
+    two[name][0, 0] = torch.nan
+    with pytest.raises(FedexitError, match=r"average of .*k_proj.weight' is not finite: a client diverged"):
+        average_by_element(start, [(two, halves)])
 
 
 def test_with_clients_of_full_width_it_is_fedavg_that_counts_clients_to_the_bit():
