@@ -82,7 +82,9 @@ def average_by_element(
         for name, tensor in weights.items():
             sums[name][places[name]] += tensor
             counts[name][places[name]] += 1
-    means = {name: torch.where(counts[name] > 0, sums[name] / counts[name], old) for name, old in global_weights.items()}
+    means = {
+        name: torch.where(counts[name] > 0, sums[name] / counts[name], old) for name, old in global_weights.items()
+    }
     return {name: finite(name, mean) for name, mean in means.items()}
 
 
