@@ -23,9 +23,12 @@ METHODS = {
     "masked-all": ("#56B4E9", "P", "masked, all exits"),
     "layerwise-mutual": ("#E69F00", "X", "Eq. (1), all exits, mutual"),
     "layerwise-shared": ("black", "*", "Eq. (1), one shared head"),
+    "depthfl": ("#D55E00", ">", "DepthFL"),
+    "scalefl": ("black", "h", "ScaleFL"),
     "count": ("#0072B2", "p", "masked (plain mean)"),
     "heterofl": ("#CC79A7", "<", "HeteroFL (narrow layers)"),
 }
+DASHES = {method: ("-", "--", "-.", ":")[place % 4] for place, method in enumerate(METHODS)}
 
 SETTINGS = {
     "central": ("#CC79A7", "^", "central (all clips in one place)"),
@@ -81,8 +84,14 @@ def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tup
     return figure, found
 
 
+def seed_marks(axis: Axes, places: Sequence[float], values: Sequence[float], method: str) -> None:
+    """A small hollow mark of the `method` for each seed."""
+    colour, marker, _ = METHODS[method]
+    axis.scatter(places, values, facecolors="none", edgecolors=colour, marker=marker, s=16, lw=0.8)
+
+
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
-    """Error by exit, one mark per seed and method, a line through the methods' means; no bars that hide the points.
+    """Error by exit: a hollow mark per seed and method, filled ones joined by a line for the means over seeds.
 
     data: columns `method, seed, exit, value` (share of wrong clips); baseline: majority-class error, drawn dashed.
     """
@@ -92,11 +101,10 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
         colour, marker, label = METHODS[method]
         shift = 0.08 * (place - (len(present) - 1) / 2)
         own = data[data["method"] == method]
-        axis.scatter(
-            [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], color=colour, marker=marker, s=28
-        )
+        seed_marks(axis, [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], method)
         means = 100 * own.groupby("exit")["value"].mean()
-        axis.plot([exits.index(e) + shift for e in means.index], means, color=colour, marker=marker, label=label, lw=1)
+        look = dict(color=colour, marker=marker, ms=8, mec="white", mew=0.5, ls=DASHES[method], lw=1.2, label=label)
+        axis.plot([exits.index(e) + shift for e in means.index], means, **look)
     if baseline is not None:
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
     axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")

@@ -14,6 +14,7 @@ from scipy.stats import t
 from fedexit.errors import FedexitError
 from fedexit.streams import numpy_stream
 
+SHARES = ["difference", "low", "high", "seeds_low", "seeds_high"]  # columns of `compared` that are error rates
 _CELLS = 2**22  # weights drawn at a time, so that memory stays small
 
 
@@ -51,6 +52,11 @@ class Pairs(NamedTuple):
     def difference(self) -> float:
         """Error rate of one system minus that of the other, all seeds and clips together."""
         return float(self.more.sum() / self.n.sum())
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """The same of each seed (S,)."""
+        return self.more.sum(axis=1) / self.n.sum(axis=1)
 
 
 def pairs(items: pd.DataFrame, column: str, one: str, other: str) -> Pairs:
@@ -176,16 +182,20 @@ def compared(
     """A table of comparisons of two systems each, with paired intervals over clips and seeds.
 
     items: see `pairs`; a comparison is made in each group of equal `by`. Columns `by, one, other`, `difference` (error
-    rate of one minus that of other, a share) and its 95 % interval `low, high` (`bootstrap`), `p` (`permutation_p`),
-    `p_holm` over the whole table, `seeds, items`. Raises FedexitError as `pairs` does.
+    rate of one minus that of other, a share) and its 95 % interval `low, high` (`bootstrap`), `seeds_low, seeds_high`
+    (the same by Student's t over the seeds' differences, wide for few seeds, NaN for one), `p` (`permutation_p`),
+    `p_holm` over the whole table, `seeds, items`. The first of `by` names the stream, so the same comparison has the
+    same interval in every table. Raises FedexitError as `pairs` does.
     """
     rows = []
     for key, own in items.groupby(list(by), sort=False):
         for one, other in comparisons:
             found = pairs(own, column, one, other)
-            low, high = bootstrap(found, ("bootstrap", *map(str, (*key, column, one, other))), draws)
-            rows.append((*key, one, other, found.difference, low, high, permutation_p(found), *found.n.shape))
-    names = [*by, "one", "other", "difference", "low", "high", "p", "seeds", "items"]
+            within = bootstrap(found, ("bootstrap", str(key[0])), draws)
+            half = half_interval(found.by_seed)
+            limits = *within, found.difference - half, found.difference + half
+            rows.append((*key, one, other, found.difference, *limits, permutation_p(found), *found.n.shape))
+    names = [*by, "one", "other", *SHARES, "p", "seeds", "items"]
     table = pd.DataFrame(rows, columns=names)
     table.insert(names.index("seeds"), "p_holm", holm(table["p"]))
     return table

@@ -171,6 +171,18 @@ def test_compared_is_a_table_of_all_comparisons():
     ).all()
     assert table["p_holm"].tolist() == pytest.approx(closed(table["p"]))
     assert table["low"].le(table["difference"]).all() and table["high"].ge(table["difference"]).all()
+    first = pairs(items[items["task"] == "t"], "method", "a", "b")
+    student = stats.ttest_1samp(first.by_seed, 0).confidence_interval(0.95)  # all seeds have the same clips here
+    assert table.loc[0, ["seeds_low", "seeds_high"]].tolist() == pytest.approx([student.low, student.high])
+    assert compared(items[items["seed"] == 0], ["task"], "method", [("a", "b")], 100)["seeds_low"].isna().all()
+
+
+def test_the_same_comparison_has_the_same_interval_in_every_table():
+    items = texts(seeds=3)
+    items = pd.concat([items, items[items["method"] == "b"].assign(method="c")]).assign(task="t", exit=3)
+    by_exit = compared(items, ["task", "exit"], "method", [("a", "b"), ("a", "c")], draws=300)
+    alone = compared(items, ["task"], "method", [("a", "c")], draws=300)
+    assert (by_exit[["low", "high"]] == alone.loc[0, ["low", "high"]]).all(axis=None)
 
 
 def test_folds_are_seeds_with_other_clips():
