@@ -134,7 +134,7 @@ def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: f
     """One task's errors by exit, central and homogeneous: seeds as small marks, means with their intervals as lines.
 
     seen: `method, exit, value` (a share); means: `task, metric, method, exit, mean, half_interval` in percent; guess:
-    the share that guessing errs in, dashed.
+    the share that guessing errs in, in the title, and dashed where it does not press the rest flat.
     """
     exits = sorted(means["exit"].unique())
     for method, (colour, marker, label) in SETTINGS.items():
@@ -142,10 +142,11 @@ def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: f
         shift = [exits.index(e) + (-0.1 if method == "central" else 0.1) for e in line["exit"]]
         axis.plot([exits.index(e) for e in own["exit"]], 100 * own["value"], marker, color=colour, ms=4, alpha=0.5)
         axis.errorbar(shift, line["mean"], line["half_interval"], color=colour, marker=marker, label=label, capsize=3)
-    if guess is not None:
-        axis.axhline(100 * guess, color="black", ls="--", lw=1)
     name, metric = means["task"].iloc[0], means["metric"].iloc[0]
-    axis.set(title=name, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
+    if guess is not None and guess < 2 * seen["value"].max():
+        axis.axhline(100 * guess, color="black", ls="--", lw=1)
+    told = "" if guess is None else f" (guessing: {100 * guess:.0f} %)"
+    axis.set(title=name + told, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
     axis.set_xticks(range(len(exits)), exits)
 
 

@@ -123,9 +123,10 @@ def resampled(found: Pairs, stream: Sequence[str | int | float], draws: int = 10
 def verdict(low: float, high: float, sign: int) -> str:
     """What an interval says of the hypothesis that a difference has this `sign` (1 or -1).
 
-    `supported` where all of it lies on that side of 0, `refuted` where all of it lies on the other, else `undecided`.
+    `supported` where all of it lies on that side of 0, `refuted` where all of it lies on the other, else `undecided`,
+    as where there is no interval (NaN).
     """
-    if low <= 0 <= high:
+    if not (low > 0 or high < 0):
         return "undecided"
     return "supported" if (low > 0) == (sign > 0) else "refuted"
 
