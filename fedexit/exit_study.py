@@ -89,13 +89,16 @@ def totals_by(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
-    """What `rule` gives at thresholds from lax to strict, spread evenly over its values: `step, error, macs` (mean)."""
+    """What `rule` gives at thresholds from lax to strict, spread evenly over its values.
+
+    Columns `step` and the sums `errors, n, macs, clips`.
+    """
     values = table.loc[table["exit"] < table["exit"].max(), rule].replace(-math.inf, math.nan)
     rows = []
     for step, threshold in enumerate([*values.quantile(np.linspace(0, 1, steps)), math.inf]):
         stopped = taken(table, rule, threshold)
-        rows.append((step, stopped["errors"].sum() / stopped["n"].sum(), stopped["macs"].mean()))
-    return pd.DataFrame(rows, columns=["step", "error", "macs"])
+        rows.append((step, stopped["errors"].sum(), stopped["n"].sum(), stopped["macs"].sum(), len(stopped)))
+    return pd.DataFrame(rows, columns=["step", "errors", "n", "macs", "clips"])
 
 
 @torch.no_grad()

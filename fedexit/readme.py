@@ -1,8 +1,7 @@
 """The README's results, recommendation and speed, written by `python -m fedexit.readme`: no number in them is typed.
 
 Of results, one row per notebook, from nbs_ci.yml and results/default, and one for each whose larger results are in
-results/study. The last column is the first row of the table declared as `headline`: its text columns, then its first
-number with decimals (else its last column).
+results/study. The last column is the first sentence of the table declared as `headline`, where it has a column `says`.
 """
 
 import json
@@ -49,20 +48,32 @@ def _recommendation(tables: Path) -> list[str]:
         return []
     found = pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'")
     one, other = found.iloc[0][["one", "other"]]
-    row = pd.read_csv(tables / "search.csv").set_index("method").loc[one]
+    search = pd.read_csv(tables / "search.csv").set_index("method")
+    row = search.loc[one]
     less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
+    if row["dev_ratio"] >= 1:
+        return [f"No entry that costs a client about as much is better on dev than the paper's recipe: take `{other}`."]
     lines = [
         f"Of the entries that cost a client about as much as the paper's recipe (`{other}`), the best on dev is "
         f'**`{one}`**, that is `federate(..., method="{one}")`: its error on dev is {less} of the recipe\'s, and it '
-        f"costs a client at most {more} more. On test, mean of exits, less `{other}`:",
+        f"costs a client at most {more} more.{_close(search, one)} On test, mean of exits, difference to `{other}`:",
         "",
-        "| task | difference, points | 95 % interval | clearly better |",
-        "|" + " --- |" * 4,
+        "| task | seeds | difference, points | 95 % interval | by seeds alone | clearly better |",
+        "|" + " --- |" * 6,
     ]
     for part in found.itertuples():
-        difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
-        lines.append(f"| {part.task} | {difference} | {low} to {high} | {'yes' if part.high < 0 else 'no'} |")
+        values = part.difference, part.low, part.high, part.seeds_low, part.seeds_high
+        difference, low, high, *alone = (f"{100 * value:+.1f}" for value in values)
+        cells = [part.task, part.seeds, difference, f"{low} to {high}", " to ".join(alone)]
+        cells.append("yes" if max(part.high, part.seeds_high) < 0 else "no")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
+
+
+def _close(search: pd.DataFrame, best: str) -> str:
+    """Which entries dev can hardly tell from the `best`, as notebook 14 says it."""
+    near = search[search["equal_cost"] & (search["dev_ratio"] < search["dev_ratio"][best] + 0.02)].index.drop(best)
+    return f" Hardly to be told from it on dev: {', '.join(f'`{name}`' for name in near)}." if len(near) else ""
 
 
 def _speed(table: Path) -> list[str]:
@@ -86,7 +97,7 @@ def _results(root: Path) -> list[str]:
     rows = [_row(notebook, root, PROFILE) for notebook in notebooks if PROFILE in notebook.profiles]
     larger = [notebook for notebook in notebooks if (root / "results" / LARGER / notebook.id).is_dir()]
     rows += [_row(notebook, root, LARGER) for notebook in larger if LARGER in notebook.profiles]
-    head = ["| notebook | figures | tables | command | minutes | headline |", "|" + " --- |" * 6]
+    head = ["| notebook | figures | tables | command | minutes | says |", "|" + " --- |" * 6]
     return [*head, *rows]
 
 
@@ -113,12 +124,10 @@ def _row(notebook: Notebook, root: Path, profile: str) -> str:
 
 
 def _headline(table: Path) -> str:
+    if not table.is_file():  # results from before the notebook had it
+        return ""
     frame = pd.read_csv(table)
-    texts = frame.select_dtypes(exclude="number").columns
-    number = next(iter(frame.select_dtypes("float").columns), frame.columns[-1])
-    first = frame.iloc[0]
-    value = f"{first[number]:.3g}" if number not in texts else ""
-    return " ".join([*map(str, first[texts]), number.replace("_", " "), value]).strip()
+    return str(frame["says"].iloc[0]) if "says" in frame else ""
 
 
 def main() -> int:

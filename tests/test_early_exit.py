@@ -217,5 +217,5 @@ def test_a_model_is_trained_scored_and_found_again(tmp_path):
 def test_a_sweep_goes_from_the_first_exit_to_the_last():
     table = small([(1, 0), (0, 0), (1, 1)], [(0.9, 0.0), (0.5, 0.0), (0.2, 0.0)])
     found = sweep(table, "entropy", steps=3)
-    assert found["macs"].tolist() == [30, 40, 50, 60]
-    assert found["error"].tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 1 / 3])
+    assert (found["macs"] / found["clips"]).tolist() == [30, 40, 50, 60]
+    assert found["errors"].tolist() == [2, 2, 2, 1] and set(found["n"]) == set(found["clips"]) == {3}

@@ -187,8 +187,8 @@ def test_readme_table(tmp_path):
         done = tmp_path / "results" / profile / "01_a"
         (done / "tables").mkdir(parents=True)
         (done / "provenance.json").write_text('{"seconds": 90, "platform": {"cpus": 2}}')
-        table = "method,round,error_rate,low\nlayerwise,5,0.12345,0.1\nstale,5,0.5,0.4\n"
-        (done / "tables" / "x.csv").write_text(table)
+        if profile == "default":
+            (done / "tables" / "x.csv").write_text('says\n"**Two** of 3, clearly."\nthe rest\n')
     tables = tmp_path / "results" / "bench" / "tables"
     tables.mkdir(parents=True)
     head = "engine,kind,processes,quantity,unit,median,ratio,equal_weights"
@@ -202,10 +202,11 @@ def test_readme_table(tmp_path):
     chosen, below = written.index(CHOICE[0]), written.index(SPEED[0])
     first, second, larger = written[:chosen].splitlines()[-4:-1]
     links = "[y](results/default/01_a/figures/y.png) | [1](results/default/01_a/tables)"
-    ended = "`fedexit run 01_a` | 1.5 on 2 cores | layerwise error rate 0.123 |"
+    ended = "`fedexit run 01_a` | 1.5 on 2 cores | **Two** of 3, clearly. |"
     assert first == f"| [01_a](notebooks/01_a.ipynb): t | {links} | {ended}"
     assert second == "| [02_b](notebooks/02_b.ipynb): t | y | 1 | `fedexit run 02_b` | about 3 |  |"
-    assert "(results/study/01_a/figures/y.png)" in larger and "01_a --profile study`" in larger
+    assert "(results/study/01_a/figures/y.png)" in larger
+    assert larger.endswith("01_a --profile study` | 1.5 on 2 cores |  |")  # run before the notebook had that table
     assert written[below:].splitlines()[-3] == "| fedexit | full | 1 | 4 | 1.04 | 1.05 | 6 |"
     assert (
         written.startswith("above\n") and written.endswith("\nend") and "old" not in written and "other" not in written
@@ -226,13 +227,21 @@ def test_readme_recommends_what_the_search_found(tmp_path):
     assert told() == []  # before the study
     search = tmp_path / "results" / "study" / "14_local_objectives" / "tables"
     search.mkdir(parents=True)
-    (search / "search.csv").write_text("method,dev_ratio,more_cost\nall,0.8123,0.94\nlast,1.0,0.0\n")
-    head = "hypothesis,one,other,task,difference,low,high"
-    (search / "verdicts.csv").write_text(
-        f"{head}\no1,x,y,voice,1,1,1\no4,all,last,voice,-0.05,-0.07,-0.03\no4,all,last,asr,-0.01,-0.03,0.01\n"
-    )
+    others = "next,0.83,1.0,True\ndear,0.82,9.0,False\nlast,1.0,0.0,True\n"
+    (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,0.8123,0.94,True\n{others}")
+    head = "hypothesis,one,other,task,difference,low,high,seeds_low,seeds_high,seeds"
+    rows = ["o1,x,y,voice,1,1,1,1,1,5", "o4,all,last,voice,-0.05,-0.07,-0.03,-0.08,-0.02,5"]
+    rows += ["o4,all,last,keyword,-0.05,-0.07,-0.03,-0.11,0.01,5", "o4,all,last,asr,-0.01,-0.03,0.01,-0.03,0.01,5"]
+    (search / "verdicts.csv").write_text("\n".join([head, *rows]))
     assert "`all`" in told()[0] and "0.81 of" in told()[0] and "0.9 % more" in told()[0]
-    assert told()[-2:] == ["| voice | -5.0 | -7.0 to -3.0 | yes |", "| asr | -1.0 | -3.0 to +1.0 | no |"]
+    assert "told from it on dev: `next`. On test" in told()[0]
+    assert told()[-3:] == [
+        "| voice | 5 | -5.0 | -7.0 to -3.0 | -8.0 to -2.0 | yes |",
+        "| keyword | 5 | -5.0 | -7.0 to -3.0 | -11.0 to +1.0 | no |",
+        "| asr | 5 | -1.0 | -3.0 to +1.0 | -3.0 to +1.0 | no |",
+    ]
+    (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,1.02,0.94,True\n{others}")
+    assert "No entry" in told()[0] and told()[0].endswith("take `last`.")
 
 
 def test_readme_table_needs_its_markers(tmp_path):
