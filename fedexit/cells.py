@@ -109,11 +109,12 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     task = task_of(cell, setting)
     tiers = tiers_of(task, setting, cell.seed)
     model = _start(cell, setting, task)
+    backbone = model.backbone  # its convolutions stay what they are; heterofl's models of several widths have none
     heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
-    frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
+    frozen = freezer(Clips(task.corpus, heard, seconds), backbone)
     clips = {s: Clips(task.corpus, heard.query("split == @s"), seconds) for s in ("train", "dev", "test", "known")}
     parts = {split: frozen(own) for split, own in clips.items()}
-    trained_on = _at_speeds(clips["train"], setting.speeds, frozen, model.backbone)
+    trained_on = _at_speeds(clips["train"], setting.speeds, frozen, backbone)
     dev = _drawn(parts["dev"], setting.dev_clips, task.name)
     set_heads(model, setting.backbone, dev)
     before = _known_voices(model, parts, task, {}, 0)
@@ -132,7 +133,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     predictions = _answers(model, parts, task, "test", heads)
     predictions["tier"] = [tier_of(group, tiers) for group in groups_tested(task)[predictions["item"]]]
     by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
-    after = _after(model, task, parts, predictions, seconds).assign(round=done)
+    after = _after(model, backbone, task, parts, predictions, seconds).assign(round=done)
     known = _known_voices(model, parts, task, heads, done)
     errors = pd.concat([curve.assign(split="dev"), after, before, known, by_tier])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
@@ -160,7 +161,7 @@ def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone
 
 
 def _after(
-    model: MultiExitModel, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
+    model: MultiExitModel, backbone: Backbone, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
 ) -> pd.DataFrame:
     """Errors on all test clips; of texts with a dictionary as well; of the trial list, if voices were told apart."""
     rates = [all_rates(predictions).assign(split="test")]
@@ -170,7 +171,7 @@ def _after(
     if task.name in ("voice", "speaker") and (trials := trials_of(task.corpus)) is not None:
         ids = sorted({*trials["first"], *trials["second"]})
         clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
-        rates.append(verify(model, freezer(clips, model.backbone)(clips), ids, trials).assign(split="trials"))
+        rates.append(verify(model, freezer(clips, backbone)(clips), ids, trials).assign(split="trials"))
     return pd.concat(rates)
 
 

@@ -7,9 +7,10 @@ from test_costs import small
 from test_federation import TRAINING, make_clients, make_model, tones
 from test_grid import settings
 
-from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone
+from fedexit import Client, FedexitError, MultiExitModel, cells, federate, load_backbone, open_corpus
 from fedexit.cells import Cell, run_cell
 from fedexit.costs import clip_macs
+from fedexit.verification import make_trials
 from fedexit.width import average_by_element, federate_by_width, narrowed, places_in, widths_for
 
 
@@ -106,9 +107,12 @@ def test_four_tiers_take_whole_heads():
 def test_a_cell_of_a_grid_runs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     folder = write_small_corpus(tmp_path / "small", clips=10)
+    listed = make_trials(open_corpus(folder).select("test"), 30)
+    monkeypatch.setattr(cells, "trials_of", lambda corpus: listed)
     found = run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice"), tmp_path / "state")
     test = found.errors.query("split == 'test' and tier == 'all'")
     assert list(test["exit"]) == [3, 6] and set(found.ledger["depth"]) == {3, 6}
+    assert list(found.errors.query("metric == 'EER'")["exit"]) == [3, 6]  # voices are told apart at each width
     with pytest.raises(FedexitError, match="drop-outs"):
         run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice", drop_out=0.5), tmp_path / "state")
 
