@@ -1,10 +1,12 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+from torch.utils.data import ConcatDataset
 
 from fedexit.aggregation import make_aggregator
 from fedexit.checkpoints import load_checkpoint, options_set, save_checkpoint
@@ -61,10 +63,11 @@ def federate(
     of it. What it sets of `training` stands, whatever is given; a `depth_exponent` stands in place of its own. Every
     exit is evaluated on `dev` before the first round, every `evaluate_every` rounds and after the last. `checkpoint`: a
     file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
-    one that was never stopped. `workers`: processes that train a round's clients side by side, with one thread each;
-    their number changes no bit. `depths`: from the number of a round (1 is the first) to the depths of clients, by
-    name, that are not their own in it, as a depth policy (`fedexit.depth.depths_of_round`) or `drop_outs` set them;
-    None says that the client is drawn and nothing of it arrives. A round in which nothing arrives changes no weight.
+    one that was never stopped; `rounds` alone may grow, and other clips are told by their targets. `workers`: processes
+    that train a round's clients side by side, with one thread each; their number changes no bit. `depths`: from the
+    number of a round (1 is the first) to the depths of clients, by name, that are not their own in it, as a depth
+    policy (`fedexit.depth.depths_of_round`) or `drop_outs` set them; None says that the client is drawn and nothing of
+    it arrives. A round in which nothing arrives changes no weight.
     Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
     exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
     """
@@ -78,7 +81,8 @@ def federate(
         raise FedexitError(f"method {method} would have to send the layers that it draws: train all weights, not LoRA")
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     _check(model, clients, rounds, fraction, workers)
-    identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
+    settings = method, seed, depth_exponent, fraction, training
+    identity = _identity(model, clients, dev, *settings) if checkpoint is not None else None
     state, moments = {"round": 0, "evaluations": [], "clients": [], "depths": []}, {}
     heads: Heads = {}
     if found := load_checkpoint(checkpoint, identity):
@@ -92,12 +96,19 @@ def federate(
             raise FedexitError(f"checkpoint {Path(checkpoint).name} has other depths in its rounds; name another file")
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
-    if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
-        state["evaluations"] = [row for row in state["evaluations"] if row[0] % evaluate_every == 0]
+    due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
+    # a shorter run evaluated its last round, where this one need not
+    state["evaluations"] = [row for row in state["evaluations"] if row[0] in due]
+    lacking = sorted(due - {row[0] for row in state["evaluations"]})
+    if len(dev) and lacking and lacking[0] < state["round"]:
+        raise FedexitError(
+            f"checkpoint {Path(checkpoint).name} has no errors after round {lacking[0]}; take evaluate_every as it "
+            "was, or name another file"
+        )
     costs: dict[tuple[str, int], dict] = {}  # of a client's round, which are the same in each
     with local_rounds(model, clients, training, workers) as run:
-        if not state["evaluations"]:
-            state["evaluations"] += evaluated(model, dev, 0)
+        if state["round"] in lacking:
+            state["evaluations"] += evaluated(model, dev, state["round"])
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
             weights = model.trainable_weights()
             aggregator = make_aggregator(weights, way.rule, depth_exponent)
@@ -116,7 +127,7 @@ def federate(
                 state["clients"].append(ledger_row(number, client, told, costs[kind]))
             averages = aggregator.result()
             model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
-            if number % evaluate_every == 0 or number == rounds:
+            if number in due:
                 state["evaluations"] += evaluated(model, dev, number)
             state["round"] = number
             if checkpoint is not None:
@@ -184,8 +195,23 @@ def _check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
             raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
 
 
-def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: object) -> dict:
-    """What must be equal for a checkpoint to be this run's: start, settings, clients (but rounds may grow)."""
+def _identity(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], *settings: object) -> dict:
+    """What must be equal for a checkpoint to be this run's: start, settings, clients, dev (but rounds may grow).
+
+    Clips count by their targets, in their order: these tell other clips, and other clients' clips, without a sound.
+    """
     *plain, training = settings
-    roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
-    return {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}
+    roster = [[client.name, client.tier, client.depth, _digest(client.data)] for client in clients]
+    known = {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}
+    return {**known, "dev": _digest(dev)}
+
+
+def _digest(data: Sequence[Example]) -> str:
+    return hashlib.sha256(repr(_targets(data)).encode()).hexdigest()[:16]
+
+
+def _targets(data: Sequence[Example]) -> list:
+    """All targets; no clip is decoded where the data list them."""
+    if isinstance(data, ConcatDataset):
+        return [target for part in data.datasets for target in _targets(part)]
+    return data.targets if hasattr(data, "targets") else [target for _, target in data]

@@ -46,7 +46,7 @@ class FrozenFeatures(Sequence[Example]):
     """The same examples as `clips`, with the stored features in the waveform's place."""
 
     def __init__(self, clips: Clips, store: FeatureStore):
-        self.clips, self.store = clips, store
+        self.clips, self.store, self.targets = clips, store, clips.targets
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -54,7 +54,7 @@ class FrozenFeatures(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """Features (C, F) of clip `index`, and its label."""
-        return self.store[self.clips.ids[index]], self.clips.targets[index]
+        return self.store[self.clips.ids[index]], self.targets[index]
 
 
 def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Example]]:

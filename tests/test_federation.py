@@ -1,5 +1,6 @@
 import copy
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import ConcatDataset
 
+from fedexit import federation
 from fedexit.aggregation import layer_of
 from fedexit.backbone import backbone_from_config, config_of, load_backbone
+from fedexit.checkpoints import save_checkpoint
 from fedexit.clients import Client, LocalTraining, batches, by_length, collate, local_round, make_optimiser, normalised
 from fedexit.ctc import CHARACTERS, characters
 from fedexit.errors import FedexitError
@@ -164,6 +168,54 @@ def test_a_checkpoint_of_another_start_is_refused(tmp_path):
     other = MultiExitModel(load_backbone("nano", seed=1), ["low", "high"])
     with pytest.raises(FedexitError, match="another run"):
         federate(other, make_clients(), rounds=2, fraction=0.5, training=TRAINING, checkpoint=tmp_path / "state")
+
+
+def test_a_checkpoint_of_other_clips_is_refused(tmp_path):
+    """Names, tiers, depths and numbers of clips are the same."""
+    run(tmp_path / "state", rounds=1)
+    dealt_otherwise = [replace(client, data=client.data[::-1]) for client in make_clients()]
+    for other in (dict(dev=tones(99, 8)), dict(dev=tones(99, 6)[::-1]), dict(dev=()), dict(clients=dealt_otherwise)):
+        given = dict(clients=make_clients(), rounds=2, fraction=0.5, training=TRAINING, dev=tones(99, 6)) | other
+        with pytest.raises(FedexitError, match="another run"):
+            federate(make_model(), **given, checkpoint=tmp_path / "state")
+
+
+def test_the_table_of_a_resumed_run_is_that_of_one_never_stopped_or_it_is_refused(tmp_path):
+    run(tmp_path / "state", rounds=2)
+    for rounds, every in ((2, 2), (4, 2), (4, 4)):  # fewer rows are asked for than the file has
+        shutil.copy(tmp_path / "state", tmp_path / "copy")
+        assert_same(
+            run(rounds=rounds, evaluate_every=every), run(tmp_path / "copy", rounds=rounds, evaluate_every=every)
+        )
+    run(tmp_path / "sparse", rounds=4, evaluate_every=3)
+    with pytest.raises(FedexitError, match="no errors after round 1; take evaluate_every as it was"):
+        run(tmp_path / "sparse", rounds=5)
+
+
+def test_what_stopped_within_a_longer_run_may_be_the_end_of_a_shorter_one(tmp_path, monkeypatch):
+    def save_and_stop(file, identity, state, tensors):
+        save_checkpoint(file, identity, state, tensors)
+        if state["round"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(federation, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "state", rounds=5, evaluate_every=2)
+    monkeypatch.undo()
+    assert_same(run(rounds=3, evaluate_every=2), run(tmp_path / "state", rounds=3, evaluate_every=2))
+
+
+def test_data_that_list_their_targets_are_not_decoded_to_know_them():
+    class Listed(Sequence):
+        targets = (0, 1)
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            raise AssertionError("decoded")
+
+    assert federation._targets(ConcatDataset([Listed(), tones(0, 2)])) == [0, 1, 0, 1]
 
 
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
