@@ -15,7 +15,7 @@ from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.local_heads import Heads, heads_in, packed, unpacked
-from fedexit.methods import find_method
+from fedexit.methods import Method, everyone, find_method
 from fedexit.metrics import all_rates, predict
 from fedexit.progress import progress
 from fedexit.server import MOMENTS
@@ -69,7 +69,8 @@ def federate(
     policy (`fedexit.depth.depths_of_round`) or `drop_outs` set them; None says that the client is drawn and nothing of
     it arrives. A round in which nothing arrives changes no weight.
     Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
-    exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
+    exit, one by `depths` where the method sets its clients' own, bad numbers, a checkpoint of another run and workers
+    that cannot work (see `local_rounds`).
     """
     way = find_method(method)
     if way.narrow:
@@ -87,6 +88,7 @@ def federate(
     heads: Heads = {}
     if found := load_checkpoint(checkpoint, identity):
         state, tensors = found
+        tensors = {name: tensor.to(next(model.parameters()).device) for name, tensor in tensors.items()}
         model.load_weights(tensors)
         heads = unpacked(tensors)
         moments = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)}
@@ -115,7 +117,7 @@ def federate(
             drawn = sample(clients, fraction, seed, number)
             if depths is not None:
                 state["depths"].append(dict(depths(number)))
-                drawn = _that_arrive(drawn, state["depths"][-1], model)
+                drawn = _that_arrive(drawn, state["depths"][-1], model, way)
             drawn = [replace(client, own=heads.get(client.name, {})) for client in drawn]
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
@@ -153,8 +155,14 @@ def drop_outs(clients: Sequence[str], share: float, seed: int, number: int) -> d
     return {name: None for name in clients if numpy_stream(seed, "drop-out", number, name).random() < share}
 
 
-def _that_arrive(drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel) -> list[Client]:
+def _that_arrive(
+    drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel, way: Method
+) -> list[Client]:
     """The `drawn` clients at their depths of the round, without those of whom nothing arrives."""
+    if way.enlist is not everyone and set(depths.values()) - {None}:
+        raise FedexitError(
+            f"method {way.name} sets the depths of its clients; those of a round may only be None (nothing arrives)"
+        )
     there = [client for client in drawn if depths.get(client.name, client.depth) is not None]
     there = [replace(client, depth=depths.get(client.name, client.depth)) for client in there]
     _check_depths(model, there)

@@ -311,6 +311,16 @@ def test_depths_may_change_from_round_to_round(tmp_path):
         run(fraction=1.0, depths=lambda number: {"c1": 5})
 
 
+@pytest.mark.parametrize("method", ["homogeneous", "exclusive", "all-shallow"])
+def test_what_a_method_says_of_depths_is_not_undone_by_the_rounds(method):
+    clients = [replace(client, depth=6) for client in make_clients()]
+    given = dict(clients=clients, method=method, rounds=2, training=TRAINING)
+    with pytest.raises(FedexitError, match=f"method {method} sets the depths of its clients"):
+        federate(make_model(), **given, depths=lambda number: {"c3": 12} if number == 2 else {})
+    ledger = federate(make_model(), **given, depths=lambda number: {"c3": None}).clients
+    assert set(ledger["client"]) == {"c0", "c1", "c2"} and set(ledger["depth"]) == {6}
+
+
 def test_a_round_in_which_nothing_arrives_changes_nothing():
     names = [client.name for client in make_clients()]
     result = run(rounds=2, depths=partial(drop_outs, names, 1.0, 0))
