@@ -23,7 +23,7 @@ from fedexit.federation import Federation, drop_outs, federate
 from fedexit.frozen import freezer
 from fedexit.local_heads import Heads, with_own_heads
 from fedexit.lora import with_lora
-from fedexit.methods import find_method
+from fedexit.methods import everyone, find_method
 from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
 from fedexit.streams import numpy_stream
@@ -63,6 +63,7 @@ class Setting:
     tested; head: taken in place of the task's own; speeds: at each of these a training clip is heard
     (`fedexit.tasks.asr.played`), so an epoch has as many passes; lora: rank of the adapters that are trained in place
     of the backbone's weights (`fedexit.lora`), 0 for all weights.
+    Raises FedexitError for a policy beside drop-outs and a fleet that has no known device for each of `depths`.
     """
 
     corpus: str
@@ -87,6 +88,16 @@ class Setting:
     fleet: tuple[str, ...] = ()
     lora: int = 0
 
+    def __post_init__(self) -> None:
+        if self.policy is None:
+            return
+        if self.drop_out:
+            raise FedexitError("a policy says who drops out (`depth.Faults`): leave out drop_out, or the policy")
+        if len(self.fleet) != len(self.depths):
+            raise FedexitError(f"a policy needs a device of the fleet for each of {self.depths}, not {self.fleet}")
+        if unknown := set(self.fleet) - set(profiles()):
+            raise FedexitError(f"unknown device {min(unknown)!r}; known: {', '.join(profiles())}")
+
 
 class Measured(NamedTuple):
     """What cells give, as tidy tables.
@@ -103,8 +114,28 @@ class Measured(NamedTuple):
     items: pd.DataFrame
 
 
+def check_cell(cell: Cell, setting: Setting) -> None:
+    """Raise FedexitError for a cell that the setting cannot run, before anything is computed."""
+    for what in ("max_seconds",) if cell.method == CENTRAL else ("max_seconds", "rounds", "partition"):
+        if cell.task not in getattr(setting, what):
+            raise FedexitError(f"the setting has no {what} for task {cell.task!r}; add it to its `{what}`")
+    if cell.method == CENTRAL:
+        return
+    method = find_method(cell.method)
+    if setting.evaluations < 1:
+        raise FedexitError(f"evaluations must be >= 1, not {setting.evaluations}")
+    if method.narrow and (setting.policy or setting.drop_out):
+        raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
+    if method.enlist is not everyone and setting.policy:
+        raise FedexitError(f"method {cell.method} sets the depths of its clients; leave out the policy")
+
+
 def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
-    """Run one cell, or go on with it from its checkpoint in the folder `state`."""
+    """Run one cell, or go on with it from its checkpoint in the folder `state`.
+
+    Raises FedexitError as `check_cell`, for a task that the corpus cannot express and as the training.
+    """
+    check_cell(cell, setting)
     seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
     task = task_of(cell, setting)
     tiers = tiers_of(task, setting, cell.seed)
@@ -231,8 +262,6 @@ def _federate(
 ) -> Federation:
     rounds, depths = setting.rounds[cell.task], _depths(setting, clients, cell.seed)
     if find_method(cell.method).narrow:
-        if depths is not None:
-            raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
         widths = widths_for(setting.depths, model.backbone)
         return federate_by_width(
             model, clients, widths, rounds, cell.seed, setting.fraction, setting.training, dev, dev

@@ -81,7 +81,8 @@ def federate(
     if training.random_layers and model.backbone.lora:
         raise FedexitError(f"method {method} would have to send the layers that it draws: train all weights, not LoRA")
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
-    _check(model, clients, rounds, fraction, workers)
+    check_run(clients, rounds, fraction, workers, evaluate_every)
+    _check_depths(model, clients)
     settings = method, seed, depth_exponent, fraction, training
     identity = _identity(model, clients, dev, *settings) if checkpoint is not None else None
     state, moments = {"round": 0, "evaluations": [], "clients": [], "depths": []}, {}
@@ -183,17 +184,20 @@ def ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:
     return {**about, "loss": told["loss"], **costs, "seconds": told["seconds"]}
 
 
-def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fraction: float, workers: int) -> None:
+def check_run(
+    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
+) -> None:
+    """Raise FedexitError for an empty federation, names that are not all different and bad numbers."""
     if not clients:
         raise FedexitError("a federation needs at least one client; the list is empty")
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
-    if min(rounds, workers) < 1 or not 0 < fraction <= 1:
+    if min(rounds, workers, evaluate_every) < 1 or not 0 < fraction <= 1:
         raise FedexitError(
-            f"rounds and workers must be >= 1 and fraction in (0, 1], not {rounds}, {workers} and {fraction}"
+            "rounds, workers and evaluate_every must be >= 1 and fraction in (0, 1], not "
+            f"{rounds}, {workers}, {evaluate_every} and {fraction}"
         )
-    _check_depths(model, clients)
 
 
 def _check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:

@@ -37,8 +37,10 @@ _ALIGN = 64  # bytes: where torch lets a tensor begin
 def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
     """`function(*job)` for each of `jobs`, in their order, on so many processes of one thread each.
 
-    The first failure ends the others and is raised here; FedexitError when a process dies.
+    The first failure ends the others and is raised here; FedexitError for no workers and when a process dies.
     """
+    if workers < 1:
+        raise FedexitError(f"workers must be >= 1, not {workers}")
     with _pool("spawn", workers, _start_worker) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         for future in progress(as_completed(futures), desc, total=len(futures)):

@@ -263,6 +263,7 @@ def test_error_rates_count():
         (dict(clients=[Client("a", [], 3)]), "a has no clips"),
         (dict(rounds=0), "rounds"),
         (dict(fraction=0.0), "fraction"),
+        (dict(evaluate_every=0), "evaluate_every"),
         (dict(method="fedsgd"), "fedsgd.*layerwise"),
         (dict(training=LocalTraining(learning_rate=1e30, epochs=20)), "learning rate"),
     ],
