@@ -119,4 +119,5 @@ def _stored_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
             frame.to_csv(partial, index=False, compression={"method": "gzip", "mtime": 0})
             os.replace(partial, file)
         (state / f"{cell.name}.safetensors").unlink(missing_ok=True)
-    return Measured(*(pd.read_csv(file) for file in files))
+    as_written = dict(dtype={"client": str}, keep_default_na=False, na_values=[""])  # clients "0003" and "NA" are names
+    return Measured(*(pd.read_csv(file, **as_written) for file in files))

@@ -155,6 +155,14 @@ def test_a_policy_sets_depths_round_by_round(folder, small):
     assert run_cell(cell, replace(given, policy=faulty), small / "faulty").ledger.empty
 
 
+@pytest.mark.parametrize("names", [["0003", "12"], ["NA", "nan"]])
+def test_names_of_clients_come_back_as_they_are(names, folder, small, monkeypatch):
+    rates = pd.DataFrame({"tier": ["all"] * 2, "value": [0.1 + 0.2, np.nan], "n": [3, 4]})
+    measured = cells.Measured(rates, pd.DataFrame({"client": names, "loss": [1 / 3, np.nan]}), rates)
+    monkeypatch.setattr(grid, "run_cell", lambda *_: measured)
+    assert_same(grid._stored_cell(CELLS[0], setting(folder), small), measured)
+
+
 NEEDS = {3: Need(MIB, 1e6, 1e6), 6: Need(MIB, 1e6, 1e6)}
 POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
 
