@@ -122,7 +122,7 @@ class Dynamics:
     Other programs take a share of memory and of speed, between none and `busiest`, which stays alike for some rounds
     (`persistence`, its correlation from one to the next). A battery is charged from a random hour on for the share
     `charging` of each day, and ends the day with a charge within `ends`; a round may take `round_share` of what is
-    left, and anything on the charger.
+    left, and anything on the charger. Raises FedexitError for what is no share, and ends that are not in order.
     """
 
     busiest: float = 0.6
@@ -136,6 +136,8 @@ class Dynamics:
         shares = (self.busiest, self.persistence, self.charging, *self.ends, self.round_share)
         if not all(0 <= share < 1 for share in shares) or min(self.rounds_per_day, self.charging) <= 0:
             raise FedexitError(f"shares must be in [0, 1), charging and rounds_per_day > 0, not {self}")
+        if len(self.ends) != 2 or self.ends[0] > self.ends[1]:
+            raise FedexitError(f"ends must be two shares, the smaller first, not {self.ends}")
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,10 @@ def test_bad_input_is_refused_in_one_line(changes, says):
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
         ({"head_learning_rate": 0.0}, "learning rates"),
+        ({"learning_rate": float("nan")}, "learning rates"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"temperature": float("nan")}, "temperature"),
     ],
 )
 def test_training_that_cannot_be_is_refused(changes, says):
