@@ -166,7 +166,7 @@ def _data_list(args: argparse.Namespace) -> None:
     from fedexit.frozen import feature_files, limit
 
     print(list_corpora().to_string(index=False))
-    held = sum(file.stat().st_size for file in feature_files())
+    held = sum(feature_files().values())
     print(f"features of frozen convolutions: {held / 1e6:.0f} of at most {limit() / 1e6:.0f} MB in the cache")
 
 
