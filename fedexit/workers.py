@@ -207,7 +207,7 @@ def _train(position: int, depth: int, own: list[str], stream: Stream, section: i
 
 @contextmanager
 def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose jobs are dropped when the block fails."""
+    """A pool whose jobs are dropped, and ended where they run, when the block fails."""
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([__name__])
@@ -221,7 +221,10 @@ def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Ite
             'if __name__ == "__main__"; mend it and run again, finished work is kept'
         ) from error
     except BaseException:
+        running = list((pool._processes or {}).values())  # Python 3.14 has a method for it
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
         raise
     pool.shutdown()
 

@@ -1,4 +1,5 @@
 import copy
+import multiprocessing
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.federation import drop_outs, federate, sample
 from fedexit.metrics import error_rates, majority_error, predict
 from fedexit.streams import numpy_stream, seeded
+from fedexit.workers import on_workers
 
 TRAINING = LocalTraining(batch_size=4, learning_rate=3e-3)
 SGD = LocalTraining(batch_size=4, learning_rate=0.1, optimiser="sgd")
@@ -413,6 +415,25 @@ def test_a_failure_in_a_worker_is_told_as_here():
     for workers in (1, 2):
         with pytest.raises(FedexitError, match="a clip holds no samples"):
             federate(make_model(), broken, rounds=1, workers=workers)
+
+
+def wait_or_fail(slow, begun, ended):
+    if slow:
+        begun.touch()
+        time.sleep(30)
+        ended.touch()
+    while not begun.exists():
+        time.sleep(0.01)
+    raise FedexitError("a job that fails")
+
+
+def test_the_first_failure_ends_what_runs_beside_it(tmp_path):
+    files = tmp_path / "begun", tmp_path / "ended"
+    with pytest.raises(FedexitError, match="a job that fails"):
+        on_workers(wait_or_fail, [(True, *files), (False, *files)], 2, "jobs")
+    for process in multiprocessing.active_children():
+        process.join(60)
+    assert not files[1].exists()
 
 
 class Deadly(Sequence):
