@@ -20,6 +20,7 @@ from fedexit.streams import numpy_stream, seeded
 Example = tuple[Tensor, int | list[int]]
 OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 WINDOW = 8  # batches whose clips are sorted by length together
+_WARM_UP = 0.05  # share of all updates in which a learning rate rises
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,6 @@ def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.opti
     return OPTIMISERS[training.optimiser](groups)
 
 
-def schedule(done: float, warm_up: float = 0.05) -> float:
+def schedule(done: float) -> float:
     """Share of the learning rate when a share `done` of the updates is: linear warm-up, then half a cosine to zero."""
-    return min(done / warm_up, 1.0) * (1 + math.cos(math.pi * done)) / 2
+    return min(done / _WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2

@@ -60,7 +60,7 @@ def local_rounds(
     """
     with one_thread():
         if workers == 1:
-            yield _here(model, clients, training)
+            yield _here(model, training)
             return
         if next(model.parameters()).device.type != "cpu":
             raise FedexitError("several workers share a CPU, not a GPU: take workers=1 or move the model to the CPU")
@@ -73,7 +73,7 @@ def local_rounds(
                 yield _elsewhere(pool, model, clients, shared)
 
 
-def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTraining) -> Round:
+def _here(model: MultiExitModel, training: LocalTraining) -> Round:
     scratch: dict[int, MultiExitModel] = {}
 
     def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
