@@ -20,6 +20,7 @@ from fedexit.errors import FedexitError
 
 RULES = ("layerwise", "masked", "stale", "unmasked", "count", "inclusive")
 _WHOLE = ("stale", "unmasked")  # they average whole models, untouched layers included
+_MOMENTUM = 0.2  # of InclusiveFL
 
 _LAYER = re.compile(r"(?:^|\.)(?<!adapter\.)layers\.(\d+)\.")
 
@@ -135,13 +136,13 @@ class TierAggregator:
     """InclusiveFL's rule (Liu et al., KDD 2022): means within tiers, a lesson from tier to tier, and their mean.
 
     Clients of one depth are a tier, averaged with n_i. The mean step of the blocks that the next deeper tier has more
-    is mixed, with a share `momentum`, into the step of the top block of a tier (momentum distillation); then each layer
+    is mixed, by `_MOMENTUM`, into the step of the top block of a tier (momentum distillation); then each layer
     is averaged over tiers with their numbers of clients. One accumulator per tier. Unlike in the original, a tier's top
     block is not kept apart: the layers of one global model are everybody's; its head is its own.
     """
 
-    def __init__(self, global_weights: Mapping[str, Tensor], momentum: float = 0.2):
-        self.global_weights, self.momentum = global_weights, momentum
+    def __init__(self, global_weights: Mapping[str, Tensor]):
+        self.global_weights = global_weights
         self._tiers: dict[int, Aggregator] = {}
         self._clients: Counter[int] = Counter()
 
@@ -173,7 +174,7 @@ class TierAggregator:
             extra = [same for layer in range(depth + 1, deeper + 1) if (same := in_layer(name, layer)) in other]
             if extra:  # WavLM's relative positions are the first layer's alone
                 lesson = sum(other[same] - old[same] for same in extra) / len(extra)
-                top[name] = old[name] + self.momentum * lesson + (1 - self.momentum) * (own[name] - old[name])
+                top[name] = old[name] + _MOMENTUM * lesson + (1 - _MOMENTUM) * (own[name] - old[name])
         return top
 
 

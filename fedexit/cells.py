@@ -23,7 +23,7 @@ from fedexit.federation import Federation, drop_outs, federate
 from fedexit.frozen import freezer
 from fedexit.local_heads import Heads, with_own_heads
 from fedexit.lora import with_lora
-from fedexit.methods import find_method
+from fedexit.methods import everyone, find_method
 from fedexit.metrics import all_rates, item_errors, predict
 from fedexit.partition import assign_depths, client_groups, device_of, make_clients, tier_of
 from fedexit.streams import numpy_stream
@@ -63,6 +63,7 @@ class Setting:
     tested; head: taken in place of the task's own; speeds: at each of these a training clip is heard
     (`fedexit.tasks.asr.played`), so an epoch has as many passes; lora: rank of the adapters that are trained in place
     of the backbone's weights (`fedexit.lora`), 0 for all weights.
+    Raises FedexitError for a policy beside drop-outs and a fleet that has no known device for each of `depths`.
     """
 
     corpus: str
@@ -87,6 +88,16 @@ class Setting:
     fleet: tuple[str, ...] = ()
     lora: int = 0
 
+    def __post_init__(self) -> None:
+        if self.policy is None:
+            return
+        if self.drop_out:
+            raise FedexitError("a policy says who drops out (`depth.Faults`): leave out drop_out, or the policy")
+        if len(self.fleet) != len(self.depths):
+            raise FedexitError(f"a policy needs a device of the fleet for each of {self.depths}, not {self.fleet}")
+        if unknown := set(self.fleet) - set(profiles()):
+            raise FedexitError(f"unknown device {min(unknown)!r}; known: {', '.join(profiles())}")
+
 
 class Measured(NamedTuple):
     """What cells give, as tidy tables.
@@ -103,17 +114,38 @@ class Measured(NamedTuple):
     items: pd.DataFrame
 
 
+def check_cell(cell: Cell, setting: Setting) -> None:
+    """Raise FedexitError for a cell that the setting cannot run, before anything is computed."""
+    for what in ("max_seconds",) if cell.method == CENTRAL else ("max_seconds", "rounds", "partition"):
+        if cell.task not in getattr(setting, what):
+            raise FedexitError(f"the setting has no {what} for task {cell.task!r}; add it to its `{what}`")
+    if cell.method == CENTRAL:
+        return
+    method = find_method(cell.method)
+    if setting.evaluations < 1:
+        raise FedexitError(f"evaluations must be >= 1, not {setting.evaluations}")
+    if method.narrow and (setting.policy or setting.drop_out):
+        raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
+    if method.enlist is not everyone and setting.policy:
+        raise FedexitError(f"method {cell.method} sets the depths of its clients; leave out the policy")
+
+
 def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
-    """Run one cell, or go on with it from its checkpoint in the folder `state`."""
+    """Run one cell, or go on with it from its checkpoint in the folder `state`.
+
+    Raises FedexitError as `check_cell`, for a task that the corpus cannot express and as the training.
+    """
+    check_cell(cell, setting)
     seconds, checkpoint = setting.max_seconds[cell.task], state / f"{cell.name}.safetensors"
     task = task_of(cell, setting)
     tiers = tiers_of(task, setting, cell.seed)
     model = _start(cell, setting, task)
+    backbone = model.backbone  # its convolutions stay what they are; heterofl's models of several widths have none
     heard = task.rows.query("split != 'public'")  # the server's own clips are no cell's
-    frozen = freezer(Clips(task.corpus, heard, seconds), model.backbone)
+    frozen = freezer(Clips(task.corpus, heard, seconds), backbone)
     clips = {s: Clips(task.corpus, heard.query("split == @s"), seconds) for s in ("train", "dev", "test", "known")}
     parts = {split: frozen(own) for split, own in clips.items()}
-    trained_on = _at_speeds(clips["train"], setting.speeds, frozen, model.backbone)
+    trained_on = _at_speeds(clips["train"], setting.speeds, frozen, backbone)
     dev = _drawn(parts["dev"], setting.dev_clips, task.name)
     set_heads(model, setting.backbone, dev)
     before = _known_voices(model, parts, task, {}, 0)
@@ -132,7 +164,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     predictions = _answers(model, parts, task, "test", heads)
     predictions["tier"] = [tier_of(group, tiers) for group in groups_tested(task)[predictions["item"]]]
     by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
-    after = _after(model, task, parts, predictions, seconds).assign(round=done)
+    after = _after(model, backbone, task, parts, predictions, seconds).assign(round=done)
     known = _known_voices(model, parts, task, heads, done)
     errors = pd.concat([curve.assign(split="dev"), after, before, known, by_tier])
     about = dict(method=cell.method, task=cell.task, seed=cell.seed)
@@ -160,7 +192,7 @@ def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone
 
 
 def _after(
-    model: MultiExitModel, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
+    model: MultiExitModel, backbone: Backbone, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
 ) -> pd.DataFrame:
     """Errors on all test clips; of texts with a dictionary as well; of the trial list, if voices were told apart."""
     rates = [all_rates(predictions).assign(split="test")]
@@ -170,7 +202,7 @@ def _after(
     if task.name in ("voice", "speaker") and (trials := trials_of(task.corpus)) is not None:
         ids = sorted({*trials["first"], *trials["second"]})
         clips = Clips(task.corpus, pd.DataFrame({"id": ids, "target": 0}), seconds)
-        rates.append(verify(model, freezer(clips, model.backbone)(clips), ids, trials).assign(split="trials"))
+        rates.append(verify(model, freezer(clips, backbone)(clips), ids, trials).assign(split="trials"))
     return pd.concat(rates)
 
 
@@ -230,8 +262,6 @@ def _federate(
 ) -> Federation:
     rounds, depths = setting.rounds[cell.task], _depths(setting, clients, cell.seed)
     if find_method(cell.method).narrow:
-        if depths is not None:
-            raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
         widths = widths_for(setting.depths, model.backbone)
         return federate_by_width(
             model, clients, widths, rounds, cell.seed, setting.fraction, setting.training, dev, dev

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedexit.backbone import for_bfloat16, load_backbone
 from fedexit.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
-from fedexit.clients import Example, batches, collate, masked_features, schedule
+from fedexit.clients import Example, batches, check_numbers, collate, masked_features, schedule
 from fedexit.corpora import open_corpus
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel, task_loss
@@ -34,7 +34,7 @@ class Recipe:
     `crop`: of each clip a random stretch of so many frames (samples, if the clips are waveforms) is taken per epoch;
     None takes all of it, as texts need. `spec_augment`: features of training clips are masked
     (`clients.spec_augment`). `bfloat16`: matrix products are taken in it, faster on processors that know it; the bits
-    then depend on the processor.
+    then depend on the processor. Raises FedexitError for numbers that cannot train.
     """
 
     epochs: int = 60
@@ -47,6 +47,13 @@ class Recipe:
     clip_norm: float = 1.0
     spec_augment: bool = False
     bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if not (self.weight_decay >= 0 and 0 <= self.label_smoothing <= 1) or (self.crop is not None and self.crop < 1):
+            raise FedexitError(
+                f"weight_decay must be >= 0, label_smoothing in [0, 1] and crop >= 1 or None, not {self}"
+            )
 
 
 def fine_tune(

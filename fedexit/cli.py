@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import sys
 
 from fedexit.errors import FedexitError
@@ -21,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain("disk full; free space and run the same command again, it resumes", 1)
-        return _complain(f"{error.filename or 'system'}: {error.strerror}; mend it and run the same command again", 1)
+        what = error.strerror or error  # libraries raise it without the system's number and words
+        return _complain(f"{error.filename or 'system'}: {what}; mend it and run the same command again", 1)
 
 
 def _complain(message: str, code: int) -> int:
@@ -129,8 +131,14 @@ def _parameter(text: str) -> tuple[str, object]:
     if name == "profile":
         raise FedexitError(f"-p {text}: write --profile {value}")
     parsed = parse_yaml(value, f"-p {text}")
-    if not isinstance(parsed, str | int | float | list | dict | None):
-        raise FedexitError(f"-p {text}: give a number, text, true, null, a list or a mapping of these")
+    try:  # what is stored with the results comes back from JSON
+        same = json.loads(json.dumps(parsed, allow_nan=False)) == parsed
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise FedexitError(
+            f"-p {text}: give a number, text, true, null, a list of these or a mapping from text to them"
+        )
     return name, parsed
 
 
@@ -166,7 +174,7 @@ def _data_list(args: argparse.Namespace) -> None:
     from fedexit.frozen import feature_files, limit
 
     print(list_corpora().to_string(index=False))
-    held = sum(file.stat().st_size for file in feature_files())
+    held = sum(feature_files().values())
     print(f"features of frozen convolutions: {held / 1e6:.0f} of at most {limit() / 1e6:.0f} MB in the cache")
 
 

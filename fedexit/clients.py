@@ -20,6 +20,7 @@ from fedexit.streams import numpy_stream, seeded
 Example = tuple[Tensor, int | list[int]]
 OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 WINDOW = 8  # batches whose clips are sorted by length together
+_WARM_UP = 0.05  # share of all updates in which a learning rate rises
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,8 @@ class LocalTraining:
         for what, known in choices.items():
             if (chosen := getattr(self, what)) not in known:
                 raise FedexitError(f"unknown {what} {chosen!r}; known: {', '.join(filter(None, known))}")
-        if min(self.epochs, self.batch_size) < 1 or min(self.learning_rate, self.head_learning_rate) <= 0:
-            raise FedexitError(f"epochs and batch_size must be >= 1 and learning rates > 0, not {self}")
-        if min(self.strength, self.proximal) < 0 or self.temperature <= 0:
+        check_numbers(self)
+        if not (self.strength >= 0 and self.proximal >= 0 and self.temperature > 0):
             raise FedexitError(f"strength and proximal must be >= 0 and temperature > 0, not {self}")
         if self.distillation and self.objective == "last":
             raise FedexitError(f"distillation {self.distillation!r} needs several exits; take objective 'all'")
@@ -79,6 +79,15 @@ class LocalTraining:
     def exits(self, depth: int, known: Sequence[int]) -> list[int]:
         """Those of the `known` exits whose heads a client of `depth` holds, trains and sends."""
         return [depth] if self.objective == "last" else [exit for exit in sorted(known) if exit <= depth]
+
+
+def check_numbers(training: object) -> None:
+    """Raise FedexitError for numbers by which nothing trains, here or centrally: NaN is one."""
+    above = training.learning_rate, training.head_learning_rate, training.clip_norm
+    if min(training.epochs, training.batch_size) < 1 or not all(number > 0 for number in above):
+        raise FedexitError(
+            f"epochs and batch_size must be >= 1, learning rates and clip_norm (math.inf: none) > 0, not {training}"
+        )
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,6 +256,6 @@ def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.opti
     return OPTIMISERS[training.optimiser](groups)
 
 
-def schedule(done: float, warm_up: float = 0.05) -> float:
+def schedule(done: float) -> float:
     """Share of the learning rate when a share `done` of the updates is: linear warm-up, then half a cosine to zero."""
-    return min(done / warm_up, 1.0) * (1 + math.cos(math.pi * done)) / 2
+    return min(done / _WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2

@@ -89,8 +89,8 @@ def greedy(logits: Tensor) -> list[str]:
     return [spell(best.unique_consecutive().tolist()).strip() for best in logits.argmax(-1)]
 
 
-def beam_decoder(words: Sequence[str], beam: int = 50, insertion: float = 0.0) -> Callable[[Tensor], list[str]]:
-    """A decoder by beam search (torchaudio's, on flashlight-text) that knows only `words`; `insertion`: bonus for each.
+def beam_decoder(words: Sequence[str]) -> Callable[[Tensor], list[str]]:
+    """A decoder by beam search (torchaudio's, on flashlight-text) that knows only `words`.
 
     Without a language model: every word is as likely as any other. Raises FedexitError without flashlight-text.
     """
@@ -103,7 +103,7 @@ def beam_decoder(words: Sequence[str], beam: int = 50, insertion: float = 0.0) -
     with tempfile.NamedTemporaryFile("w", suffix=".lexicon") as lexicon:
         lexicon.writelines(f"{word} {' '.join(word)} |\n" for word in words)
         lexicon.flush()
-        search = ctc_decoder(lexicon.name, tokens, beam_size=beam, word_score=insertion, log_add=True)
+        search = ctc_decoder(lexicon.name, tokens, beam_size=50, word_score=0.0, log_add=True)
     return lambda logits: [
         " ".join(found[0].words) if found else "" for found in search(logits.log_softmax(-1).float().cpu())
     ]

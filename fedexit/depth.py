@@ -73,16 +73,14 @@ class Need(NamedTuple):
     macs: float
 
 
-def needs_by_exit(
-    model: MultiExitModel, lengths: Sequence[int], training: LocalTraining, cached: bool = False
-) -> dict[int, Need]:
+def needs_by_exit(model: MultiExitModel, lengths: Sequence[int], training: LocalTraining) -> dict[int, Need]:
     """The needs of a client with clips of these `lengths`, for each exit of `model`, shallow first.
 
     Arguments and errors are those of `fedexit.costs.client_costs`, whose memory model is the one that is calibrated.
     """
     found = {}
     for depth in model.exits:
-        costs = client_costs(model, depth, lengths, training, cached)
+        costs = client_costs(model, depth, lengths, training)
         found[depth] = Need(costs["memory_training"], costs["bytes"], costs["macs_forward"] + costs["macs_backward"])
     return found
 
@@ -122,7 +120,7 @@ class Dynamics:
     Other programs take a share of memory and of speed, between none and `busiest`, which stays alike for some rounds
     (`persistence`, its correlation from one to the next). A battery is charged from a random hour on for the share
     `charging` of each day, and ends the day with a charge within `ends`; a round may take `round_share` of what is
-    left, and anything on the charger.
+    left, and anything on the charger. Raises FedexitError for what is no share, and ends that are not in order.
     """
 
     busiest: float = 0.6
@@ -136,6 +134,8 @@ class Dynamics:
         shares = (self.busiest, self.persistence, self.charging, *self.ends, self.round_share)
         if not all(0 <= share < 1 for share in shares) or min(self.rounds_per_day, self.charging) <= 0:
             raise FedexitError(f"shares must be in [0, 1), charging and rounds_per_day > 0, not {self}")
+        if len(self.ends) != 2 or self.ends[0] > self.ends[1]:
+            raise FedexitError(f"ends must be two shares, the smaller first, not {self.ends}")
 
 
 @dataclass(frozen=True)
@@ -296,17 +296,15 @@ def _outcome(policy: Policy, client: str, profile: Profile, number: int, seed: i
     return Outcome(chosen, None, "killed") if killed else Outcome(chosen, chosen, "trained")
 
 
-def coverage(
-    depths: Mapping[str, int | None], examples: Mapping[str, int], layers: int, depth_exponent: float = 1.0
-) -> pd.DataFrame:
+def coverage(depths: Mapping[str, int | None], examples: Mapping[str, int], layers: int) -> pd.DataFrame:
     """Who trains each layer: columns `layer`, `clients` (the size of S_l) and `effective`.
 
     examples: n_i by client. `effective` is the number of equal clients whose mean would be as steady as that of S_l
-    with the weights n_i L_i^g of Eq. (1): (sum of w)^2 / sum of w^2; 0 where nobody trains the layer.
+    with the weights n_i L_i of Eq. (1): (sum of w)^2 / sum of w^2; 0 where nobody trains the layer.
     """
     rows = []
     for layer in range(1, layers + 1):
-        weights = [examples[c] * d**depth_exponent for c, d in depths.items() if d is not None and d >= layer]
+        weights = [examples[c] * d for c, d in depths.items() if d is not None and d >= layer]
         effective = sum(weights) ** 2 / sum(w * w for w in weights) if weights else 0.0
         rows.append((layer, len(weights), effective))
     return pd.DataFrame(rows, columns=["layer", "clients", "effective"])

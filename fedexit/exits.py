@@ -138,12 +138,14 @@ class MultiExitModel(nn.Module):
 
         Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
         spread), so a head that reads them raw learns the most frequent class first and stays there for long. Ours, not
-        the paper's. No labels are needed.
+        the paper's. No labels are needed. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
         for name, head in self.heads.items():
             exits = self.exits if self.shared_head else [int(name)]
             read = torch.cat([head.reads(states[depth], frames) for depth in exits])
+            if len(read) < 2:
+                raise FedexitError("a head cannot be standardised on one clip: give two or more, the more the better")
             head.centre.copy_(read.mean(0))
             head.scale.copy_(read.std(0) + 1e-3)
 

@@ -1,10 +1,12 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+from torch.utils.data import ConcatDataset
 
 from fedexit.aggregation import make_aggregator
 from fedexit.checkpoints import load_checkpoint, options_set, save_checkpoint
@@ -13,7 +15,7 @@ from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel
 from fedexit.local_heads import Heads, heads_in, packed, unpacked
-from fedexit.methods import find_method
+from fedexit.methods import Method, everyone, find_method
 from fedexit.metrics import all_rates, predict
 from fedexit.progress import progress
 from fedexit.server import MOMENTS
@@ -61,12 +63,14 @@ def federate(
     of it. What it sets of `training` stands, whatever is given; a `depth_exponent` stands in place of its own. Every
     exit is evaluated on `dev` before the first round, every `evaluate_every` rounds and after the last. `checkpoint`: a
     file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
-    one that was never stopped. `workers`: processes that train a round's clients side by side, with one thread each;
-    their number changes no bit. `depths`: from the number of a round (1 is the first) to the depths of clients, by
-    name, that are not their own in it, as a depth policy (`fedexit.depth.depths_of_round`) or `drop_outs` set them;
-    None says that the client is drawn and nothing of it arrives. A round in which nothing arrives changes no weight.
+    one that was never stopped; `rounds` alone may grow, and other clips are told by their targets. `workers`: processes
+    that train a round's clients side by side, with one thread each; their number changes no bit. `depths`: from the
+    number of a round (1 is the first) to the depths of clients, by name, that are not their own in it, as a depth
+    policy (`fedexit.depth.depths_of_round`) or `drop_outs` set them; None says that the client is drawn and nothing of
+    it arrives. A round in which nothing arrives changes no weight.
     Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
-    exit, bad numbers, a checkpoint of another run and workers that cannot work (see `local_rounds`).
+    exit, one by `depths` where the method sets its clients' own, bad numbers, a checkpoint of another run and workers
+    that cannot work (see `local_rounds`).
     """
     way = find_method(method)
     if way.narrow:
@@ -77,12 +81,15 @@ def federate(
     if training.random_layers and model.backbone.lora:
         raise FedexitError(f"method {method} would have to send the layers that it draws: train all weights, not LoRA")
     depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
-    _check(model, clients, rounds, fraction, workers)
-    identity = _identity(model, clients, method, seed, depth_exponent, fraction, training)
+    check_run(clients, rounds, fraction, workers, evaluate_every)
+    _check_depths(model, clients)
+    settings = method, seed, depth_exponent, fraction, training
+    identity = _identity(model, clients, dev, *settings) if checkpoint is not None else None
     state, moments = {"round": 0, "evaluations": [], "clients": [], "depths": []}, {}
     heads: Heads = {}
     if found := load_checkpoint(checkpoint, identity):
         state, tensors = found
+        tensors = {name: tensor.to(next(model.parameters()).device) for name, tensor in tensors.items()}
         model.load_weights(tensors)
         heads = unpacked(tensors)
         moments = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)}
@@ -92,19 +99,26 @@ def federate(
             raise FedexitError(f"checkpoint {Path(checkpoint).name} has other depths in its rounds; name another file")
     if state["round"] > rounds:
         raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
-    if state["round"] < rounds:  # a shorter run evaluated its last round, where this one need not
-        state["evaluations"] = [row for row in state["evaluations"] if row[0] % evaluate_every == 0]
+    due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
+    # a shorter run evaluated its last round, where this one need not
+    state["evaluations"] = [row for row in state["evaluations"] if row[0] in due]
+    lacking = sorted(due - {row[0] for row in state["evaluations"]})
+    if len(dev) and lacking and lacking[0] < state["round"]:
+        raise FedexitError(
+            f"checkpoint {Path(checkpoint).name} has no errors after round {lacking[0]}; take evaluate_every as it "
+            "was, or name another file"
+        )
     costs: dict[tuple[str, int], dict] = {}  # of a client's round, which are the same in each
     with local_rounds(model, clients, training, workers) as run:
-        if not state["evaluations"]:
-            state["evaluations"] += evaluated(model, dev, 0)
+        if state["round"] in lacking:
+            state["evaluations"] += evaluated(model, dev, state["round"])
         for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
             weights = model.trainable_weights()
             aggregator = make_aggregator(weights, way.rule, depth_exponent)
             drawn = sample(clients, fraction, seed, number)
             if depths is not None:
                 state["depths"].append(dict(depths(number)))
-                drawn = _that_arrive(drawn, state["depths"][-1], model)
+                drawn = _that_arrive(drawn, state["depths"][-1], model, way)
             drawn = [replace(client, own=heads.get(client.name, {})) for client in drawn]
             for client, update, told in run(drawn, (seed, "round", number, "client")):
                 aggregator.add(update)
@@ -116,7 +130,7 @@ def federate(
                 state["clients"].append(ledger_row(number, client, told, costs[kind]))
             averages = aggregator.result()
             model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
-            if number % evaluate_every == 0 or number == rounds:
+            if number in due:
                 state["evaluations"] += evaluated(model, dev, number)
             state["round"] = number
             if checkpoint is not None:
@@ -142,8 +156,14 @@ def drop_outs(clients: Sequence[str], share: float, seed: int, number: int) -> d
     return {name: None for name in clients if numpy_stream(seed, "drop-out", number, name).random() < share}
 
 
-def _that_arrive(drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel) -> list[Client]:
+def _that_arrive(
+    drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel, way: Method
+) -> list[Client]:
     """The `drawn` clients at their depths of the round, without those of whom nothing arrives."""
+    if way.enlist is not everyone and set(depths.values()) - {None}:
+        raise FedexitError(
+            f"method {way.name} sets the depths of its clients; those of a round may only be None (nothing arrives)"
+        )
     there = [client for client in drawn if depths.get(client.name, client.depth) is not None]
     there = [replace(client, depth=depths.get(client.name, client.depth)) for client in there]
     _check_depths(model, there)
@@ -164,17 +184,20 @@ def ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:
     return {**about, "loss": told["loss"], **costs, "seconds": told["seconds"]}
 
 
-def _check(model: MultiExitModel, clients: Sequence[Client], rounds: int, fraction: float, workers: int) -> None:
+def check_run(
+    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
+) -> None:
+    """Raise FedexitError for an empty federation, names that are not all different and bad numbers."""
     if not clients:
         raise FedexitError("a federation needs at least one client; the list is empty")
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
-    if min(rounds, workers) < 1 or not 0 < fraction <= 1:
+    if min(rounds, workers, evaluate_every) < 1 or not 0 < fraction <= 1:
         raise FedexitError(
-            f"rounds and workers must be >= 1 and fraction in (0, 1], not {rounds}, {workers} and {fraction}"
+            "rounds, workers and evaluate_every must be >= 1 and fraction in (0, 1], not "
+            f"{rounds}, {workers}, {evaluate_every} and {fraction}"
         )
-    _check_depths(model, clients)
 
 
 def _check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
@@ -184,8 +207,23 @@ def _check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
             raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
 
 
-def _identity(model: MultiExitModel, clients: Sequence[Client], *settings: object) -> dict:
-    """What must be equal for a checkpoint to be this run's: start, settings, clients (but rounds may grow)."""
+def _identity(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], *settings: object) -> dict:
+    """What must be equal for a checkpoint to be this run's: start, settings, clients, dev (but rounds may grow).
+
+    Clips count by their targets, in their order: these tell other clips, and other clients' clips, without a sound.
+    """
     *plain, training = settings
-    roster = [[client.name, client.tier, client.depth, len(client.data)] for client in clients]
-    return {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}
+    roster = [[client.name, client.tier, client.depth, _digest(client.data)] for client in clients]
+    known = {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}
+    return {**known, "dev": _digest(dev)}
+
+
+def _digest(data: Sequence[Example]) -> str:
+    return hashlib.sha256(repr(_targets(data)).encode()).hexdigest()[:16]
+
+
+def _targets(data: Sequence[Example]) -> list:
+    """All targets; no clip is decoded where the data list them."""
+    if isinstance(data, ConcatDataset):
+        return [target for part in data.datasets for target in _targets(part)]
+    return data.targets if hasattr(data, "targets") else [target for _, target in data]

@@ -9,7 +9,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,7 +46,7 @@ class FrozenFeatures(Sequence[Example]):
     """The same examples as `clips`, with the stored features in the waveform's place."""
 
     def __init__(self, clips: Clips, store: FeatureStore):
-        self.clips, self.store = clips, store
+        self.clips, self.store, self.targets = clips, store, clips.targets
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -54,7 +54,7 @@ class FrozenFeatures(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """Features (C, F) of clip `index`, and its label."""
-        return self.store[self.clips.ids[index]], self.clips.targets[index]
+        return self.store[self.clips.ids[index]], self.targets[index]
 
 
 def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Example]]:
@@ -84,9 +84,13 @@ def limit() -> int:
         raise FedexitError(f"FEDEXIT_CACHE_GB is {wish!r}; give a number of gigabytes") from None
 
 
-def feature_files() -> list[Path]:
-    """The feature files in the cache, the one used longest ago first."""
-    return sorted((data_dir() / "cache").glob("frozen-*.f32"), key=lambda file: file.stat().st_mtime)
+def feature_files() -> dict[Path, int]:
+    """Bytes of the feature files in the cache, the one used longest ago first."""
+    found = []
+    for file in (data_dir() / "cache").glob("frozen-*.f32"):
+        with suppress(FileNotFoundError):  # another process made room just now
+            found.append((file.stat().st_mtime, file, file.stat().st_size))
+    return {file: size for _, file, size in sorted(found)}
 
 
 def _bytes(clips: Clips, backbone: Backbone) -> int:
@@ -108,6 +112,7 @@ def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
             _make_room(size)
             _compute(clips, backbone, file)
         frames = np.load(file.with_suffix(".npy"))
+        _mapped(file)  # here, as others may delete it later to make room
     starts = np.concatenate([[0], np.cumsum(frames)[:-1]]) * backbone.channels
     places = dict(zip(clips.ids, zip(starts.tolist(), frames.tolist(), strict=True), strict=True))
     return FeatureStore(file, places, backbone.channels)
@@ -133,24 +138,27 @@ def _compute(clips: Clips, backbone: Backbone, file: Path) -> None:
 def _make_room(size: int) -> None:
     """Delete the feature files used longest ago until `size` bytes more are within the limit."""
     files = feature_files()
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
+    total = sum(files.values())
+    for file, held in files.items():
         if total + size <= limit():
             break
-        total -= file.stat().st_size
-        file.unlink()
-        file.with_suffix(".npy").unlink(missing_ok=True)
+        # one that another process is about to open is not the one to go; those that are open stay readable
+        with suppress(BlockingIOError), _alone(file.with_suffix(".lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            file.unlink(missing_ok=True)
+            file.with_suffix(".npy").unlink(missing_ok=True)
+            total -= held
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in here; however it ends, the system opens the lock."""
+def _alone(lock: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Wait until no other process is in here, or raise as `how` says; however it ends, the system opens the lock."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
         yield
 
 
 @cache
 def _mapped(file: Path) -> Tensor:
+    """All numbers of `file`: mapped once in a process, they stay readable there when it is deleted."""
     return torch.from_file(str(file), shared=False, size=file.stat().st_size // 4)

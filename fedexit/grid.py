@@ -12,11 +12,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedexit.cells import CENTRAL, HOMOGENEOUS, Cell, Measured, Setting, groups_tested, run_cell, task_of, tiers_of
+from fedexit.cells import (
+    CENTRAL,
+    HOMOGENEOUS,
+    Cell,
+    Measured,
+    Setting,
+    check_cell,
+    groups_tested,
+    run_cell,
+    task_of,
+    tiers_of,
+)
 from fedexit.central import Recipe
 from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
 from fedexit.corpus_places import folder_of, manifest_checksum
+from fedexit.errors import FedexitError
 from fedexit.fingerprint import weights_hash
 from fedexit.partition import tier_of
 from fedexit.paths import backbones_dir
@@ -34,10 +46,16 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 def run_grids(
     grids: Mapping[Hashable, tuple[Iterable[Cell], Setting]], state: Path, workers: int
 ) -> dict[Hashable, Measured]:
-    """`run_grid` of several grids, by name, side by side: no worker waits between them. A cell in two is run once."""
+    """`run_grid` of several grids, by name, side by side: no worker waits between them. A cell in two is run once.
+
+    Raises FedexitError for a grid without cells, a cell that its setting cannot run, no workers, and as `run_cell`.
+    """
     places, jobs = {}, {}
     for name, (cells, setting) in grids.items():
-        cells = list(cells)
+        if not (cells := list(cells)):
+            raise FedexitError("a grid has no cells: give at least one")
+        for cell in cells:
+            check_cell(cell, setting)
         folders = {central: state / _key(setting, central) for central in {cell.method == CENTRAL for cell in cells}}
         places[name] = [(folders[cell.method == CENTRAL], cell) for cell in cells]
         jobs |= {place: (place[1], setting, place[0]) for place in places[name]}
@@ -101,4 +119,5 @@ def _stored_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
             frame.to_csv(partial, index=False, compression={"method": "gzip", "mtime": 0})
             os.replace(partial, file)
         (state / f"{cell.name}.safetensors").unlink(missing_ok=True)
-    return Measured(*(pd.read_csv(file) for file in files))
+    as_written = dict(dtype={"client": str}, keep_default_na=False, na_values=[""])  # clients "0003" and "NA" are names
+    return Measured(*(pd.read_csv(file, **as_written) for file in files))

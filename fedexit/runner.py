@@ -15,12 +15,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedexit import fingerprint
 from fedexit.errors import FedexitError
 from fedexit.execution import execute, known_parameters
 from fedexit.manifest import Notebook, load_manifest, select
 from fedexit.paths import data_dir, project_root, results_dir
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOT_HERE = "the results came with the project and were not run here"
 
@@ -111,7 +115,7 @@ def _stale_because(notebook: Notebook, profile: str, parameters: dict) -> list[s
         why, hashes = fingerprint.differences(stored["fingerprint"], parts), stored["artifacts"]
     except FileNotFoundError:
         return ["never run"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ["provenance.json is damaged"]
     for name in ["notebook.ipynb", *notebook.artifacts]:
         if not (folder / name).is_file():
@@ -201,13 +205,11 @@ def _check_artifacts(notebook: Notebook, folder: Path) -> None:
 
 
 def _check_tables(notebook: Notebook, folder: Path) -> None:
-    if not notebook.checks:
-        return
-    import pandas as pd
-
+    if notebook.headline:
+        _read_table(notebook, folder, notebook.headline)
     for check in notebook.checks:
         where = f"{notebook.id}: {check['table']}"
-        frame = pd.read_csv(folder / check["table"])
+        frame = _read_table(notebook, folder, check["table"])
         if missing := [name for name in check.get("columns", []) if name not in frame.columns]:
             raise FedexitError(f"{where} lacks the column {missing[0]}; it has: {', '.join(frame.columns)}")
         try:
@@ -218,6 +220,15 @@ def _check_tables(notebook: Notebook, folder: Path) -> None:
         if not least <= rows <= most:
             kind = f"where {check['query']}" if "query" in check else "in all"
             raise FedexitError(f"{where} has {rows} rows {kind}; its check wants {least} to {most}")
+
+
+def _read_table(notebook: Notebook, folder: Path, name: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        return pd.read_csv(folder / name)
+    except ValueError as error:  # pandas' own errors are of this kind
+        raise FedexitError(f"{notebook.id}: {name} is no table ({error}); write one that has columns") from None
 
 
 def _write_provenance(notebook: Notebook, profile: str, parts: dict, seconds: float, folder: Path) -> None:
@@ -270,13 +281,11 @@ def _lock(profile: str) -> Iterator[None]:
 
 
 def _print_summary(summary: list[str], notebooks: list[Notebook], profile: str) -> None:
-    import pandas as pd
-
     print(*summary, sep="\n")
     print(f"figures and tables: {_shown(results_dir() / profile)}/<notebook>/figures and tables")
     for notebook in notebooks:
         if notebook.headline:
-            frame = pd.read_csv(results_dir() / profile / notebook.id / notebook.headline)
+            frame = _read_table(notebook, results_dir() / profile / notebook.id, notebook.headline)
             print(f"\n{notebook.title} ({notebook.id}, {notebook.headline})\n{frame.to_string(index=False)}")
 
 

@@ -25,9 +25,15 @@ def trials_of(corpus: Corpus) -> pd.DataFrame | None:
 
 
 def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:
-    """Write `make_trials` of the clips for testing of `corpus` (as for `open_corpus`) to the CSV file `out`."""
+    """Write `make_trials` of the clips for testing of `corpus` (as for `open_corpus`) to the CSV file `out`.
+
+    Raises FedexitError as these two, and where `out` cannot be written.
+    """
     trials = make_trials(open_corpus(corpus).select("test", having="speaker"), pairs)
-    trials.to_csv(out, index=False, lineterminator="\n")
+    try:
+        trials.to_csv(out, index=False, lineterminator="\n")
+    except OSError as error:
+        raise FedexitError(f"{out}: cannot be written ({error}); choose another place") from error
     return Path(out)
 
 

@@ -21,7 +21,7 @@ from fedexit.clients import Client, Example, LocalTraining, collate, local_round
 from fedexit.costs import client_costs
 from fedexit.errors import FedexitError
 from fedexit.exits import MultiExitModel, check_exit
-from fedexit.federation import CURVE, Federation, evaluated, ledger_row, sample
+from fedexit.federation import CURVE, Federation, check_run, evaluated, ledger_row, sample
 from fedexit.progress import progress
 
 _SCALED = ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups")
@@ -120,9 +120,16 @@ class WidthModels(nn.Module):
 
 
 def widths_for(depths: Iterable[int], backbone: Backbone) -> dict[int, float]:
-    """The width that does about the work of each of `depths`: the root of its share, in whole attention heads."""
-    depths, heads = list(depths), backbone.model.config.num_attention_heads
-    return {depth: max(1, round(heads * math.sqrt(depth / max(depths)))) / heads for depth in depths}
+    """The width that does about the work of each of `depths`: the root of its share, or the nearest that can be cut.
+
+    That is a width of whole attention heads by which `narrowed` gets a whole number of everything.
+    """
+    depths, config = list(depths), config_of(backbone)
+    heads = config["num_attention_heads"]
+    widths = [number / heads for number in range(1, heads + 1)]
+    whole = [width for width in widths if not any((config[name] * width) % 1 for name in _SCALED)]
+    wished = {depth: math.sqrt(depth / max(depths)) for depth in depths}
+    return {depth: min(whole, key=lambda width, wish=wish: abs(width - wish)) for depth, wish in wished.items()}
 
 
 def federate_by_width(
@@ -143,12 +150,11 @@ def federate_by_width(
     layer are not part of a wide one's; the whole model's are as they come). Gives what `federate` gives, with
     `WidthModels`, errors before the first round and after the last, and a column `width` in the ledger. Nothing is
     kept for a run that is stopped.
-    Raises FedexitError for an empty federation, a depth without a width, several exits, a width that cannot be
-    (`narrowed`), and as `local_round`.
+    Raises FedexitError as `check_run` and `local_round`, for a depth without a width, several exits and a width that
+    cannot be (`narrowed`).
     """
     training, ledger, costs = training or LocalTraining(), [], {}
-    if not clients or rounds < 1:
-        raise FedexitError(f"it needs at least one client and one round, not {len(clients)} and {rounds}")
+    check_run(clients, rounds, fraction)
     if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
         raise FedexitError("it needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
@@ -174,8 +180,8 @@ def federate_by_width(
             model.load_weights(average_by_element(weights, updates))
         for depth, narrow in models.items():
             narrow.load_weights(_cut(model.trainable_weights(), places[depth]))
-    table = pd.DataFrame(table + evaluated(together, dev, rounds), columns=CURVE)
-    return Federation(together.eval(), table, pd.DataFrame(ledger))
+        table += evaluated(together, dev, rounds)
+    return Federation(together.eval(), pd.DataFrame(table, columns=CURVE), pd.DataFrame(ledger))
 
 
 def _cut(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:

@@ -37,8 +37,10 @@ _ALIGN = 64  # bytes: where torch lets a tensor begin
 def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
     """`function(*job)` for each of `jobs`, in their order, on so many processes of one thread each.
 
-    The first failure ends the others and is raised here; FedexitError when a process dies.
+    The first failure ends the others and is raised here; FedexitError for no workers and when a process dies.
     """
+    if workers < 1:
+        raise FedexitError(f"workers must be >= 1, not {workers}")
     with _pool("spawn", workers, _start_worker) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         for future in progress(as_completed(futures), desc, total=len(futures)):
@@ -58,7 +60,7 @@ def local_rounds(
     """
     with one_thread():
         if workers == 1:
-            yield _here(model, clients, training)
+            yield _here(model, training)
             return
         if next(model.parameters()).device.type != "cpu":
             raise FedexitError("several workers share a CPU, not a GPU: take workers=1 or move the model to the CPU")
@@ -71,7 +73,7 @@ def local_rounds(
                 yield _elsewhere(pool, model, clients, shared)
 
 
-def _here(model: MultiExitModel, clients: Sequence[Client], training: LocalTraining) -> Round:
+def _here(model: MultiExitModel, training: LocalTraining) -> Round:
     scratch: dict[int, MultiExitModel] = {}
 
     def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, dict]]:
@@ -205,7 +207,7 @@ def _train(position: int, depth: int, own: list[str], stream: Stream, section: i
 
 @contextmanager
 def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose jobs are dropped when the block fails."""
+    """A pool whose jobs are dropped, and ended where they run, when the block fails."""
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([__name__])
@@ -219,7 +221,10 @@ def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Ite
             'if __name__ == "__main__"; mend it and run again, finished work is kept'
         ) from error
     except BaseException:
+        running = list((pool._processes or {}).values())  # Python 3.14 has a method for it
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
         raise
     pool.shutdown()
 

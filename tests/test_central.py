@@ -181,6 +181,21 @@ def test_masks_are_for_training_only_and_the_same_with_and_without_stored_featur
     assert predict(masked, stored).equals(predict(again, stored))
 
 
+@pytest.mark.parametrize(
+    ("says", "changes"),
+    [
+        ("epochs and batch_size must", [("epochs", 0), ("batch_size", 0), ("learning_rate", -1e-3)]),
+        ("learning rates and clip_norm", [("head_learning_rate", float("nan")), ("clip_norm", -1.0)]),
+        ("weight_decay must be", [("weight_decay", -0.1), ("label_smoothing", 1.5), ("crop", 0)]),
+    ],
+)
+def test_a_recipe_that_cannot_train_is_refused(says, changes):
+    for name, number in changes:
+        with pytest.raises(FedexitError, match=f"{says}.*{name}={number}"):
+            Recipe(**{name: number})
+    assert Recipe(clip_norm=float("inf"), crop=None).crop is None
+
+
 def test_a_clients_masks_are_the_same_with_and_without_stored_features(longer):
     training, weights = LocalTraining(spec_augment=True, optimiser="sgd"), model().trainable_weights()
     sent = []

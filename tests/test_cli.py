@@ -49,14 +49,20 @@ def test_errors_are_one_line(error, code, message, monkeypatch, capsys):
     assert capsys.readouterr().err == message
 
 
-def test_other_errors_of_the_system_are_one_line_that_names_the_file(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "results/x.csv"), "results/x.csv: Permission denied"),
+        (OSError("Cannot save file into 'nowhere'"), "system: Cannot save file into 'nowhere'"),  # as pandas does
+    ],
+)
+def test_other_errors_of_the_system_are_one_line_that_names_the_file(error, says, monkeypatch, capsys):
     def fail(profile: str) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "results/x.csv")
+        raise error
 
     monkeypatch.setattr(runner, "status", fail)
     assert cli.main(["status"]) == 1
-    message = "fedexit: results/x.csv: Permission denied; mend it and run the same command again\n"
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == f"fedexit: {says}; mend it and run the same command again\n"
 
 
 def test_parameters_are_yaml(monkeypatch):
@@ -76,6 +82,9 @@ def test_parameters_are_yaml(monkeypatch):
         ("profile=smoke", "write --profile smoke"),
         ("rounds=[1", "not YAML"),
         ("day=2020-01-01", "give a number, text"),
+        ("rounds=[2020-01-01]", "give a number, text"),
+        ("rounds={1: 2}", "a mapping from text"),
+        ("rate=.nan", "give a number"),
     ],
 )
 def test_bad_parameters(text, complaint, capsys):

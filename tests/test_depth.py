@@ -242,3 +242,5 @@ def test_what_makes_no_sense_is_said():
         Faults(wrong_factor=0.0)
     with pytest.raises(FedexitError, match=r"shares must be in \[0, 1\)"):
         Dynamics(busiest=1.0)
+    with pytest.raises(FedexitError, match=r"the smaller first, not \(0.6, 0.1\)"):
+        Dynamics(ends=(0.6, 0.1))

@@ -76,6 +76,14 @@ def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_cli
         assert (read[0].std(0) < 1.01).all() and (read[0].std(0) > 0.5).any()
 
 
+def test_one_clip_has_no_spread_to_standardise_by():
+    model = MultiExitModel(load_backbone("nano"), ["low", "high"])
+    before = model.checksum()
+    with pytest.raises(FedexitError, match="on one clip: give two or more"):
+        model.standardise(torch.randn(1, 8000), torch.tensor([8000]))
+    assert model.checksum() == before
+
+
 def test_a_shared_head_reads_every_exit_standardised_over_all_and_comes_back(tmp_path):
     model = MultiExitModel(load_backbone("nano"), ["a", "b"], [3, 6], shared_head=True).eval()
     waveforms, lengths = torch.randn(6, 8000), torch.full((6,), 8000)

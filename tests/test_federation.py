@@ -1,5 +1,7 @@
 import copy
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,12 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import ConcatDataset
 
+from fedexit import federation
 from fedexit.aggregation import layer_of
 from fedexit.backbone import backbone_from_config, config_of, load_backbone
+from fedexit.checkpoints import save_checkpoint
 from fedexit.clients import Client, LocalTraining, batches, by_length, collate, local_round, make_optimiser, normalised
 from fedexit.ctc import CHARACTERS, characters
 from fedexit.errors import FedexitError
@@ -21,6 +26,7 @@ from fedexit.exits import MultiExitModel
 from fedexit.federation import drop_outs, federate, sample
 from fedexit.metrics import error_rates, majority_error, predict
 from fedexit.streams import numpy_stream, seeded
+from fedexit.workers import on_workers
 
 TRAINING = LocalTraining(batch_size=4, learning_rate=3e-3)
 SGD = LocalTraining(batch_size=4, learning_rate=0.1, optimiser="sgd")
@@ -166,6 +172,54 @@ def test_a_checkpoint_of_another_start_is_refused(tmp_path):
         federate(other, make_clients(), rounds=2, fraction=0.5, training=TRAINING, checkpoint=tmp_path / "state")
 
 
+def test_a_checkpoint_of_other_clips_is_refused(tmp_path):
+    """Names, tiers, depths and numbers of clips are the same."""
+    run(tmp_path / "state", rounds=1)
+    dealt_otherwise = [replace(client, data=client.data[::-1]) for client in make_clients()]
+    for other in (dict(dev=tones(99, 8)), dict(dev=tones(99, 6)[::-1]), dict(dev=()), dict(clients=dealt_otherwise)):
+        given = dict(clients=make_clients(), rounds=2, fraction=0.5, training=TRAINING, dev=tones(99, 6)) | other
+        with pytest.raises(FedexitError, match="another run"):
+            federate(make_model(), **given, checkpoint=tmp_path / "state")
+
+
+def test_the_table_of_a_resumed_run_is_that_of_one_never_stopped_or_it_is_refused(tmp_path):
+    run(tmp_path / "state", rounds=2)
+    for rounds, every in ((2, 2), (4, 2), (4, 4)):  # fewer rows are asked for than the file has
+        shutil.copy(tmp_path / "state", tmp_path / "copy")
+        assert_same(
+            run(rounds=rounds, evaluate_every=every), run(tmp_path / "copy", rounds=rounds, evaluate_every=every)
+        )
+    run(tmp_path / "sparse", rounds=4, evaluate_every=3)
+    with pytest.raises(FedexitError, match="no errors after round 1; take evaluate_every as it was"):
+        run(tmp_path / "sparse", rounds=5)
+
+
+def test_what_stopped_within_a_longer_run_may_be_the_end_of_a_shorter_one(tmp_path, monkeypatch):
+    def save_and_stop(file, identity, state, tensors):
+        save_checkpoint(file, identity, state, tensors)
+        if state["round"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(federation, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "state", rounds=5, evaluate_every=2)
+    monkeypatch.undo()
+    assert_same(run(rounds=3, evaluate_every=2), run(tmp_path / "state", rounds=3, evaluate_every=2))
+
+
+def test_data_that_list_their_targets_are_not_decoded_to_know_them():
+    class Listed(Sequence):
+        targets = (0, 1)
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            raise AssertionError("decoded")
+
+    assert federation._targets(ConcatDataset([Listed(), tones(0, 2)])) == [0, 1, 0, 1]
+
+
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
     run(tmp_path / "state", rounds=1)
     with pytest.raises(FedexitError, match="another run"):
@@ -211,6 +265,7 @@ def test_error_rates_count():
         (dict(clients=[Client("a", [], 3)]), "a has no clips"),
         (dict(rounds=0), "rounds"),
         (dict(fraction=0.0), "fraction"),
+        (dict(evaluate_every=0), "evaluate_every"),
         (dict(method="fedsgd"), "fedsgd.*layerwise"),
         (dict(training=LocalTraining(learning_rate=1e30, epochs=20)), "learning rate"),
     ],
@@ -229,6 +284,10 @@ def test_bad_input_is_refused_in_one_line(changes, says):
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
         ({"head_learning_rate": 0.0}, "learning rates"),
+        ({"learning_rate": float("nan")}, "learning rates"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"temperature": float("nan")}, "temperature"),
     ],
 )
 def test_training_that_cannot_be_is_refused(changes, says):
@@ -257,6 +316,16 @@ def test_depths_may_change_from_round_to_round(tmp_path):
             run(tmp_path / "state", rounds=3, fraction=1.0, depths=other)
     with pytest.raises(FedexitError, match="c1 asks for exit 5"):
         run(fraction=1.0, depths=lambda number: {"c1": 5})
+
+
+@pytest.mark.parametrize("method", ["homogeneous", "exclusive", "all-shallow"])
+def test_what_a_method_says_of_depths_is_not_undone_by_the_rounds(method):
+    clients = [replace(client, depth=6) for client in make_clients()]
+    given = dict(clients=clients, method=method, rounds=2, training=TRAINING)
+    with pytest.raises(FedexitError, match=f"method {method} sets the depths of its clients"):
+        federate(make_model(), **given, depths=lambda number: {"c3": 12} if number == 2 else {})
+    ledger = federate(make_model(), **given, depths=lambda number: {"c3": None}).clients
+    assert set(ledger["client"]) == {"c0", "c1", "c2"} and set(ledger["depth"]) == {6}
 
 
 def test_a_round_in_which_nothing_arrives_changes_nothing():
@@ -346,6 +415,25 @@ def test_a_failure_in_a_worker_is_told_as_here():
     for workers in (1, 2):
         with pytest.raises(FedexitError, match="a clip holds no samples"):
             federate(make_model(), broken, rounds=1, workers=workers)
+
+
+def wait_or_fail(slow, begun, ended):
+    if slow:
+        begun.touch()
+        time.sleep(30)
+        ended.touch()
+    while not begun.exists():
+        time.sleep(0.01)
+    raise FedexitError("a job that fails")
+
+
+def test_the_first_failure_ends_what_runs_beside_it(tmp_path):
+    files = tmp_path / "begun", tmp_path / "ended"
+    with pytest.raises(FedexitError, match="a job that fails"):
+        on_workers(wait_or_fail, [(True, *files), (False, *files)], 2, "jobs")
+    for process in multiprocessing.active_children():
+        process.join(60)
+    assert not files[1].exists()
 
 
 class Deadly(Sequence):

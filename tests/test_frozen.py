@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
+from fedexit import frozen
 from fedexit.backbone import load_backbone
 from fedexit.clients import Client, LocalTraining, collate, local_round
 from fedexit.corpora import open_corpus
@@ -82,7 +83,35 @@ def test_the_features_used_longest_ago_make_room(folder, cache, monkeypatch):
     freezer(clips, load_backbone("nano", seed=0))  # used again: now the newest
     monkeypatch.setenv("FEDEXIT_CACHE_GB", str(2.5 * oldest.stat().st_size / 1e9))
     freezer(clips, load_backbone("nano", seed=3))
-    assert len(feature_files()) == 2 and feature_files()[0] == oldest
+    assert len(feature_files()) == 2 and next(iter(feature_files())) == oldest
+
+
+def test_features_stay_readable_when_they_have_to_make_room(folder, cache, monkeypatch):
+    _, clips = keyword_clips(folder)
+    first, second = (load_backbone("nano", seed=seed) for seed in (0, 1))
+    monkeypatch.setenv("FEDEXIT_CACHE_GB", "0.001")
+    expected = freezer(clips, first)(clips)[3][0].clone()
+    (file, size), *_ = feature_files().items()
+    frozen._mapped.cache_clear()
+    features = freezer(clips, first)(clips)
+    monkeypatch.setenv("FEDEXIT_CACHE_GB", str(1.5 * size / 1e9))
+    freezer(clips, second)
+    assert not file.exists() and torch.equal(features[3][0], expected)
+
+
+def test_making_room_and_other_processes(folder, cache, monkeypatch):
+    """What another one has just deleted is no loss; what another one opens at this moment stays."""
+    _, clips = keyword_clips(folder)
+    freezer(clips, load_backbone("nano"))
+    (file,) = feature_files()
+    (cache / "frozen-gone.f32").symlink_to(cache / "nowhere")
+    assert list(feature_files()) == [file]
+    monkeypatch.setenv("FEDEXIT_CACHE_GB", "0")
+    with frozen._alone(file.with_suffix(".lock")):
+        frozen._make_room(1)
+        assert file.exists()
+    frozen._make_room(1)
+    assert not feature_files()
 
 
 def test_features_beyond_the_limit_stay_waveforms_and_a_bad_limit_is_refused(folder, cache, monkeypatch):

@@ -148,11 +148,51 @@ def test_a_cell_has_the_settings_shares_skew_and_drop_outs(folder, small):
 def test_a_policy_sets_depths_round_by_round(folder, small):
     needs = {3: Need(50 * MIB, 1e6, 1e6), 6: Need(1500 * MIB, 1e6, 1e6)}
     policy, faulty = (Policy(needs, faults=Faults(killed=killed)) for killed in (0.0, 1.0))
-    given = settings(folder, "voice", policy=policy, fleet=("phone low", "server"), fraction=1.0)
+    given = settings(folder, "voice", policy=policy, fleet=("phone low", "phone low"), fraction=1.0)
     cell = Cell("voice", "masked", 0)
     steady = run_cell(cell, given, small / "steady").ledger
-    assert (steady["tier"] == "depth " + steady["depth"].astype(str)).all() and set(steady["depth"]) == {3, 6}
+    assert set(steady["tier"]) == {"depth 3", "depth 6"} and set(steady["depth"]) == {3}  # what its device bears
     assert run_cell(cell, replace(given, policy=faulty), small / "faulty").ledger.empty
+
+
+@pytest.mark.parametrize("names", [["0003", "12"], ["NA", "nan"]])
+def test_names_of_clients_come_back_as_they_are(names, folder, small, monkeypatch):
+    rates = pd.DataFrame({"tier": ["all"] * 2, "value": [0.1 + 0.2, np.nan], "n": [3, 4]})
+    measured = cells.Measured(rates, pd.DataFrame({"client": names, "loss": [1 / 3, np.nan]}), rates)
+    monkeypatch.setattr(grid, "run_cell", lambda *_: measured)
+    assert_same(grid._stored_cell(CELLS[0], setting(folder), small), measured)
+
+
+NEEDS = {3: Need(MIB, 1e6, 1e6), 6: Need(MIB, 1e6, 1e6)}
+POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "says"),
+    [
+        ("masked", POLICED | dict(drop_out=0.5), "leave out drop_out, or the policy"),
+        ("masked", POLICED | dict(fleet=("server",)), r"for each of \(3, 6\), not \('server',\)"),
+        ("masked", POLICED | dict(fleet=("server", "toaster")), "unknown device 'toaster'; known: .*server"),
+        ("all-shallow", POLICED, "method all-shallow sets the depths of its clients; leave out the policy"),
+        ("heterofl", POLICED, "heterofl knows no depths by round"),
+        ("masked", dict(evaluations=0), "evaluations must be >= 1, not 0"),
+        ("masked", dict(rounds={"asr": 2}), "no rounds for task 'voice'"),
+        ("masked", dict(partition={}), "no partition for task 'voice'"),
+        ("central", dict(max_seconds={}), "no max_seconds for task 'voice'"),
+        ("fedsgd", {}, "unknown method 'fedsgd'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_before_anything_is_computed(method, changes, says, folder, small):
+    with pytest.raises(FedexitError, match=says):
+        run_grid([Cell("voice", method, 0, 3)], settings(folder, "voice", **changes), small / "state", workers=1)
+    assert not (small / "state").exists() and not (small / "data").exists()
+
+
+def test_a_grid_needs_cells_and_workers(folder, small):
+    with pytest.raises(FedexitError, match="a grid has no cells"):
+        run_grid([], setting(folder), small / "state", workers=1)
+    with pytest.raises(FedexitError, match="workers must be >= 1, not 0"):
+        run_grid(CELLS, setting(folder), small / "state", workers=0)
 
 
 def test_grids_side_by_side_are_the_grids_and_share_their_cells(whole, folder, tmp_path, monkeypatch):

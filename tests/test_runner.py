@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -216,6 +217,22 @@ def test_checks_hold_even_when_nothing_runs(project, capsys):
     project.save(rounds=-1)
     code, _, err = fedexit(capsys, "run", "--profile", "smoke", "01_first")
     assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check wants 2" in err
+
+
+def test_a_table_without_columns_is_one_message_and_keeps_the_earlier_results(project, capsys):
+    assert fedexit(capsys, "run", "--profile", "smoke")[0] == 0
+    source = SECOND.replace('run.read("01_first", "x") * 2', 'run.read("01_first", "x")[[]]')
+    write_notebook(project.root / "notebooks/02_second.ipynb", 'profile = ""', source)
+    code, _, err = fedexit(capsys, "run", "--profile", "smoke", "02_second")
+    assert code == 1 and "02_second: tables/y.csv is no table (No columns to parse from file)" in err
+    assert len(pd.read_csv(project.result("02_second/tables/y.csv"))) == 2
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"fingerprint": null, "artifacts": {}}'])
+def test_a_provenance_that_is_none_is_damaged(project, capsys, content):
+    project.result("01_first").mkdir(parents=True)
+    (project.result("01_first") / "provenance.json").write_text(content)
+    assert "01_first: to run (provenance.json is damaged)" in fedexit(capsys, "status", "--profile", "smoke")[1]
 
 
 def test_time_limit_kills_the_kernel(project, capsys):

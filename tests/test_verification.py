@@ -163,6 +163,9 @@ def test_the_command_writes_test_clips_of_known_speakers(tmp_path, capsys):
     trials = pd.read_csv(out)
     assert {clip[:4] for clip in (*trials["first"], *trials["second"])} == {"ANN4", "BEN4", "DOT4"}
     assert len(trials) == 40 and str(out) in capsys.readouterr().out
+    nowhere = str(tmp_path / "nowhere" / "trials.csv")
+    assert cli.main(["data", "trials", str(folder), "--pairs", "20", "--out", nowhere]) == 2
+    assert f"{nowhere}: cannot be written" in capsys.readouterr().err
 
 
 def test_a_corpus_without_a_list_or_without_its_clips_has_no_trials(tmp_path):

@@ -7,9 +7,10 @@ from test_costs import small
 from test_federation import TRAINING, make_clients, make_model, tones
 from test_grid import settings
 
-from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone
+from fedexit import Client, FedexitError, MultiExitModel, cells, federate, load_backbone, open_corpus, width
 from fedexit.cells import Cell, run_cell
 from fedexit.costs import clip_macs
+from fedexit.verification import make_trials
 from fedexit.width import average_by_element, federate_by_width, narrowed, places_in, widths_for
 
 
@@ -99,16 +100,45 @@ def test_narrow_and_wide_clients_learn_something_easy_together():
     assert found.model.embeddings(torch.randn(1, 8000), exits=[3])[3].shape == (1, model.backbone.width)
 
 
-def test_four_tiers_take_whole_heads():
-    assert widths_for((3, 6, 9, 12), load_backbone("tiny-random")) == {3: 0.5, 6: 0.75, 9: 0.75, 12: 1.0}
+def test_tiers_take_whole_heads():
+    tiny = load_backbone("tiny-random")
+    assert widths_for((3, 6, 9, 12), tiny) == {3: 0.5, 6: 0.75, 9: 0.75, 12: 1.0}
+    assert widths_for((3, 12), tiny) == {3: 0.5, 12: 1.0}
+
+
+def test_tiers_take_what_can_be_cut_of_base():
+    """12 heads, and 16 groups of the positional convolution: of a third neither is whole, of 10/12 heads no group."""
+    base = load_backbone("base")
+    assert widths_for((1, 4, 8, 12), base) == {1: 0.25, 4: 0.5, 8: 0.75, 12: 1.0}
+    assert widths_for((3, 6, 9, 12), base) == {3: 0.5, 6: 0.75, 9: 0.75, 12: 1.0}
+
+
+def test_every_evaluation_is_made_by_one_thread(monkeypatch):
+    """Sums may round differently by two."""
+    threads, plain = [], width.evaluated
+
+    def counted(*arguments):
+        threads.append(torch.get_num_threads())
+        return plain(*arguments)
+
+    monkeypatch.setattr(width, "evaluated", counted)
+    torch.set_num_threads(2)
+    try:
+        federate_by_width(one_exit(), two_tiers(), {3: 0.5, 12: 1.0}, 1, training=TRAINING, dev=tones(99, 2))
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1, 1]
 
 
 def test_a_cell_of_a_grid_runs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     folder = write_small_corpus(tmp_path / "small", clips=10)
+    listed = make_trials(open_corpus(folder).select("test"), 30)
+    monkeypatch.setattr(cells, "trials_of", lambda corpus: listed)
     found = run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice"), tmp_path / "state")
     test = found.errors.query("split == 'test' and tier == 'all'")
     assert list(test["exit"]) == [3, 6] and set(found.ledger["depth"]) == {3, 6}
+    assert list(found.errors.query("metric == 'EER'")["exit"]) == [3, 6]  # voices are told apart at each width
     with pytest.raises(FedexitError, match="drop-outs"):
         run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice", drop_out=0.5), tmp_path / "state")
 
@@ -127,6 +157,8 @@ def test_half_the_width_is_a_quarter_of_the_work_of_a_layer_and_costs_like_a_qua
         (lambda: narrowed(make_model(), 1.5), "whole number"),
         (lambda: narrowed(MultiExitModel(load_backbone("nano"), ["a"], head="ctc-bilstm"), 0.5), "recurrent"),
         (lambda: federate_by_width(one_exit(), [], {}, 1), "at least one client"),
+        (lambda: federate_by_width(one_exit(), 2 * two_tiers(), {3: 0.5, 12: 1.0}, 1), "listed twice"),
+        (lambda: federate_by_width(one_exit(), two_tiers(), {3: 0.5, 12: 1.0}, 1, fraction=1.5), "fraction in"),
         (lambda: narrowed(with_adapters(), 0.5), "without LoRA"),
         (lambda: federate_by_width(make_model(), two_tiers(), {3: 0.5, 12: 1.0}, 1), "one exit"),
         (lambda: federate_by_width(one_exit(), two_tiers(), {12: 1.0}, 1), "every client's depth"),
