@@ -106,7 +106,8 @@ def _row(notebook: Notebook, root: Path, profile: str) -> str:
     provenance = root / folder / "provenance.json"
     done = provenance.is_file()
     figures = [Path(name) for name in notebook.artifacts if name.endswith(".png")]
-    tables = sum(name.startswith("tables/") for name in notebook.artifacts)
+    declared = [name for name in notebook.artifacts if name.startswith("tables/")]
+    tables = sum((root / folder / name).is_file() for name in declared) if done else len(declared)
     links = [f"[{name.stem}]({(folder / name).as_posix()})" for name in figures]
     minutes = f"about {notebook.profiles[profile]['minutes']:g}"
     if done:

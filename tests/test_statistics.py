@@ -215,6 +215,7 @@ def test_what_is_made_of_pairs_is_drawn_by_making_it_of_their_draws():
 )  # fmt: skip
 def test_verdict_is_where_the_interval_lies(low, high, sign, says):
     assert verdict(low, high, sign) == says
+    assert verdict(float("nan"), float("nan"), sign) == "undecided"  # one seed has no interval over seeds
 
 
 def test_all_parts_must_hold_and_one_can_refute():
