@@ -228,7 +228,7 @@ def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
         exits, shared = method.exits(setting.depths), method.shared_head
     backbone = load_backbone(setting.backbone).truncated(max(exits))
     if setting.lora:
-        with_lora(backbone, setting.lora)
+        with_lora(backbone, setting.lora, seed=cell.seed)
     return MultiExitModel(backbone, task.labels, exits, head=setting.head or task.head, shared_head=shared)
 
 

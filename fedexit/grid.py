@@ -28,6 +28,7 @@ from fedexit.central import Recipe
 from fedexit.checkpoints import options_set
 from fedexit.clients import LocalTraining
 from fedexit.corpus_places import folder_of, manifest_checksum
+from fedexit.depth import profiles
 from fedexit.errors import FedexitError
 from fedexit.fingerprint import weights_hash
 from fedexit.partition import tier_of
@@ -77,6 +78,8 @@ def _key(setting: Setting, central: bool) -> str:
     federated = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining(), evaluations=0)
     used = replace(setting, **(federated if central else dict(central=Recipe())))
     facts = f"{options_set(used)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    if setting.policy is not None:  # what the devices of the fleet are stands in a table that readers may change
+        facts += f" {[profiles()[name] for name in setting.fleet]!r}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

@@ -155,6 +155,15 @@ def test_a_policy_sets_depths_round_by_round(folder, small):
     assert run_cell(cell, replace(given, policy=faulty), small / "faulty").ledger.empty
 
 
+def test_a_changed_device_table_starts_the_cells_of_a_policy_anew(folder, small, monkeypatch):
+    policed, plain = settings(folder, "voice", policy=Policy(NEEDS), fleet=("phone low", "server")), setting(folder)
+    before = [grid._key(own, False) for own in (policed, plain)]
+    changed = {name: replace(device, free=device.free / 2) for name, device in grid.profiles().items()}
+    monkeypatch.setattr(grid, "profiles", lambda: changed)
+    after = [grid._key(own, False) for own in (policed, plain)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True]
+
+
 @pytest.mark.parametrize("names", [["0003", "12"], ["NA", "nan"]])
 def test_names_of_clients_come_back_as_they_are(names, folder, small, monkeypatch):
     rates = pd.DataFrame({"tier": ["all"] * 2, "value": [0.1 + 0.2, np.nan], "n": [3, 4]})

@@ -13,7 +13,7 @@ from test_costs import counted, saved_bytes, small
 from test_federation import TRAINING, assert_same, make_clients, tones
 from test_grid import settings
 
-from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, federate, grid, layer_of, load_backbone
+from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, cells, federate, grid, layer_of, load_backbone
 from fedexit.cells import Cell, run_cell
 from fedexit.clients import local_round
 from fedexit.costs import client_costs, clip_macs, memory
@@ -204,6 +204,10 @@ def test_cells_of_a_grid_train_adapters_and_are_stored_apart(tmp_path, monkeypat
     assert (sent[2] < 0.1 * sent[0]).all()
     central = run_cell(Cell("voice", "central", 0, 3), lora, tmp_path / "central")
     assert set(central.errors["exit"]) == {3}
+    task = cells.task_of(Cell("voice", "layerwise", 0), lora)
+    drawn = [cells._start(Cell("voice", "layerwise", seed), lora, task).trainable_weights() for seed in (0, 0, 1)]
+    name = next(name for name in drawn[0] if "lora_A" in name)
+    assert torch.equal(drawn[0][name], drawn[1][name]) and not torch.equal(drawn[0][name], drawn[2][name])
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, 16), (4, 0)])
