@@ -26,8 +26,8 @@ test: .venv/installed lint ## what CI runs: lint, every notebook with the small 
 	else \
 	  echo "== no corpus: the notebooks are NOT run and the tests that need it skip"; \
 	fi
-	@echo "== tests: about 8 minutes"
-	@$(PY) -m pytest
+	@echo "== tests, two at a time: about 5 minutes"
+	@$(PY) -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed ## check style and formatting of modules, tests and notebooks
 	@echo "== lint: some seconds"
