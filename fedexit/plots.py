@@ -72,8 +72,8 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with an axis for each of `names`, titled by it, three in a row at most."""
-    columns = min(3, len(names))
+    """A figure with an axis for each of `names`, titled by it, three in a row at most (of four, two)."""
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     for axis in axes.flat[len(names) :]:

@@ -58,14 +58,12 @@ def _recommendation(tables: Path) -> list[str]:
         f'**`{one}`**, that is `federate(..., method="{one}")`: its error on dev is {less} of the recipe\'s, and it '
         f"costs a client at most {more} more.{_close(search, one)} On test, mean of exits, difference to `{other}`:",
         "",
-        "| task | seeds | difference, points | 95 % interval | by seeds alone | clearly better |",
-        "|" + " --- |" * 6,
+        "| task | seeds | difference, points | 95 % interval (the wider of two) | clearly better |",
+        "|" + " --- |" * 5,
     ]
     for part in found.itertuples():
-        values = part.difference, part.low, part.high, part.seeds_low, part.seeds_high
-        difference, low, high, *alone = (f"{100 * value:+.1f}" for value in values)
-        cells = [part.task, part.seeds, difference, f"{low} to {high}", " to ".join(alone)]
-        cells.append("yes" if max(part.high, part.seeds_high) < 0 else "no")
+        difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
+        cells = [part.task, part.seeds, difference, f"{low} to {high}", "yes" if part.high < 0 else "no"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 

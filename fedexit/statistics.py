@@ -202,6 +202,12 @@ def compared(
     return table
 
 
+def wider(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """`compared` with the wider limits of its two intervals as `low, high`: a verdict on few seeds goes by these."""
+    low, high = (comparisons[[end, f"seeds_{end}"]] for end in ("low", "high"))
+    return comparisons.assign(low=low.min(axis=1), high=high.max(axis=1))  # without the NaN of a single seed
+
+
 def _multiplicities(rng: np.random.Generator, draws: int, count: int) -> np.ndarray:
     """How often each of `count` things is taken in `draws` samples of that size with replacement (draws, count)."""
     taken = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]

@@ -20,6 +20,7 @@ from fedexit.statistics import (
     permutation_p,
     resampled,
     verdict,
+    wider,
 )
 
 
@@ -175,6 +176,17 @@ def test_compared_is_a_table_of_all_comparisons():
     student = stats.ttest_1samp(first.by_seed, 0).confidence_interval(0.95)  # all seeds have the same clips here
     assert table.loc[0, ["seeds_low", "seeds_high"]].tolist() == pytest.approx([student.low, student.high])
     assert compared(items[items["seed"] == 0], ["task"], "method", [("a", "b")], 100)["seeds_low"].isna().all()
+
+
+def test_wider_takes_each_limit_from_the_interval_that_goes_further():
+    nan = float("nan")
+    table = pd.DataFrame(
+        [(-2.0, 1.0, -1.0, 3.0, "a"), (-1.0, 1.0, -2.0, 0.5, "b"), (-1.0, 1.0, nan, nan, "one seed")],
+        columns=["low", "high", "seeds_low", "seeds_high", "name"],
+    )
+    found = wider(table)
+    assert found[["low", "high"]].to_numpy().tolist() == [[-2.0, 3.0], [-2.0, 1.0], [-1.0, 1.0]]
+    assert found["name"].tolist() == ["a", "b", "one seed"] and table["low"].tolist() == [-2.0, -1.0, -1.0]
 
 
 def test_the_same_comparison_has_the_same_interval_in_every_table():
