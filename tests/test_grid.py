@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -306,6 +307,21 @@ def test_clips_are_verified_where_there_is_a_list(folder, small, monkeypatch):
     trials = errors[errors["split"] == "trials"]
     assert set(trials["metric"]) == {"EER", "minDCF"} and set(trials["exit"]) == {3, 6} and set(trials["n"]) == {60}
     assert trials.query("metric == 'EER'")["value"].between(0, 0.5).all() and set(trials["round"]) == {2}
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_training_in_bfloat16_warns_where_the_processor_lacks_it(capability, warned, folder, small, monkeypatch):
+    def stop(cell, setting):
+        raise FedexitError("far enough")
+
+    monkeypatch.setattr(cells.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(cells, "task_of", stop)
+    half = settings(folder, "voice", training=LocalTraining(bfloat16=True))  # and the central recipe without
+    for cell, told in ((Cell("voice", "masked", 0), warned), (Cell("voice", "central", 0, 3), False)):
+        with warnings.catch_warnings(record=True) as caught, pytest.raises(FedexitError, match="far enough"):
+            warnings.simplefilter("always")
+            run_cell(cell, half, small / "state")
+        assert ["lacks bfloat16" in str(warning.message) for warning in caught] == [True] * told
 
 
 def test_what_cannot_be_measured_or_spelled_is_refused(folder, small):
