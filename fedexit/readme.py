@@ -16,7 +16,7 @@ import pandas as pd
 from fedexit.errors import FedexitError
 from fedexit.manifest import Notebook, load_manifest
 from fedexit.paths import project_root
-from fedexit.statistics import wider
+from fedexit.statistics import verdict, wider
 
 PROFILE, LARGER = "default", "study"
 
@@ -66,7 +66,8 @@ def _recommendation(tables: Path) -> list[str]:
     ]
     for part in found.itertuples():
         difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
-        cells = [part.task, part.seeds, difference, f"{low} to {high}", "yes" if part.high < 0 else "no"]
+        better = {"supported": "yes", "refuted": "no, worse", "undecided": "no"}[verdict(part.low, part.high, -1)]
+        cells = [part.task, part.seeds, difference, f"{low} to {high}", better]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if "asr" in set(found["task"]):
         lines += ["", "Points of `asr` are of characters, all others of clips."]

@@ -231,11 +231,17 @@ def test_readme_recommends_what_the_search_found(tmp_path):
     (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,0.8123,0.94,True\n{others}")
     head = "hypothesis,one,other,task,difference,low,high,seeds_low,seeds_high,seeds"
     rows = ["o1,x,y,voice,1,1,1,1,1,5", "o4,all,last,voice,-0.05,-0.07,-0.03,-0.08,-0.02,5"]
-    rows += ["o4,all,last,keyword,-0.05,-0.07,-0.03,-0.11,0.01,5"]
+    rows += ["o4,all,last,keyword,-0.05,-0.07,-0.03,-0.11,0.01,5", "o4,all,last,asr,0.03,0.02,0.04,0.01,0.05,5"]
     (search / "verdicts.csv").write_text("\n".join([head, *rows]))
     assert "`all`" in told()[0] and "0.81 of" in told()[0] and "0.9 % more" in told()[0]
     assert told()[0].endswith("told from it on dev: `next`.")
-    assert told()[-2:] == ["| voice | 5 | -5.0 | -8.0 to -2.0 | yes |", "| keyword | 5 | -5.0 | -11.0 to +1.0 | no |"]
+    assert told()[-5:] == [
+        "| voice | 5 | -5.0 | -8.0 to -2.0 | yes |",
+        "| keyword | 5 | -5.0 | -11.0 to +1.0 | no |",
+        "| asr | 5 | +3.0 | +1.0 to +5.0 | no, worse |",
+        "",
+        "Points of `asr` are of characters, all others of clips.",
+    ]
     (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,1.02,0.94,True\n{others}")
     assert "No entry" in told()[0] and told()[0].endswith("take `last`.")
 
