@@ -245,6 +245,14 @@ def shipped_backbones() -> list[str]:
         return []
 
 
+def lacks_bfloat16() -> bool:
+    """Whether the processor is without bfloat16.
+
+    Products in it then take some fifty times as long as in single precision (AMD Zen 3, torch 2.14), with no LSTM at all.
+    """
+    return torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
+
+
 @contextmanager
 def for_bfloat16(backbone: Backbone, wanted: bool = True) -> Iterator[None]:
     """Attention by plain products in here, if `wanted`: the rest of bfloat16 is `torch.autocast`'s.

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch.utils.data import ConcatDataset
 
-from fedexit.backbone import Backbone, load_backbone
+from fedexit.backbone import Backbone, lacks_bfloat16, load_backbone
 from fedexit.central import Recipe, fine_tune
 from fedexit.clients import Client, Example, LocalTraining
 from fedexit.corpora import open_corpus
@@ -176,8 +175,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
 
 
 def _warn_of_bfloat16(training: LocalTraining | Recipe) -> None:
-    """Where products in it take some fifty times as long as in single precision (AMD Zen 3, torch 2.14)."""
-    if training.bfloat16 and torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2"):
+    if training.bfloat16 and lacks_bfloat16():
         warnings.warn("this processor lacks bfloat16, and training in it is very slow; leave it off", stacklevel=2)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedexit.backbone import lacks_bfloat16
 from fedexit.errors import FedexitError
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "  # 0 is the blank, the first one 1
@@ -56,9 +57,10 @@ class CTCHead(nn.Module):
         hidden = (states - self.centre) / self.scale
         if self.recurrent is not None:
             packed = nn.utils.rnn.pack_padded_sequence(hidden, frames.cpu(), batch_first=True, enforce_sorted=False)
-            hidden = nn.utils.rnn.pad_packed_sequence(
-                self.recurrent(packed)[0], batch_first=True, total_length=states.shape[1]
-            )[0]
+            half = torch.is_autocast_enabled("cpu") and not lacks_bfloat16()  # else single precision, as `hidden` is
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                heard = self.recurrent(packed)[0]
+            hidden = nn.utils.rnn.pad_packed_sequence(heard, batch_first=True, total_length=states.shape[1])[0]
         outside = torch.arange(states.shape[1], device=states.device) >= frames.to(states.device)[:, None]
         blank = nn.functional.one_hot(torch.tensor(BLANK), self.linear.out_features).to(hidden) * _SURE
         return torch.where(outside[..., None], blank, self.linear(hidden))

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, cells, central, federation, grid, open_corpus
@@ -314,7 +315,7 @@ def test_training_in_bfloat16_warns_where_the_processor_lacks_it(capability, war
     def stop(cell, setting):
         raise FedexitError("far enough")
 
-    monkeypatch.setattr(cells.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(cells, "task_of", stop)
     half = settings(folder, "voice", training=LocalTraining(bfloat16=True))  # and the central recipe without
     for cell, told in ((Cell("voice", "masked", 0), warned), (Cell("voice", "central", 0, 3), False)):
