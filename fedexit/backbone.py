@@ -248,7 +248,7 @@ def shipped_backbones() -> list[str]:
 def lacks_bfloat16() -> bool:
     """Whether the processor is without bfloat16.
 
-    Products in it then take some fifty times as long as in single precision (AMD Zen 3, torch 2.14), with no LSTM at all.
+    Products in it take some fifty times as long as in single precision then (AMD Zen 3, torch 2.14); no LSTM runs.
     """
     return torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
 
