@@ -16,7 +16,6 @@ import pandas as pd
 from fedexit.errors import FedexitError
 from fedexit.manifest import Notebook, load_manifest
 from fedexit.paths import project_root
-from fedexit.statistics import verdict, wider
 
 PROFILE, LARGER = "default", "study"
 
@@ -47,7 +46,7 @@ def _recommendation(tables: Path) -> list[str]:
     """What notebook 14 found by its search (hypothesis o4), a row per task; nothing before its study has run."""
     if not (tables / "verdicts.csv").is_file():
         return []
-    found = wider(pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'"))
+    found = pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'")
     one, other = found.iloc[0][["one", "other"]]
     search = pd.read_csv(tables / "search.csv").set_index("method")
     row = search.loc[one]
@@ -66,7 +65,7 @@ def _recommendation(tables: Path) -> list[str]:
     ]
     for part in found.itertuples():
         difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
-        better = {"supported": "yes", "refuted": "no, worse", "undecided": "no"}[verdict(part.low, part.high, -1)]
+        better = {"supported": "yes", "refuted": "no, worse", "undecided": "no"}[part.verdict]
         cells = [part.task, part.seeds, difference, f"{low} to {high}", better]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if "asr" in set(found["task"]):

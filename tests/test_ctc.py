@@ -119,3 +119,14 @@ def test_every_head_counts_its_products():
         with FlopCounterMode(display=False) as counter:
             head(states, frames)
         assert counter.get_total_flops() == 2 * head.macs(11)
+
+
+def test_where_the_processor_lacks_bfloat16_the_lstm_takes_single_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    head, heard = CTCHead(8, 5, recurrent=True), []
+    head.recurrent.register_forward_hook(lambda module, given, found: heard.append(found[0].data))
+    states, frames = torch.randn(2, 7, 8), torch.tensor([7, 4])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(states, frames).isfinite().all()
+    head(states, frames)
+    assert heard[0].dtype == torch.float32 and torch.equal(*heard)

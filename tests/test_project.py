@@ -229,9 +229,9 @@ def test_readme_recommends_what_the_search_found(tmp_path):
     search.mkdir(parents=True)
     others = "next,0.83,1.0,True\ndear,0.82,9.0,False\nlast,1.0,0.0,True\n"
     (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,0.8123,0.94,True\n{others}")
-    head = "hypothesis,one,other,task,difference,low,high,seeds_low,seeds_high,seeds"
-    rows = ["o1,x,y,voice,1,1,1,1,1,5", "o4,all,last,voice,-0.05,-0.07,-0.03,-0.08,-0.02,5"]
-    rows += ["o4,all,last,keyword,-0.05,-0.07,-0.03,-0.11,0.01,5", "o4,all,last,asr,0.03,0.02,0.04,0.01,0.05,5"]
+    head = "hypothesis,one,other,task,difference,low,high,seeds,verdict"
+    rows = ["o1,x,y,voice,1,1,1,5,refuted", "o4,all,last,voice,-0.05,-0.08,-0.02,5,supported"]
+    rows += ["o4,all,last,keyword,-0.05,-0.11,0.01,5,undecided", "o4,all,last,asr,0.03,0.01,0.05,5,refuted"]
     (search / "verdicts.csv").write_text("\n".join([head, *rows]))
     assert "`all`" in told()[0] and "0.81 of" in told()[0] and "0.9 % more" in told()[0]
     assert told()[0].endswith("told from it on dev: `next`.")
