@@ -202,6 +202,22 @@ def compared(
     return table
 
 
+def changed(
+    found: Pairs, other: Pairs, stream: Sequence[str | int], draws: int = 10_000
+) -> tuple[float, float, float, float, float]:
+    """How much larger the difference `found` is than `other`, on the same seeds and clips: a difference of differences.
+
+    Returns the values of `SHARES`: the change, the limits of its bootstrap (each draw takes the same seeds and clips
+    for both, see `resampled`) and those of Student's t over the seeds, NaN for one. Raises FedexitError where seeds or
+    clips are not equally many.
+    """
+    if found.n.shape != other.n.shape:
+        raise FedexitError(f"seeds and clips differ: {found.n.shape} of one, {other.n.shape} of the other")
+    change, half = found.difference - other.difference, half_interval(found.by_seed - other.by_seed)
+    within = interval(resampled(found, stream, draws) - resampled(other, stream, draws))
+    return change, *within, change - half, change + half
+
+
 def wider(comparisons: pd.DataFrame) -> pd.DataFrame:
     """`compared` with the wider limits of its two intervals as `low, high`: a verdict on few seeds goes by these."""
     low, high = (comparisons[[end, f"seeds_{end}"]] for end in ("low", "high"))

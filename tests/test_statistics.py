@@ -10,6 +10,7 @@ from fedexit.statistics import (
     Pairs,
     all_of,
     bootstrap,
+    changed,
     compared,
     half_interval,
     holm,
@@ -216,6 +217,21 @@ def test_what_is_made_of_pairs_is_drawn_by_making_it_of_their_draws():
     assert np.ptp(ab + other - ac) > 0.001
     assert interval(ac) == bootstrap(pairs(items, "method", "a", "c"), ("test",), 500)
     assert interval([0, 1, 2, np.nan], 0.5) == (0.5, 1.5)
+
+
+def test_change_of_a_difference_is_a_difference():
+    """(a - b) - (c - b) is a - c: the same value and the same limits as these two compared."""
+    items = texts(seeds=3)
+    items = pd.concat([items, items[items["method"] == "a"].assign(method="c", errors=0)])
+    ab, cb, ac = (pairs(items, "method", *names) for names in ("ab", "cb", "ac"))
+    half = half_interval(ac.by_seed)
+    expected = ac.difference, *bootstrap(ac, ("test",), 500), ac.difference - half, ac.difference + half
+    assert changed(ab, cb, ("test",), 500) == pytest.approx(expected)
+    assert np.isnan(
+        changed(pairs(texts(seeds=1), "method", "a", "b"), pairs(texts(seeds=1), "method", "a", "b"), ("t",), 9)[3]
+    )
+    with pytest.raises(FedexitError, match=r"seeds and clips differ: \(3, \d+\) of one, \(2, "):
+        changed(ab, pairs(items[items["seed"] < 2], "method", "a", "b"), ("test",))
 
 
 @pytest.mark.parametrize(
