@@ -219,7 +219,8 @@ def _check_tables(notebook: Notebook, folder: Path) -> None:
         least, most = check.get("min_rows", 0 if "max_rows" in check else 1), check.get("max_rows", len(frame))
         if not least <= rows <= most:
             kind = f"where {check['query']}" if "query" in check else "in all"
-            raise FedexitError(f"{where} has {rows} rows {kind}; its check wants {least} to {most}")
+            wanted = f"{least} to {most}" if "max_rows" in check else f"at least {least}"
+            raise FedexitError(f"{where} has {rows} rows {kind}; its check wants {wanted}")
 
 
 def _read_table(notebook: Notebook, folder: Path, name: str) -> "pd.DataFrame":
