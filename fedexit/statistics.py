@@ -207,12 +207,13 @@ def changed(
 ) -> tuple[float, float, float, float, float]:
     """How much larger the difference `found` is than `other`, on the same seeds and clips: a difference of differences.
 
-    Returns the values of `SHARES`: the change, the limits of its bootstrap (each draw takes the same seeds and clips
-    for both, see `resampled`) and those of Student's t over the seeds, NaN for one. Raises FedexitError where seeds or
-    clips are not equally many.
+    Returns the values of `SHARES`, as shares and not points: the change, the limits of its bootstrap (each draw takes
+    the same seeds and clips for both, see `resampled`) and those of Student's t over the seeds, NaN for one. Raises
+    FedexitError where the two do not count the same `n` at each seed and clip.
     """
-    if found.n.shape != other.n.shape:
-        raise FedexitError(f"seeds and clips differ: {found.n.shape} of one, {other.n.shape} of the other")
+    if not np.array_equal(found.n, other.n):
+        shapes = f"{found.n.shape} and {other.n.shape}"
+        raise FedexitError(f"two differences of other seeds and clips, or counted differently: {shapes}")
     change, half = found.difference - other.difference, half_interval(found.by_seed - other.by_seed)
     within = interval(resampled(found, stream, draws) - resampled(other, stream, draws))
     return change, *within, change - half, change + half

@@ -217,6 +217,10 @@ def test_checks_hold_even_when_nothing_runs(project, capsys):
     project.save(rounds=-1)
     code, _, err = fedexit(capsys, "run", "--profile", "smoke", "01_first")
     assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check wants at least 2" in err
+    manifest = project.root / "nbs_ci.yml"
+    manifest.write_text(manifest.read_text().replace("min_rows: 2", "max_rows: 0"))
+    code, _, err = fedexit(capsys, "run", "--profile", "smoke", "01_first")
+    assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check wants 0 to 0" in err
 
 
 def test_a_table_without_columns_is_one_message_and_keeps_the_earlier_results(project, capsys):
