@@ -17,7 +17,7 @@ help: ## show this list
 reproduce: .venv/installed corpus ## install, fetch the speech, run every notebook that is out of date: results/default
 	@echo "== notebooks, profile default: each line says how long it takes; stopped halfway, the same command resumes"
 	@$(PY) -m fedexit run --profile default
-	@$(PY) -m fedexit.readme
+	@$(PY) -m fedexit.runner.readme
 
 test: .venv/installed lint ## what CI runs: lint, every notebook with the small parameters, tests
 	@if $(MAKE) corpus; then \

@@ -5,21 +5,21 @@ The public names live here; each is loaded on first use, so that the command lin
 
 from importlib import import_module
 
-from fedexit.errors import FedexitError
+from fedexit.support.errors import FedexitError
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "load_backbone": "fedexit.backbone",
-    "MultiExitModel": "fedexit.exits",
-    "Update": "fedexit.aggregation",
-    "aggregate": "fedexit.aggregation",
-    "layer_of": "fedexit.aggregation",
-    "open_corpus": "fedexit.corpora",
-    "Client": "fedexit.clients",
-    "LocalTraining": "fedexit.clients",
-    "local_round": "fedexit.clients",
-    "federate": "fedexit.federation",
+    "load_backbone": "fedexit.model.backbone",
+    "MultiExitModel": "fedexit.model.exits",
+    "Update": "fedexit.federated.aggregation",
+    "aggregate": "fedexit.federated.aggregation",
+    "layer_of": "fedexit.model.names",
+    "open_corpus": "fedexit.data.corpora",
+    "Client": "fedexit.federated.clients",
+    "LocalTraining": "fedexit.federated.clients",
+    "local_round": "fedexit.federated.clients",
+    "federate": "fedexit.federated.rounds",
 }
 
 __all__ = ["FedexitError", "__version__", *_EXPORTS]

@@ -5,7 +5,7 @@ import errno
 import json
 import sys
 
-from fedexit.errors import FedexitError
+from fedexit.support.errors import FedexitError
 
 # exit codes: 0 done, 1 a notebook or the machine failed, 2 wrong input, 130 interrupted (Ctrl-C)
 
@@ -116,14 +116,14 @@ def _command(commands: argparse._SubParsersAction, name: str, handler, text: str
 
 
 def _run(args: argparse.Namespace) -> int:
-    from fedexit.runner import run
+    from fedexit.runner.run import run
 
     return 0 if run(args.profile, args.notebooks, dict(map(_parameter, args.parameters)), args.force) else 1
 
 
 def _parameter(text: str) -> tuple[str, object]:
     """NAME=VALUE, the value read as YAML: a number, text, true, null, a list or a mapping."""
-    from fedexit.manifest import parse_yaml
+    from fedexit.runner.manifest import parse_yaml
 
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -143,13 +143,13 @@ def _parameter(text: str) -> tuple[str, object]:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from fedexit.runner import status
+    from fedexit.runner.run import status
 
     status(args.profile)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from fedexit.pretraining import pretrain, pretraining_settings
+    from fedexit.central.masked_prediction import pretrain, pretraining_settings
 
     settings = pretraining_settings(dict(map(_parameter, args.settings)))
     finished = pretrain(settings, args.out, args.minutes)
@@ -157,7 +157,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _ctc(args: argparse.Namespace) -> None:
-    from fedexit.ctc_start import train_ctc_start
+    from fedexit.central.ctc_start import train_ctc_start
 
     train_ctc_start(args.out, args.start, args.corpus, dict(map(_parameter, args.settings)))
     print(f"{args.out}: done; its card says how well it spells")
@@ -170,8 +170,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _data_list(args: argparse.Namespace) -> None:
-    from fedexit.corpora import list_corpora
-    from fedexit.frozen import feature_files, limit
+    from fedexit.data.corpora import list_corpora
+    from fedexit.model.features import feature_files, limit
 
     print(list_corpora().to_string(index=False))
     held = sum(feature_files().values())
@@ -179,26 +179,26 @@ def _data_list(args: argparse.Namespace) -> None:
 
 
 def _data_fetch(args: argparse.Namespace) -> None:
-    from fedexit.corpora import fetch_corpus
+    from fedexit.data.corpora import fetch_corpus
 
     corpus = fetch_corpus(args.name, args.source)
     print(f"{args.name}: {len(corpus.dataset)} clips in {corpus.folder}")
 
 
 def _data_manifest(args: argparse.Namespace) -> None:
-    from fedexit.corpora import write_manifest
+    from fedexit.data.corpora import write_manifest
 
     print(f"manifest of {args.corpus}: {write_manifest(args.corpus, args.out)}")
 
 
 def _data_trials(args: argparse.Namespace) -> None:
-    from fedexit.verification import write_trials
+    from fedexit.data.trials import write_trials
 
     print(f"trials of {args.corpus}: {write_trials(args.corpus, args.pairs, args.out)}")
 
 
 def _data_convert(args: argparse.Namespace) -> None:
-    from fedexit.corpora import convert_folder
+    from fedexit.data.corpora import convert_folder
 
     corpus = convert_folder(args.folder, args.out)
     print(f"{args.folder}: {len(corpus.dataset)} clips in {corpus.folder}")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from fedexit.audio import write_audio
-from fedexit.corpus_folder import COLUMNS
+from fedexit.data.audio import write_audio
+from fedexit.data.folder import COLUMNS
 
 VOICES = {"ANN": 300.0, "BEN": 800.0, "CID": 1700.0, "DOT": 3000.0}
 WORDS = ["yes we can", "no you cannot", "what is it"]

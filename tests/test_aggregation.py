@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexit.aggregation import Aggregator, Update, aggregate, layer_of
-from fedexit.errors import FedexitError
+from fedexit.federated.aggregation import Aggregator, Update, aggregate
+from fedexit.model.names import layer_of
+from fedexit.support.errors import FedexitError
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-6)  # float32 sums of at most a dozen clients
 LAYERS = 12

@@ -3,8 +3,8 @@ import pytest
 import soundfile as sf
 import torch
 
-from fedexit.audio import SAMPLE_RATE, decode_audio, read_audio, to_16k_mono, write_audio
-from fedexit.errors import FedexitError
+from fedexit.data.audio import SAMPLE_RATE, decode_audio, read_audio, to_16k_mono, write_audio
+from fedexit.support.errors import FedexitError
 
 
 def tone(hertz=440, rate=SAMPLE_RATE, seconds=0.5):

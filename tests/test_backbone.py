@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from fedexit.backbone import PRESETS, default_exits, load_backbone
-from fedexit.errors import FedexitError
-from fedexit.paths import backbones_dir
+from fedexit.model.backbone import PRESETS, default_exits, load_backbone
+from fedexit.support.errors import FedexitError
+from fedexit.support.paths import backbones_dir
 
 LENGTHS = [16000, 9000, 4321]
 TINY = dict(

@@ -12,7 +12,7 @@ import pytest
 from fedexit import cli
 from fedexit.bench import child, engines, peers, report, suite
 from fedexit.bench.workload import Workload, build_clients, build_model, epoch, outcome, same_weights, train_locally
-from fedexit.errors import FedexitError
+from fedexit.support.errors import FedexitError
 
 TINY = Workload(rounds=3, clients=4, clips=4, samples=1600, batch=2, width=16, channels=8)
 SIZES = suite.Sizes(TINY, preset="nano", models=2, samples=1600)

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, MultiExitModel, load_backbone, open_corpus
-from fedexit.central import Recipe, fine_tune, fine_tuned_error
-from fedexit.clients import LocalTraining, local_round, normalised, spec_augment
-from fedexit.ctc import CHARACTERS, characters
-from fedexit.federation import Client
-from fedexit.metrics import predict
-from fedexit.probes import random_splits
-from fedexit.streams import seeded
-from fedexit.workers import on_workers
+from fedexit.central.fine_tuning import Recipe, fine_tune
+from fedexit.central.probes import random_splits
+from fedexit.data.batches import normalised
+from fedexit.data.text import CHARACTERS, characters
+from fedexit.federated.clients import Client, LocalTraining, local_round
+from fedexit.lab.cells import fine_tuned_error
+from fedexit.model.features import spec_augment
+from fedexit.model.metrics import predict
+from fedexit.support.processes import on_workers
+from fedexit.support.streams import seeded
 
 RECIPE = Recipe(epochs=3, batch_size=8, crop=3_000)
 
@@ -177,7 +179,7 @@ def test_masks_are_for_training_only_and_the_same_with_and_without_stored_featur
     assert plain.checksum() != masked.checksum() == again.checksum()
     ends = [tuned.heads["3"].linear.weight for tuned in (waves, masked, plain)]
     assert (ends[0] - ends[1]).norm() < 0.1 * (ends[0] - ends[2]).norm()
-    monkeypatch.setattr("fedexit.clients.spec_augment", None)  # any use would fail
+    monkeypatch.setattr("fedexit.model.features.spec_augment", None)  # any use would fail
     assert predict(masked, stored).equals(predict(again, stored))
 
 

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from fedexit import cli, runner
-from fedexit.errors import FedexitError
+from fedexit import cli
+from fedexit.runner import run as runner
+from fedexit.support.errors import FedexitError
 
 COMMANDS = (
     ["run"],

@@ -14,10 +14,11 @@ import pytest
 import soundfile as sf
 from test_queen import make_queen_1c, mp3
 
-from fedexit import corpora, fetch
-from fedexit.corpora import convert_folder, fetch_corpus, list_corpora, open_corpus, write_manifest
-from fedexit.corpus_folder import COLUMNS, split_groups
-from fedexit.errors import FedexitError
+from fedexit.data import corpora
+from fedexit.data import packages as fetch
+from fedexit.data.corpora import convert_folder, fetch_corpus, list_corpora, open_corpus, write_manifest
+from fedexit.data.folder import COLUMNS, split_groups
+from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, load_backbone, local_round
-from fedexit.backbone import Backbone
-from fedexit.costs import Device, client_costs, clip_macs, memory, on_devices, sizes_by_layer
-from fedexit.costs_probe import measured_memory
+from fedexit.devices.probe import measured_memory
+from fedexit.federated.ledger import Device, client_costs, on_devices
+from fedexit.model.backbone import Backbone
+from fedexit.model.costs import clip_macs, memory, sizes_by_layer
 
 GEOMETRY = dict(
     hidden_size=48, num_attention_heads=4, intermediate_size=100, conv_dim=(16,) * 7, num_hidden_layers=4,

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedexit.backbone import load_backbone
-from fedexit.clients import collate
-from fedexit.ctc import CHARACTERS, CTCHead, beam_decoder, characters, ctc_loss, frames_needed, greedy, spell
-from fedexit.errors import FedexitError
-from fedexit.exits import HEADS, MultiExitModel
+from fedexit.data.batches import collate
+from fedexit.data.text import CHARACTERS, characters, frames_needed, spell
+from fedexit.model.backbone import load_backbone
+from fedexit.model.ctc import CTCHead, beam_decoder, ctc_loss, greedy
+from fedexit.model.exits import MultiExitModel
+from fedexit.model.heads import HEADS
+from fedexit.support.errors import FedexitError
 
 
 def test_characters_keep_letters_apostrophes_and_single_blanks():

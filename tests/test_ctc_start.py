@@ -8,10 +8,12 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
-from fedexit import FedexitError, MultiExitModel, central, cli, ctc_start, load_backbone, open_corpus
-from fedexit.ctc import CHARACTERS, characters, spell
-from fedexit.ctc_start import HEADS_FILE, RECIPE, SPEEDS, ctc_recipe, load_start_heads, train_ctc_start
-from fedexit.tasks import make_task
+from fedexit import FedexitError, MultiExitModel, cli, load_backbone, open_corpus
+from fedexit.central import ctc_start
+from fedexit.central import fine_tuning as central
+from fedexit.central.ctc_start import HEADS_FILE, RECIPE, SPEEDS, ctc_recipe, load_start_heads, train_ctc_start
+from fedexit.data.tasks import make_task
+from fedexit.data.text import CHARACTERS, characters, spell
 
 QUICK = {"epochs": 2, "spec_augment": False, "bfloat16": False}
 
@@ -128,7 +130,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(start, corpus, tmp_path, mon
 
 def test_a_finished_start_is_left_alone_and_another_gets_a_new_folder(start, corpus, monkeypatch):
     before = contents(start)
-    monkeypatch.setattr("fedexit.ctc_start.fine_tune", None)  # nothing may be trained
+    monkeypatch.setattr("fedexit.central.ctc_start.fine_tune", None)  # nothing may be trained
     train_ctc_start(start, "nano", corpus, QUICK)
     with pytest.raises(FedexitError, match="nano-ctc holds a start that was trained otherwise; name a new folder"):
         train_ctc_start(start, "nano", corpus, QUICK | {"epochs": 3})

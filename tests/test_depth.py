@@ -7,31 +7,22 @@ import pytest
 import torch
 
 from fedexit import FedexitError, LocalTraining, MultiExitModel, load_backbone
-from fedexit.aggregation import Update, aggregate
-from fedexit.costs import Device, client_costs, on_devices
-from fedexit.depth import (
-    MIB,
-    Calibration,
-    Dynamics,
-    Faults,
+from fedexit.devices.dynamics import Dynamics, Faults, at_round, charge, load
+from fedexit.devices.policy import (
     Need,
     Policy,
-    Profile,
-    at_round,
-    calibrate,
-    charge,
     coverage,
     depth_for,
     depths_of_round,
-    device_table,
     largest_safe_exit,
     limit,
-    load,
     needs_by_exit,
     outcomes_of_round,
-    profiles,
     round_seconds,
 )
+from fedexit.devices.profiles import MIB, Calibration, Profile, calibrate, device_table, profiles
+from fedexit.federated.aggregation import Update, aggregate
+from fedexit.federated.ledger import Device, client_costs, on_devices
 
 # 100 bytes, 10 bytes each way and 50 MACs for each three layers; 8 bits per second are a byte per second
 NEEDS = {depth: Need(100 * part, 10 * part, 50 * part) for part, depth in enumerate((3, 6, 9, 12), 1)}

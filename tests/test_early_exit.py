@@ -9,25 +9,26 @@ import torch
 from small_corpus import write_small_corpus
 
 from fedexit import MultiExitModel, load_backbone, open_corpus
-from fedexit.central import Recipe
-from fedexit.clients import normalised
-from fedexit.costs import clip_macs
-from fedexit.ctc import CHARACTERS
-from fedexit.early_exit import (
+from fedexit.central.fine_tuning import Recipe
+from fedexit.data.batches import normalised
+from fedexit.data.tasks import make_task
+from fedexit.data.text import CHARACTERS
+from fedexit.lab.exit_study import (
     FIXED,
-    RULES,
-    agreement,
-    entropy,
+    against_deepest,
     fixed_exit_for,
+    held,
+    latencies,
     oracle,
-    probability,
-    run,
     scored,
+    sweep,
     taken,
     threshold_for,
+    totals,
+    train_and_score,
 )
-from fedexit.exit_study import against_deepest, held, latencies, sweep, totals, train_and_score
-from fedexit.tasks import make_task
+from fedexit.model.costs import clip_macs
+from fedexit.model.early_exit import RULES, agreement, entropy, probability, run
 
 NOTHING = -math.inf
 EXITS = [3, 6, 9, 12]

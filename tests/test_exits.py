@@ -3,9 +3,10 @@ import json
 import pytest
 import torch
 
-from fedexit.backbone import load_backbone
-from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel, statistics_pooling
+from fedexit.model.backbone import load_backbone
+from fedexit.model.exits import MultiExitModel
+from fedexit.model.heads import statistics_pooling
+from fedexit.support.errors import FedexitError
 
 
 @pytest.fixture(scope="module")

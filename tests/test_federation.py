@@ -15,18 +15,19 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import ConcatDataset
 
-from fedexit import federation
-from fedexit.aggregation import layer_of
-from fedexit.backbone import backbone_from_config, config_of, load_backbone
-from fedexit.checkpoints import save_checkpoint
-from fedexit.clients import Client, LocalTraining, batches, by_length, collate, local_round, make_optimiser, normalised
-from fedexit.ctc import CHARACTERS, characters
-from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel
-from fedexit.federation import drop_outs, federate, sample
-from fedexit.metrics import error_rates, majority_error, predict
-from fedexit.streams import numpy_stream, seeded
-from fedexit.workers import on_workers
+from fedexit.data.batches import batches, by_length, collate, normalised
+from fedexit.data.text import CHARACTERS, characters
+from fedexit.federated import rounds as federation
+from fedexit.federated.clients import Client, LocalTraining, local_round, make_optimiser
+from fedexit.federated.rounds import drop_outs, federate, sample
+from fedexit.model.backbone import backbone_from_config, config_of, load_backbone
+from fedexit.model.exits import MultiExitModel
+from fedexit.model.metrics import error_rates, majority_error, predict
+from fedexit.model.names import layer_of
+from fedexit.support.checkpoints import save_checkpoint
+from fedexit.support.errors import FedexitError
+from fedexit.support.processes import on_workers
+from fedexit.support.streams import numpy_stream, seeded
 
 TRAINING = LocalTraining(batch_size=4, learning_rate=3e-3)
 SGD = LocalTraining(batch_size=4, learning_rate=0.1, optimiser="sgd")
@@ -100,8 +101,8 @@ CLIENT_PROCESS = """
 import gc, sys; sys.path.insert(0, {tests!r})
 import torch
 import test_federation as t
-from fedexit.aggregation import layer_of
-from fedexit.exits import MultiExitModel
+from fedexit.model.names import layer_of
+from fedexit.model.exits import MultiExitModel
 model = MultiExitModel.from_pretrained({folder!r})
 received = {{name: tensor.clone() for name, tensor in model.trainable_weights().items()}}
 update, _ = t.local_round(model, received, t.make_clients()[0], t.TRAINING, (0,))

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fedexit.errors import FedexitError
-from fedexit.fingerprint import PACKAGE, PHRASES, differences, key_of, module_closure, module_hash, notebook_code
+from fedexit.runner.fingerprint import PACKAGE, PHRASES, differences, key_of, module_closure, module_hash, notebook_code
+from fedexit.support.errors import FedexitError
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def test_module_hash_covers_source_and_named_data(package):
 
 
 def test_every_task_counts_where_one_is_used():
-    assert {"tasks", "corpora", "ctc", "clients"} <= set(module_closure("from fedexit.tasks import make_task", PACKAGE))
+    assert {"tasks", "corpora", "ctc", "clients"} <= set(
+        module_closure("from fedexit.data.tasks import make_task", PACKAGE)
+    )
 
 
 def test_only_code_cells_count(tmp_path):

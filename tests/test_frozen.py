@@ -6,15 +6,17 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
-from fedexit import frozen
-from fedexit.backbone import load_backbone
-from fedexit.clients import Client, LocalTraining, collate, local_round
-from fedexit.corpora import open_corpus
-from fedexit.errors import FedexitError
-from fedexit.exits import MultiExitModel
-from fedexit.frozen import feature_files, freezer
-from fedexit.tasks import Clips, make_task
-from fedexit.workers import on_workers
+from fedexit.data.batches import collate
+from fedexit.data.corpora import open_corpus
+from fedexit.data.tasks import make_task
+from fedexit.data.tasks.contract import Clips
+from fedexit.federated.clients import Client, LocalTraining, local_round
+from fedexit.model import features as frozen
+from fedexit.model.backbone import load_backbone
+from fedexit.model.exits import MultiExitModel
+from fedexit.model.features import feature_files, freezer
+from fedexit.support.errors import FedexitError
+from fedexit.support.processes import on_workers
 
 
 @pytest.fixture(scope="module")

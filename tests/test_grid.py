@@ -13,15 +13,21 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
-from fedexit import FedexitError, cells, central, federation, grid, open_corpus
-from fedexit.cells import Cell, Setting, run_cell
-from fedexit.central import Recipe
-from fedexit.checkpoints import options_set
-from fedexit.clients import LocalTraining
-from fedexit.depth import MIB, Faults, Need, Policy
-from fedexit.grid import run_grid, run_grids, with_owners
-from fedexit.tasks import make_task
-from fedexit.verification import make_trials
+from fedexit import FedexitError, open_corpus
+from fedexit.central import fine_tuning as central
+from fedexit.central.fine_tuning import Recipe
+from fedexit.data.tasks import make_task
+from fedexit.data.trials import make_trials
+from fedexit.devices.dynamics import Faults
+from fedexit.devices.policy import Need, Policy
+from fedexit.devices.profiles import MIB
+from fedexit.federated import rounds as federation
+from fedexit.federated.clients import LocalTraining
+from fedexit.lab import cells, grid
+from fedexit.lab.cells import run_cell
+from fedexit.lab.grid import run_grid, run_grids, with_owners
+from fedexit.lab.setting import Cell, Setting
+from fedexit.support.checkpoints import options_set
 
 CELLS = [Cell("voice", "homogeneous", 0, 3), Cell("voice", "stale", 0), Cell("voice", "layerwise", 0)]
 

@@ -7,13 +7,15 @@ from small_corpus import write_small_corpus
 from test_federation import TRAINING, assert_same, make_clients, make_model, run, tones
 from test_grid import setting
 
-from fedexit import cells, federate, open_corpus
-from fedexit.cells import Cell, groups_tested, run_cell
-from fedexit.clients import local_round
-from fedexit.local_heads import packed, unpacked, with_own_heads
-from fedexit.metrics import predict
-from fedexit.partition import device_of
-from fedexit.tasks import make_task
+from fedexit import federate, open_corpus
+from fedexit.data.tasks import make_task
+from fedexit.federated.clients import local_round
+from fedexit.federated.local_heads import packed, unpacked, with_own_heads
+from fedexit.federated.partition import device_of
+from fedexit.lab import cells
+from fedexit.lab.cells import groups_tested, run_cell
+from fedexit.lab.setting import Cell
+from fedexit.model.metrics import predict
 
 LOCAL = dict(method="layerwise-local", fraction=1.0)
 

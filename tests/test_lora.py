@@ -13,11 +13,14 @@ from test_costs import counted, saved_bytes, small
 from test_federation import TRAINING, assert_same, make_clients, tones
 from test_grid import settings
 
-from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, cells, federate, grid, layer_of, load_backbone
-from fedexit.cells import Cell, run_cell
-from fedexit.clients import local_round
-from fedexit.costs import client_costs, clip_macs, memory
-from fedexit.lora import TARGETS, merged, with_lora
+from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, federate, layer_of, load_backbone
+from fedexit.federated.clients import local_round
+from fedexit.federated.ledger import client_costs
+from fedexit.lab import cells, grid
+from fedexit.lab.cells import run_cell
+from fedexit.lab.setting import Cell
+from fedexit.model.costs import clip_macs, memory
+from fedexit.model.lora import TARGETS, merged, with_lora
 
 pytest.importorskip("peft", reason='peft is not installed: pip install "fedexit[lora]"')
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import yaml
 
-from fedexit.errors import FedexitError
-from fedexit.manifest import load_manifest, parse_yaml, select
+from fedexit.runner.manifest import load_manifest, parse_yaml, select
+from fedexit.support.errors import FedexitError
 
 GOOD = {
     "notebooks": [

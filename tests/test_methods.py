@@ -19,10 +19,11 @@ from fedexit import (
     load_backbone,
     local_round,
 )
-from fedexit.aggregation import in_layer
-from fedexit.cells import Cell, run_cell
-from fedexit.clients import Client
-from fedexit.methods import METHODS, find_method
+from fedexit.federated.clients import Client
+from fedexit.federated.methods import METHODS, find_method
+from fedexit.lab.cells import run_cell
+from fedexit.lab.setting import Cell
+from fedexit.model.names import in_layer
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-6)
 LOW, HIGH = (4, 6), (8, 10)  # clips of the clients of depth 3 and of depth 9

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexit import MultiExitModel, load_backbone, metrics
-from fedexit.clients import WINDOW
-from fedexit.ctc import CHARACTERS, characters
+from fedexit import MultiExitModel, load_backbone
+from fedexit.data.batches import WINDOW
+from fedexit.data.text import CHARACTERS, characters
+from fedexit.model import metrics
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "cab", "it's"]), max_size=5).map(" ".join)
 

@@ -13,10 +13,12 @@ import test_tasks
 import test_verification
 from sklearn.metrics import roc_curve
 
-from fedexit import aggregation, ctc, metrics, objectives, verification
-from fedexit.aggregation import Aggregator
-from fedexit.backbone import Backbone
-from fedexit.tasks import paralinguistic
+from fedexit.data.tasks import paralinguistic
+from fedexit.federated import aggregation, objectives
+from fedexit.federated.aggregation import Aggregator
+from fedexit.model import ctc, metrics
+from fedexit.model import metrics as verification
+from fedexit.model.backbone import Backbone
 
 
 def plain_sum_of_depths(update, method, exponent):

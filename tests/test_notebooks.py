@@ -8,8 +8,8 @@ from statistics import median
 import nbformat
 import pytest
 
-from fedexit.errors import FedexitError
-from fedexit.manifest import load_manifest
+from fedexit.runner.manifest import load_manifest
+from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

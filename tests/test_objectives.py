@@ -6,8 +6,8 @@ import torch
 from test_federation import TRAINING, assert_same, make_clients, make_model, tones
 
 from fedexit import FedexitError, LocalTraining, federate, local_round
-from fedexit.ctc import CTCHead
-from fedexit.objectives import divergence, objective_loss
+from fedexit.federated.objectives import divergence, objective_loss
+from fedexit.model.ctc import CTCHead
 
 SHALLOW, DEEP = np.array([[1.0, -0.5, 0.2], [0.3, 0.1, -2.0]]), np.array([[0.1, 0.9, 0.0], [-1.0, 2.0, 0.5]])
 LABELS = np.array([2, 1])

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fedexit.corpora import TARS
-from fedexit.errors import FedexitError
-from fedexit.partition import PARTITIONS
-from fedexit.plan import PLAN, plan_of, setting_of
-from fedexit.tasks import TASKS
+from fedexit.data.places import TARS
+from fedexit.data.tasks import TASKS
+from fedexit.federated.partition import PARTITIONS
+from fedexit.lab.plan import PLAN, plan_of, setting_of
+from fedexit.support.errors import FedexitError
 
 
 def test_every_line_names_what_there_is():

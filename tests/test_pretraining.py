@@ -15,9 +15,9 @@ from small_corpus import write_small_corpus
 from transformers import AutoModel
 
 from fedexit import FedexitError, load_backbone
-from fedexit.codes import content, features_of, fit_codebook, mfcc, voice
-from fedexit.pretraining import MaskedPrediction, Pretraining, pretrain, pretraining_settings
-from fedexit.speech_pool import SpeechPool, augmented, open_pool
+from fedexit.central.codes import content, features_of, fit_codebook, mfcc, voice
+from fedexit.central.masked_prediction import MaskedPrediction, Pretraining, pretrain, pretraining_settings
+from fedexit.central.speech_pool import SpeechPool, augmented, open_pool
 
 SMALL = dict(
     backbone="nano", codebooks=("mfcc:8:1", "voice:4:0.5"), updates=12, seconds=4.0, log_every=2, dev_every=4, seed=3

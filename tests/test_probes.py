@@ -8,9 +8,7 @@ from sklearn.metrics import mutual_info_score
 from sklearn.preprocessing import StandardScaler
 
 from fedexit import FedexitError, load_backbone
-from fedexit.clients import normalised
-from fedexit.ctc import characters
-from fedexit.probes import (
+from fedexit.central.probes import (
     ALPHAS,
     best_layer,
     cluster_quality,
@@ -25,6 +23,8 @@ from fedexit.probes import (
     profile,
     random_splits,
 )
+from fedexit.data.batches import normalised
+from fedexit.data.text import characters
 
 CLIPS = [torch.randn(length, generator=torch.Generator().manual_seed(length)) for length in (5000, 900, 7000, 5100)]
 

@@ -1,6 +1,6 @@
 import sys
 
-from fedexit.progress import progress
+from fedexit.support.progress import progress
 
 
 def test_quiet_without_a_terminal(monkeypatch, capsys):

@@ -17,8 +17,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import fedexit
-from fedexit import cli, readme
-from fedexit.errors import FedexitError
+from fedexit import cli
+from fedexit.runner import readme
+from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -172,7 +173,7 @@ UNWRITTEN = "above\n" + "".join(f"{begin}\nold\n{end}\n" for begin, end in (TABL
 def test_readme_table_is_fresh():
     if not (ROOT / "results" / "default").is_dir():
         pytest.skip("no results of the profile default yet")
-    assert readme.render(README, ROOT) == README, "run: python -m fedexit.readme"
+    assert readme.render(README, ROOT) == README, "run: python -m fedexit.runner.readme"
 
 
 def test_readme_table(tmp_path):

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-from fedexit.audio import read_audio
-from fedexit.errors import FedexitError
-from fedexit.queen import Clip, build_queen, read_clips, sentence_type, split_queen
+from fedexit.data.audio import read_audio
+from fedexit.data.queen import Clip, build_queen, read_clips, sentence_type, split_queen
+from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("FEDEXIT_DATA", ROOT / "data")) / "cache" / "queen"
@@ -180,7 +180,7 @@ def test_a_failed_build_leaves_nothing(queen_1c, tmp_path):
 def test_a_killed_build_leaves_no_corpus(queen_1c, tmp_path):
     (tmp_path / "queen.1c").write_bytes(queen_1c)
     code = (
-        "import os; from pathlib import Path; import fedexit.queen as q\n"
+        "import os; from pathlib import Path; import fedexit.data.queen as q\n"
         "q.save_manifest = lambda *_: os._exit(9)\n"
         f"q.build_queen(Path({str(tmp_path / 'queen.1c')!r}), Path({str(tmp_path / 'queen')!r}))"
     )

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from fedexit import results
-from fedexit.errors import FedexitError
+from fedexit.runner import results
+from fedexit.support.errors import FedexitError
 
 
 @pytest.fixture

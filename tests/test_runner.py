@@ -17,15 +17,16 @@ import psutil
 import pytest
 import yaml
 
-from fedexit import execution, fingerprint, runner
 from fedexit.cli import main
-from fedexit.execution import _remove_volatile
-from fedexit.manifest import load_manifest
+from fedexit.runner import execution, fingerprint
+from fedexit.runner import run as runner
+from fedexit.runner.execution import _remove_volatile
+from fedexit.runner.manifest import load_manifest
 
 FIRST = """
 import os, time
 import pandas as pd
-from fedexit.results import Run
+from fedexit.runner.results import Run
 run = Run("01_first", profile)
 counter = run.state("tries")
 counter.write_text(f"{os.getpid()}")
@@ -40,7 +41,7 @@ if mode == "undeclared":
 print("rounds", rounds)
 """
 SECOND = """
-from fedexit.results import Run
+from fedexit.runner.results import Run
 run = Run("02_second", profile)
 run.table(run.read("01_first", "x") * 2, "y")
 """

@@ -9,10 +9,11 @@ import torch
 from test_federation import SGD, assert_same, make_clients, make_model, run
 
 from fedexit import FedexitError, LocalTraining, federate, layer_of, local_round
-from fedexit.clients import batches, make_optimiser
-from fedexit.costs import client_costs
-from fedexit.server import FedAdam
-from fedexit.streams import numpy_stream
+from fedexit.data.batches import batches
+from fedexit.federated.aggregation import FedAdam
+from fedexit.federated.clients import make_optimiser
+from fedexit.federated.ledger import client_costs
+from fedexit.support.streams import numpy_stream
 
 
 def test_fedadam_is_the_published_algorithm_and_forgets_nothing_of_what_rests():

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fedexit.errors import FedexitError
-from fedexit.statistics import (
+from fedexit.lab.statistics import (
     Pairs,
     all_of,
     bootstrap,
@@ -23,6 +22,7 @@ from fedexit.statistics import (
     verdict,
     wider,
 )
+from fedexit.support.errors import FedexitError
 
 
 def test_half_interval_is_students():

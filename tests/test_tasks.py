@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import write_small_corpus
 
-from fedexit.corpora import open_corpus
-from fedexit.corpus_folder import COLUMNS
-from fedexit.ctc import CHARACTERS, spell
-from fedexit.errors import FedexitError
-from fedexit.partition import assign_depths, device_of, make_clients, tier_of
-from fedexit.tasks import TASKS, Clips, make_task
-from fedexit.tasks.asr import asr_task
-from fedexit.tasks.keyword import digit_task, first_words, keyword_task
-from fedexit.tasks.paralinguistic import emotion_task, sentence_task
-from fedexit.tasks.voice import speaker_task, voice_task
-from fedexit.verification import trials_of
+from fedexit.data.corpora import open_corpus
+from fedexit.data.folder import COLUMNS
+from fedexit.data.tasks import TASKS, make_task
+from fedexit.data.tasks.asr import asr_task
+from fedexit.data.tasks.contract import Clips
+from fedexit.data.tasks.keyword import digit_task, first_words, keyword_task
+from fedexit.data.tasks.paralinguistic import emotion_task, sentence_task
+from fedexit.data.tasks.voice import speaker_task, voice_task
+from fedexit.data.text import CHARACTERS, spell
+from fedexit.data.trials import trials_of
+from fedexit.federated.partition import assign_depths, device_of, make_clients, tier_of
+from fedexit.support.errors import FedexitError
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 import soundfile as sf
 from test_corpora import make_deb
 
-from fedexit import FedexitError, corpora, open_corpus, unlabelled
-from fedexit.unlabelled import Source, build_unlabelled
+from fedexit import FedexitError, open_corpus
+from fedexit.data import corpora, unlabelled
+from fedexit.data.unlabelled import Source, build_unlabelled
 
 SOURCES = {"talk-one": Source(r".*/talk/(?!silence).*\.wav", "CC0"), "talk-two": Source(r".*\.ogg", "GPL-2+")}
 

@@ -13,9 +13,10 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 from small_corpus import write_small_corpus
 
-from fedexit import FedexitError, MultiExitModel, cli, load_backbone, open_corpus, verification
-from fedexit.clients import collate
-from fedexit.tasks import make_task
+from fedexit import FedexitError, MultiExitModel, cli, load_backbone, open_corpus
+from fedexit.data.batches import collate
+from fedexit.data.tasks import make_task
+from fedexit.model import metrics as verification
 
 ROOT = Path(__file__).parents[1]
 LISTS = ("queen", "speechocean")

@@ -7,11 +7,14 @@ from test_costs import small
 from test_federation import TRAINING, make_clients, make_model, tones
 from test_grid import settings
 
-from fedexit import Client, FedexitError, MultiExitModel, cells, federate, load_backbone, open_corpus, width
-from fedexit.cells import Cell, run_cell
-from fedexit.costs import clip_macs
-from fedexit.verification import make_trials
-from fedexit.width import average_by_element, federate_by_width, narrowed, places_in, widths_for
+from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone, open_corpus
+from fedexit.data.trials import make_trials
+from fedexit.federated import heterofl as width
+from fedexit.federated.heterofl import average_by_element, federate_by_width, narrowed, places_in, widths_for
+from fedexit.lab import cells
+from fedexit.lab.cells import run_cell
+from fedexit.lab.setting import Cell
+from fedexit.model.costs import clip_macs
 
 
 def one_exit():

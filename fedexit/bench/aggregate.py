@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedexit.aggregation import Aggregator, Update, layer_of
-from fedexit.backbone import load_backbone
-from fedexit.costs_probe import resident
-from fedexit.exits import MultiExitModel
+from fedexit.devices.probe import resident
+from fedexit.federated.aggregation import Aggregator, Update
+from fedexit.model.backbone import load_backbone
+from fedexit.model.exits import MultiExitModel
+from fedexit.model.names import layer_of
 
 DEPTHS = {"full": (12,), "mixed": (3, 6, 9, 12)}  # the clients' depths, in turn
 WAYS = [("limit", "full"), ("aggregator", "full"), ("aggregator", "mixed"), ("sum", "full"), ("stack", "full")]

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 import fedexit
-from fedexit.errors import FedexitError
+from fedexit.support.errors import FedexitError
 
 # What can run in a child, by name: each takes the keywords in JSON, and `started`, and returns what JSON can hold, a
 # dictionary or a list of rows.

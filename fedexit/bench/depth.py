@@ -2,10 +2,10 @@
 
 import torch
 
-from fedexit.backbone import load_backbone
-from fedexit.costs import costs_by_depth
-from fedexit.costs_probe import step_seconds
-from fedexit.exits import MultiExitModel
+from fedexit.devices.probe import step_seconds
+from fedexit.model.backbone import load_backbone
+from fedexit.model.costs import costs_by_depth
+from fedexit.model.exits import MultiExitModel
 
 _BATCH = 4  # clips
 

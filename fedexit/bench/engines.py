@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from fedexit import federation, workers
-from fedexit.aggregation import Update
-from fedexit.backbone import Backbone
 from fedexit.bench.workload import (
     LEARNING_RATE,
     SEED,
@@ -25,8 +22,13 @@ from fedexit.bench.workload import (
     outcome,
     train_locally,
 )
-from fedexit.clients import Client, Example, LocalTraining, normalised
-from fedexit.exits import MultiExitModel
+from fedexit.data.batches import Example, normalised
+from fedexit.federated import rounds as federation
+from fedexit.federated import workers
+from fedexit.federated.aggregation import Update
+from fedexit.federated.clients import Client, LocalTraining
+from fedexit.model.backbone import Backbone
+from fedexit.model.exits import MultiExitModel
 
 _PATIENCE = 1800  # seconds that one process of the bare loop waits for another: a dead one shall not hang it for good
 

@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from fedexit.bench.workload import Workload, build_client, build_model, outcome, train_locally
-from fedexit.clients import Client
-from fedexit.exits import MultiExitModel
+from fedexit.federated.clients import Client
+from fedexit.model.exits import MultiExitModel
 
 client_app = ClientApp()
 

@@ -6,8 +6,8 @@ import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
-from fedexit.errors import FedexitError
-from fedexit.paths import data_dir
+from fedexit.support.errors import FedexitError
+from fedexit.support.paths import data_dir
 
 PEERS = {"pfl": "pfl==0.6.0", "flower": "flwr[simulation]==1.42.0"}  # what the adapters were written for
 

@@ -117,7 +117,7 @@ def _engine_figure(path: Path, data: pd.DataFrame) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    from fedexit.plots import style
+    from fedexit.lab.looks import style
 
     style()
     clients = {"full": "all clients at exit 12", "mixed": "exits 3 and 9"}

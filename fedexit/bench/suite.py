@@ -10,9 +10,9 @@ from fedexit.bench import peers, report
 from fedexit.bench.aggregate import WAYS
 from fedexit.bench.child import launch
 from fedexit.bench.workload import Workload
-from fedexit.errors import FedexitError
-from fedexit.paths import results_dir
-from fedexit.progress import progress
+from fedexit.support.errors import FedexitError
+from fedexit.support.paths import results_dir
+from fedexit.support.progress import progress
 
 PARTS = ("engine", "aggregate", "depth", "peers")
 

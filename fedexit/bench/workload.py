@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from fedexit.backbone import Backbone
-from fedexit.clients import Client, batches
-from fedexit.exits import MultiExitModel
-from fedexit.streams import numpy_stream, seeded, stream_seed
+from fedexit.data.batches import batches
+from fedexit.federated.clients import Client
+from fedexit.model.backbone import Backbone
+from fedexit.model.exits import MultiExitModel
+from fedexit.support.streams import numpy_stream, seeded, stream_seed
 
 SEED = 0
 LEARNING_RATE = 0.01

@@ -1,0 +1,1 @@
+"""Central training: fine-tuning, pre-training and probes."""

@@ -1,0 +1,208 @@
+"""What a layer knows: linear probes on every hidden state of a frozen backbone, and kinship between layers.
+
+Index 0 is the input of layer 1, index l the output of layer l. Log-mel features, with one "layer", are the yardstick.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import jiwer
+import numpy as np
+import pandas as pd
+import torch
+import torchaudio
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import mutual_info_score
+from sklearn.model_selection import GroupKFold, StratifiedShuffleSplit
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from fedexit.data.audio import SAMPLE_RATE
+from fedexit.data.batches import collate, normalised
+from fedexit.data.text import CHARACTERS, characters, frames_needed, spell
+from fedexit.model.backbone import Backbone
+from fedexit.support.errors import FedexitError
+from fedexit.support.progress import progress
+from fedexit.support.streams import numpy_stream, seeded, stream_seed
+
+Split = tuple[np.ndarray, np.ndarray, np.ndarray]  # indices of train, dev and test clips
+ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # strengths of the ridge, chosen on dev
+_BATCH_SECONDS, _BANDS = 20.0, 80
+
+
+def pooled_states(backbone: Backbone, waveforms: Sequence[Tensor], desc: str) -> np.ndarray:
+    """Mean and standard deviation over time of every hidden state, (N, layers + 1, 2 D) float32, of N clips (T_i,)."""
+    pooled = np.empty((len(waveforms), backbone.layers + 1, 2 * backbone.width), np.float32)
+    for index, states in _states(backbone, waveforms, backbone.layers, desc):
+        pooled[index] = torch.stack([_pooled(state) for state in states]).numpy()
+    return pooled
+
+
+def frame_states(backbone: Backbone, waveforms: Sequence[Tensor], layer: int, desc: str) -> list[Tensor]:
+    """The hidden state `layer`, (F_i, D), of each of the clips (T_i,)."""
+    if layer == 0:  # the input of the first layer comes with it
+        found = {index: states[0] for index, states in _states(backbone, waveforms, 1, desc)}
+    else:
+        found = {index: states[-1] for index, states in _states(backbone, waveforms, layer, desc)}
+    return [found[index] for index in range(len(waveforms))]
+
+
+def log_mel(waveform: Tensor, hop: int = 160) -> Tensor:
+    """80 log-mel bands of a waveform (T,): (F, 80), one frame per `hop` samples."""
+    spectrogram = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, 400, hop_length=hop, n_mels=_BANDS)
+    return (spectrogram(normalised(waveform)) + 1e-6).log().T
+
+
+def pooled_log_mel(waveforms: Sequence[Tensor]) -> np.ndarray:
+    """Mean and standard deviation over time of the log-mel bands of N clips: (N, 1, 160) float32."""
+    return torch.stack([_pooled(log_mel(waveform)) for waveform in waveforms])[:, None].numpy()
+
+
+def _pooled(frames: Tensor) -> Tensor:
+    return torch.cat([frames.mean(0), frames.std(0, correction=0)])
+
+
+@torch.no_grad()
+def _states(
+    backbone: Backbone, waveforms: Sequence[Tensor], depth: int, desc: str
+) -> Iterable[tuple[int, list[Tensor]]]:
+    """Index of a clip and its hidden states 0..depth, each (F_i, D); clips of similar length run together."""
+    order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
+    bar, batch = progress(order, desc), []
+    for place, index in enumerate(bar):
+        batch.append(index)
+        following = order[place + 1] if place + 1 < len(order) else None
+        if following is not None and len(waveforms[following]) * (len(batch) + 1) <= _BATCH_SECONDS * SAMPLE_RATE:
+            continue
+        padded, lengths, _ = collate([(waveforms[clip], 0) for clip in batch])
+        states, frames = backbone.hidden_states(padded, lengths, depth)
+        for row, clip in enumerate(batch):
+            yield clip, [state[row, : frames[row]].clone() for state in states]
+        batch = []
+
+
+def profile(features: np.ndarray, labels: Sequence, splits: Sequence[Split]) -> pd.DataFrame:
+    """Accuracy of a linear probe on each layer: one row per layer and split, `layer, repeat, dev, test`.
+
+    features: (N, layers, F); labels: (N,). The probe is a ridge classifier on standardised features, its strength the
+    one of ALPHAS that is best on dev over all splits: the dev part of a single split can be one speaker's few clips.
+    """
+    labels, rows = np.asarray(labels), []
+    for layer in range(features.shape[1]):
+        scores = np.array([_scores(features[:, layer], labels, split) for split in splits])  # (splits, alphas, 2)
+        best = scores[..., 0].mean(0).argmax()
+        rows += [(layer, repeat, dev, test) for repeat, (dev, test) in enumerate(scores[:, best])]
+    return pd.DataFrame(rows, columns=["layer", "repeat", "dev", "test"])
+
+
+def best_layer(profile: pd.DataFrame) -> int:
+    """The layer with the highest mean accuracy on dev: a choice that the test clips have no part in."""
+    return int(profile.groupby("layer")["dev"].mean().idxmax())
+
+
+def official_splits(split: Sequence[str], repeats: int, share: float = 0.8) -> list[Split]:
+    """`repeats` times the corpus's own split, each with another random `share` of its training clips."""
+    names = np.asarray(split)
+    train, dev, test = (np.flatnonzero(names == name) for name in ("train", "dev", "test"))
+    size = round(share * len(train))
+    return [(numpy_stream("probe", repeat).permutation(train)[:size], dev, test) for repeat in range(repeats)]
+
+
+def random_splits(labels: Sequence, repeats: int) -> list[Split]:
+    """`repeats` random splits, 60 % train, 20 % dev, 20 % test of each label: for closed-set identification."""
+    labels = np.asarray(labels)
+    outer = StratifiedShuffleSplit(repeats, test_size=0.2, random_state=stream_seed("probe", "test") % 2**32)
+    splits = []
+    for rest, test in outer.split(labels, labels):
+        inner = StratifiedShuffleSplit(1, test_size=0.25, random_state=0)
+        train, dev = next(inner.split(rest, labels[rest]))
+        splits.append((rest[train], rest[dev], test))
+    return splits
+
+
+def left_out_splits(speakers: Sequence, folds: int) -> list[Split]:
+    """Each of `folds` groups of speakers once as test and once as dev, the others as train: nobody is on two sides."""
+    speakers = np.asarray(speakers)
+    parts = [test for _, test in GroupKFold(folds).split(speakers, groups=speakers)]
+    splits = []
+    for fold, test in enumerate(parts):
+        dev = parts[(fold + 1) % folds]
+        splits.append((np.setdiff1d(np.arange(len(speakers)), np.concatenate([dev, test])), dev, test))
+    return splits
+
+
+def _scores(features: np.ndarray, labels: np.ndarray, split: Split) -> list[tuple[float, float]]:
+    """Accuracy on dev and on test of the probe of each strength."""
+    train, dev, test = split
+    scaler = StandardScaler().fit(features[train])
+    known, *held_out = (scaler.transform(features[part]) for part in split)
+    probes = [RidgeClassifier(alpha).fit(known, labels[train]) for alpha in ALPHAS]
+    return [(probe.score(held_out[0], labels[dev]), probe.score(held_out[1], labels[test])) for probe in probes]
+
+
+def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
+    """Linear centred kernel alignment of two representations (N, D1) and (N, D2) (Kornblith et al. 2019, eq. 3)."""
+    one, other = (x.astype(np.float64) - x.mean(0, dtype=np.float64) for x in (one, other))
+    cross = np.linalg.norm(one.T @ other) ** 2
+    return float(cross / (np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)))
+
+
+def cluster_quality(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How well codes (N,) tell labels (N,), as in HuBERT (Hsu et al. 2021, sec. IV-C).
+
+    label_purity: share of items that carry the most frequent label of their code; code_purity: the other way round;
+    pnmi: mutual information over the entropy of the labels. Purities depend on the number of codes, pnmi less.
+    """
+    table = pd.crosstab(codes, labels).to_numpy()
+    share = table.sum(0) / table.sum()
+    return {
+        "label_purity": float(table.max(1).sum() / table.sum()),
+        "code_purity": float(table.max(0).sum() / table.sum()),
+        "pnmi": float(mutual_info_score(codes, labels) / -(share * np.log(share)).sum()),
+    }
+
+
+def ctc_probe(
+    states: Sequence[Tensor], texts: Sequence[str], split: Split, updates: int, seed: int = 0
+) -> tuple[float, float]:
+    """Character error rates on dev and test of a linear CTC head on frozen `states` (F_i, D), trained by Adam.
+
+    Greedy decoding; errors are counted over all clips together. Raises FedexitError for a text without characters and
+    for one that is too long for its frames, by the clip's number.
+    """
+    targets = [torch.tensor(characters(text)) for text in texts]
+    for number, (state, target) in enumerate(zip(states, targets, strict=True)):
+        if not len(target) or frames_needed(target.tolist()) > len(state):
+            raise FedexitError(f"clip {number}: {len(state)} frames cannot spell {texts[number]!r}; leave it out")
+    train, dev, test = split
+    frames = torch.cat([states[index] for index in train])
+    mean, std = frames.mean(0), frames.std(0) + 1e-5
+    with seeded(seed, "ctc probe"):
+        head = nn.Linear(frames.shape[1], len(CHARACTERS) + 1)
+    optimiser = torch.optim.Adam(head.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, updates)
+    by_length = sorted(train, key=lambda index: len(states[index]))
+    batches = [by_length[start : start + 16] for start in range(0, len(by_length), 16)]
+    draw = numpy_stream(seed, "ctc probe")
+    for batch in progress(draw.integers(len(batches), size=updates), "characters"):
+        loss = _ctc_loss(head, [(states[i] - mean) / std for i in batches[batch]], [targets[i] for i in batches[batch]])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return tuple(_character_error(head, states, targets, part, mean, std) for part in (dev, test))
+
+
+def _ctc_loss(head: nn.Linear, states: list[Tensor], targets: list[Tensor]) -> Tensor:
+    logits = head(nn.utils.rnn.pad_sequence(states)).log_softmax(-1)  # (F, B, characters)
+    sizes = [torch.tensor([len(item) for item in items]) for items in (states, targets)]
+    return nn.functional.ctc_loss(logits, torch.cat(targets), *sizes)
+
+
+@torch.no_grad()
+def _character_error(head, states, targets, part, mean: Tensor, std: Tensor) -> float:
+    said, heard = [], []
+    for index in part:
+        best = head((states[index] - mean) / std).argmax(-1).unique_consecutive()
+        heard.append(spell(best.tolist()))
+        said.append(spell(targets[index].tolist()))
+    return jiwer.cer(said, heard)

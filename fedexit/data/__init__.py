@@ -1,0 +1,1 @@
+"""Speech: decoding, corpora, tasks and batches."""

@@ -1,0 +1,208 @@
+"""The embedded corpus `queen`: reads speech and script of the freeware talkie out of its one data file, queen.1c.
+
+All numbers in the file are big-endian. Its header lists entries (name, place, size): `.SB` entries are MP3 clips,
+`.DOG` dialogues, `.CUT` cut scenes and `QUEEN2.JAS` single lines. A clip's name says which line of them it speaks.
+"""
+
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedexit.data.audio import SAMPLE_RATE, decode_audio, to_16k_mono, write_audio
+from fedexit.data.folder import MANIFEST, new_folder, save_manifest, split_groups
+from fedexit.support.errors import FedexitError
+from fedexit.support.processes import one_thread
+from fedexit.support.progress import progress
+
+_HEADER, _ENTRY = 15, struct.Struct(">12sBII")
+_MP3 = 1
+_BODY = 20  # dialogues and cut scenes begin with 20 bytes that say nothing about the text
+_COMMAND = re.compile(r"\*XY.{11}|\*..", re.DOTALL)
+_JAS, _JAS_FIRST = "QUEEN2.JAS", 41
+_ENDINGS = (("...", "ellipsis"), (".", "statement"), ("!", "exclamation"), ("?", "question"))
+MIN_HELD_OUT = 10
+
+
+class Clip(NamedTuple):
+    """One voice clip: where its MP3 lies in queen.1c and what the script says about it."""
+
+    name: str
+    source: str | None  # dialogue, cut scene or QUEEN2.JAS; None if the script does not know the clip
+    voice: str | None  # None in cut scenes, which do not say who speaks
+    text: str | None
+    offset: int  # bytes
+    size: int  # bytes
+
+
+class Line(NamedTuple):
+    """One line of the script; its clips are named `stem` + segment number in hex + `.SB`."""
+
+    stem: str
+    text: str
+    source: str
+    voice: str | None
+
+
+def read_clips(content: bytes) -> list[Clip]:
+    """All voice clips of a queen.1c, sorted by name; raises FedexitError if `content` is not one or is cut short."""
+    try:
+        entries = _entries(content)
+        files = {name: content[offset : offset + size] for name, offset, size in entries}
+        spoken = _segments(_script(files))
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise FedexitError("queen.1c: the script inside cannot be read; fetch it again") from error
+    unknown = Line("", "", None, None)
+    clips = []
+    for name, offset, size in entries:
+        if name.endswith(".SB"):
+            line = spoken.get(name, unknown)
+            clips.append(Clip(name, line.source, line.voice, line.text or None, offset, size))
+    return sorted(clips)
+
+
+def sentence_type(text: str) -> str:
+    """Statement, exclamation, question or ellipsis by the last mark of `text` inside closing quotes; else empty."""
+    bare = text.rstrip("\"')")
+    return next((label for ending, label in _ENDINGS if bare.endswith(ending)), "")
+
+
+def build_queen(queen_1c: Path, folder: Path) -> None:
+    """Decode every clip of `queen_1c` into the corpus folder `folder`: manifest.csv and clips/ID.flac."""
+    content = queen_1c.read_bytes()
+    clips = read_clips(content)
+    with new_folder(folder) as part, one_thread():
+        (part / "clips").mkdir()
+        seconds = []
+        for clip in progress(clips, "decoding queen"):
+            samples, rate = decode_audio(content[clip.offset : clip.offset + clip.size], clip.name)
+            waveform = to_16k_mono(samples, rate)
+            write_audio(part / _path(clip), waveform)
+            seconds.append(len(waveform) / SAMPLE_RATE)
+        save_manifest(_table(clips, seconds), part / MANIFEST)
+
+
+def split_queen(clips: list[Clip]) -> dict[str, str]:
+    """Split of each source file, so that no dialogue or cut scene is on both sides of a split.
+
+    Made for closed-set voice identification: of the dialogues of each voice other than JOE, the one with the most lines
+    of that voice is for training; among the others with at least MIN_HELD_OUT lines of it, the smallest is for testing
+    and the next for development. A voice with a single dialogue is therefore in train only. Cut scenes, which have no
+    voice label, are split by name; all the rest (QUEEN2.JAS) is for training.
+    """
+    lines, dialogues = defaultdict(int), defaultdict(set)
+    for clip in clips:
+        if (clip.source or "").endswith(".DOG") and clip.voice not in (None, "JOE"):
+            lines[clip.source] += 1
+            dialogues[clip.voice].add(clip.source)
+    split = split_groups(clip.source for clip in clips if (clip.source or "").endswith(".CUT"))
+    for sources in dialogues.values():
+        ranked = sorted(sources, key=lambda source: (lines[source], source))
+        candidates = [source for source in ranked[:-1] if lines[source] >= MIN_HELD_OUT]
+        split |= dict(zip(candidates, ("test", "dev"), strict=False))
+    return split
+
+
+def _entries(content: bytes) -> list[tuple[str, int, int]]:
+    """Name, offset and size of every file in queen.1c."""
+    if content[:4] != b"QTBL" or content[12:13] != bytes([_MP3]):
+        raise FedexitError("queen.1c: not the talkie's MP3 data file, expected one that begins with QTBL; fetch it")
+    (count,) = struct.unpack_from(">H", content, 13)
+    table = [_ENTRY.unpack_from(content, _HEADER + _ENTRY.size * index) for index in range(count)]
+    end = max((offset + size for _, _, offset, size in table), default=0)
+    if not count or end > len(content):
+        raise FedexitError(f"queen.1c: cut short at {len(content)} bytes, expected {end}; fetch it again")
+    return [(name.split(b"\0")[0].decode("ascii"), offset, size) for name, _, offset, size in table]
+
+
+def _script(files: dict[str, bytes]) -> Iterator[Line]:
+    for name, content in files.items():
+        if name.endswith(".DOG"):
+            yield from _dialogue(name, content[_BODY:])
+        elif name.endswith(".CUT"):
+            yield from _cut_scene(name, content[_BODY:])
+        elif name == _JAS:
+            for number, text in enumerate(content.decode("cp437").split("\r\n"), _JAS_FIRST):
+                yield Line(f"JOE{number:04d}", text, name, "JOE")
+
+
+def _dialogue(name: str, body: bytes) -> Iterator[Line]:
+    """Joe's lines, the partner's lines, and what each says when they have met before (XXXX)."""
+    partner = re.sub(r"\d", "", name.removesuffix(".DOG"))
+    levels, _, key, n_joe, n_partner = struct.unpack_from(">5h", body)
+    partner_lines, met_lines = struct.unpack_from(">H2xH", body, 22)
+    for voice, side, start, count in (
+        ("JOE", "J", 32 + 96 * abs(levels), n_joe),
+        (partner, "P", partner_lines, n_partner),
+    ):
+        for number, text in _numbered_lines(body, start, count):
+            greeting = side == "J" and number == 0
+            line = "SSSS" if greeting else f"{number:4x}"
+            yield Line(f"{key:2d}{line}{side}", text, name, voice)
+    text, position = _string(body, met_lines, 2)
+    yield Line(f"{key:2d}XXXXP", text, name, partner)
+    yield Line(f"{key:2d}XXXXJ", _string(body, position, 2)[0], name, "JOE")
+
+
+def _numbered_lines(body: bytes, position: int, count: int) -> Iterator[tuple[int, str]]:
+    for _ in range(count):
+        (number,) = struct.unpack_from(">H", body, position + 2)
+        text, position = _string(body, position + 4, 4)
+        yield number, text
+
+
+def _cut_scene(name: str, body: bytes) -> Iterator[Line]:
+    """Lines of a cut scene, whose actions are numbered from 1 and are silent (empty, `*`, `#...`) or speak.
+
+    Before them stands one string about how Joe faces on entering. It is mostly empty; counting it as an action where it
+    is not would give every clip of the scene its neighbour's text.
+    """
+    (count,) = struct.unpack_from(">h", body, 2)
+    (position,) = struct.unpack_from(">H", body, 8)
+    entering = body[position]
+    position = _string(body, position, 2)[1] if entering else position + 1
+    for index in range(1, abs(count) + 1):
+        text, position = _string(body, position, 2)
+        if text.strip("*") and not text.startswith("#"):
+            yield Line(f"{name.removesuffix('.CUT'):_<5}{index:02d}", text, name, None)
+
+
+def _string(body: bytes, position: int, align: int) -> tuple[str, int]:
+    """Text at `position` (its length, then its characters) and the next position that is a multiple of `align`."""
+    start, end = position + 1, position + 1 + body[position]
+    return body[start:end].decode("cp437"), end + -end % align
+
+
+def _segments(script: Iterator[Line]) -> dict[str, Line]:
+    """Line of each clip name: stage commands cut a line into numbered segments, each with a clip of its own."""
+    spoken: dict[str, Line] = {}
+    for line in script:
+        for number, text in enumerate(_COMMAND.split(line.text), 1):
+            name = f"{line.stem}{number:x}.SB".replace(" ", "0").upper()
+            if text.strip():
+                spoken.setdefault(name, line._replace(text=text.strip()))  # the game, too, takes the first of equals
+    return spoken
+
+
+def _path(clip: Clip) -> str:
+    return f"clips/{clip.name}.flac"
+
+
+def _table(clips: list[Clip], seconds: list[float]) -> pd.DataFrame:
+    split = split_queen(clips)
+    return pd.DataFrame(
+        {
+            "id": [clip.name for clip in clips],
+            "path": [_path(clip) for clip in clips],
+            "speaker": [clip.voice or "" for clip in clips],
+            "group": [clip.source or "" for clip in clips],
+            "text": [clip.text or "" for clip in clips],
+            "label": [sentence_type(clip.text or "") for clip in clips],
+            "seconds": seconds,
+            "split": [split.get(clip.source, "train") for clip in clips],
+        }
+    )

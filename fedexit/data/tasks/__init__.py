@@ -1,0 +1,37 @@
+"""Tasks, each a small module: which clips take part, who holds them, what is to be told and by what head."""
+
+import inspect
+from collections.abc import Callable
+
+from fedexit.data.corpora import Corpus
+from fedexit.data.tasks.asr import asr_task
+from fedexit.data.tasks.contract import Clips, Task
+from fedexit.data.tasks.keyword import digit_task, keyword_task
+from fedexit.data.tasks.paralinguistic import emotion_task, sentence_task
+from fedexit.data.tasks.voice import speaker_task, voice_task
+from fedexit.support.errors import FedexitError
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "voice": voice_task,
+    "keyword": keyword_task,
+    "sentence": sentence_task,
+    "digit": digit_task,
+    "speaker": speaker_task,
+    "emotion": emotion_task,
+    "asr": asr_task,
+}
+__all__ = ["TASKS", "Clips", "Task", "make_task"]
+
+
+def make_task(name: str, corpus: Corpus, **options: object) -> Task:
+    """The task `name` on `corpus`; options are those of its function.
+
+    Raises FedexitError for an unknown name or option and for a corpus that cannot express it.
+    """
+    if name not in TASKS:
+        raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    known = list(inspect.signature(TASKS[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise FedexitError(f"task {name} has no option {option!r}; known: {', '.join(known) or 'none'}")
+    return TASKS[name](corpus, **options)

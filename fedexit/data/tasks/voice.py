@@ -1,0 +1,33 @@
+"""SID in the paper: who of a closed set speaks."""
+
+import pandas as pd
+
+from fedexit.data.corpora import Corpus
+from fedexit.data.tasks.contract import Task, closed_set
+from fedexit.support.errors import FedexitError
+from fedexit.support.streams import numpy_stream
+
+
+def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
+    """Which of the voices with at least `min_clips` clips with a transcript speaks (25 on queen)."""
+    rows = corpus.manifest.query("speaker != '' and text != ''")
+    counts = rows["speaker"].value_counts()
+    if (counts >= min_clips).sum() < 2:
+        raise FedexitError(
+            f"corpus {corpus.name}: task voice needs two speakers with {min_clips} transcribed clips each"
+        )
+    return closed_set("voice", corpus, rows[rows["speaker"].map(counts) >= min_clips], "speaker")
+
+
+def speaker_task(corpus: Corpus, dev: float = 0.2, test: float = 0.2) -> Task:
+    """Which of the training part's speakers speaks: shares `dev` and `test` of each one's clips are held out.
+
+    For corpora whose split is by speaker (`speechocean`: 40 training speakers; the others are left to verification).
+    """
+    rows = corpus.manifest.query("split == 'train' and speaker != ''")
+    split = pd.Series("train", index=rows.index)
+    for speaker, own in rows.groupby("speaker", sort=True):
+        order = numpy_stream("speaker task", speaker).permutation(own.index)
+        first, second = round(dev * len(own)), round((dev + test) * len(own))
+        split[order[:first]], split[order[first:second]] = "dev", "test"
+    return closed_set("speaker", corpus, rows.assign(split=split), "speaker")

@@ -1,0 +1,83 @@
+"""The pre-training corpus `unlabelled`: real speech of many languages from Debian packages, decoded to one folder.
+
+Nobody in it is labelled: `group` is the package, `speaker` and `text` are empty; one clip in 50 is for development.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedexit.data.audio import SAMPLE_RATE, decode_audio, to_16k_mono, write_audio
+from fedexit.data.folder import MANIFEST, check_manifest, new_folder, read_table, save_manifest
+from fedexit.data.packages import download_package, package_files
+from fedexit.support.errors import FedexitError
+from fedexit.support.processes import one_thread
+from fedexit.support.progress import progress
+
+DEV_EACH = 50
+MIN_SECONDS = 0.4  # shorter clips hold hardly a syllable
+_MEND = "run this on Debian or Ubuntu (apt-get alone is needed, no root); what is decoded already is kept"
+
+
+class Source(NamedTuple):
+    """A package: which of its files are speech (a pattern of their whole path) and the licence of the recordings."""
+
+    speech: str
+    licence: str
+
+
+_FILLETS, _ASTERISK = r".*/fillets-ng/sound/.+/{}/.*\.ogg", r".*/sounds/(?!.*/silence/).*\.wav"
+SOURCES = {
+    "asterisk-core-sounds-en-wav": Source(_ASTERISK, "CC BY-SA 3.0"),
+    "asterisk-core-sounds-es-wav": Source(_ASTERISK, "CC BY-SA 3.0"),
+    "asterisk-core-sounds-fr-wav": Source(_ASTERISK, "CC BY-SA 3.0"),
+    "asterisk-core-sounds-it-wav": Source(_ASTERISK, "CC BY-SA 3.0"),
+    "asterisk-core-sounds-ru-wav": Source(_ASTERISK, "CC BY-SA 3.0"),
+    "asterisk-prompt-it-menardi-wav": Source(_ASTERISK, "CC BY-SA 3.0 IT"),
+    "festvox-ru": Source(r".*/wav/.*\.wav", "BSD-like"),
+    "fillets-ng-data": Source(_FILLETS.format("en"), "GPL-2+"),
+    "fillets-ng-data-cs": Source(_FILLETS.format("cs"), "GPL-2+"),
+    "fillets-ng-data-nl": Source(_FILLETS.format("nl"), "GPL-2+"),
+    "klettres-data": Source(r".*/klettres/.+/(alpha|syllab)/.*\.ogg", "GPL-2+"),
+    "ktuberling-data": Source(r".*/ktuberling/sounds/.+\.(ogg|wav)", "GPL-2+"),
+    "tuxpaint-stamps-default": Source(r".*_desc(_\w+)?\.ogg", "GPL-2+"),
+}
+
+
+def build_unlabelled(folder: Path, sources: dict[str, Source] = SOURCES) -> None:
+    """Download every package of `sources` and decode its speech into the corpus folder `folder`.
+
+    A package that is complete is not fetched again, so an interrupted build goes on where it was. Raises FedexitError
+    when a package cannot be had or read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for package, source in progress(sources.items(), "fetching speech", len(sources)):
+        if not (folder / package / MANIFEST).is_file():
+            _decode_package(package, source, folder / package)
+        tables.append(read_table(folder / package / MANIFEST))
+    save_manifest(check_manifest(pd.concat(tables), folder), folder / MANIFEST)
+
+
+def _decode_package(package: str, source: Source, folder: Path) -> None:
+    """Decode the package's speech into `folder`; its table gives paths as seen from the folder above."""
+    files = ((path, file) for path, file in package_files(download_package(package, _MEND)))
+    rows = []
+    with new_folder(folder) as part, one_thread():
+        for path, file in progress(files, package):
+            if not re.fullmatch(source.speech, path):
+                continue
+            try:
+                waveform = to_16k_mono(*decode_audio(file, path))
+            except FedexitError:  # apt has checked the package, so the recording was like this from the start: empty
+                continue
+            if len(waveform) < MIN_SECONDS * SAMPLE_RATE or not waveform.any():
+                continue
+            name = f"{len(rows):04d}.flac"
+            write_audio(part / name, waveform)
+            rows.append({"id": path, "path": f"{package}/{name}", "seconds": len(waveform) / SAMPLE_RATE})
+        split = ["train" if number % DEV_EACH else "dev" for number in range(len(rows))]
+        table = pd.DataFrame(rows).assign(speaker="", group=package, text="", label="", split=split)
+        save_manifest(table, part / MANIFEST)

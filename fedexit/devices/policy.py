@@ -1,0 +1,159 @@
+"""The depth policy: from a device, a task and the moment to the depth L_i of a client (paper, sec. 2.2).
+
+The paper says in words that a client's depth follows from its hardware (memory and compute set a "safe upper bound")
+and from the task, and gives no formula. Ours: the deepest exit whose training memory fits, with a margin, and whose
+round ends before a deadline; or the task's own best exit, chosen on dev, if that is shallower.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedexit.devices.dynamics import Dynamics, Faults, at_round
+from fedexit.devices.profiles import Calibration, Profile
+from fedexit.federated.clients import LocalTraining
+from fedexit.federated.ledger import Device, client_costs
+from fedexit.model.exits import MultiExitModel
+from fedexit.support.errors import FedexitError
+from fedexit.support.streams import numpy_stream
+
+
+class Need(NamedTuple):
+    """What a local round to one exit needs: bytes of training `memory`, `sent` bytes one way, multiply-accumulates."""
+
+    memory: float
+    sent: float
+    macs: float
+
+
+def needs_by_exit(model: MultiExitModel, lengths: Sequence[int], training: LocalTraining) -> dict[int, Need]:
+    """The needs of a client with clips of these `lengths`, for each exit of `model`, shallow first.
+
+    Arguments and errors are those of `fedexit.federated.ledger.client_costs`, whose memory model is the one that is
+    calibrated.
+    """
+    found = {}
+    for depth in model.exits:
+        costs = client_costs(model, depth, lengths, training)
+        found[depth] = Need(costs["memory_training"], costs["bytes"], costs["macs_forward"] + costs["macs_backward"])
+    return found
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How depths are chosen. `margin`: the share of the free memory that stays free; `deadline`: seconds of a round.
+
+    `task_exit`: the exit that is best for the task, chosen on dev; without it the deepest counts. Without `dynamics` a
+    device is always the same. Raises FedexitError for numbers that make no sense and an exit without needs.
+    """
+
+    needs: Mapping[int, Need]
+    task_exit: int | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    margin: float = 0.2
+    deadline: float = 600.0
+    dynamics: Dynamics | None = None
+    faults: Faults = field(default_factory=Faults)
+
+    def __post_init__(self) -> None:
+        if not self.needs or self.task_exit not in (None, *self.needs):
+            known = ", ".join(map(str, self.needs)) or "none"
+            raise FedexitError(f"the task's exit {self.task_exit} is not among those with needs: {known}")
+        if not 0 <= self.margin < 1 or self.deadline <= 0:
+            raise FedexitError(f"margin must be in [0, 1) and deadline > 0, not {self.margin} and {self.deadline}")
+
+
+def round_seconds(need: Need, device: Device) -> float:
+    """Seconds of a local round: receive, compute, send, one after the other."""
+    link = 1 / device.down_bits_per_second + 1 / device.up_bits_per_second
+    return need.macs / device.macs_per_second + 8 * need.sent * link
+
+
+def obstacle(profile: Profile, need: Need, policy: Policy) -> str:
+    """What keeps the device from an exit with this `need`: `memory`, `time`, `energy`, or nothing (empty)."""
+    seconds = round_seconds(need, profile.device)
+    if policy.calibration.corrected(need.memory) > (1 - policy.margin) * profile.free:
+        return "memory"
+    if seconds > policy.deadline:
+        return "time"
+    if math.isfinite(profile.allowance) and seconds * profile.device.watts > profile.allowance:
+        return "energy"
+    return ""
+
+
+def largest_safe_exit(profile: Profile, policy: Policy) -> int | None:
+    """The deepest exit that the device can train to, whatever the task wants; None where not even one fits."""
+    return max((depth for depth, need in policy.needs.items() if not obstacle(profile, need, policy)), default=None)
+
+
+def depth_for(profile: Profile, policy: Policy) -> int | None:
+    """L_i: the device's largest safe exit or the task's own, whichever is shallower; None: it takes no part."""
+    safe = largest_safe_exit(profile, policy)
+    return safe if None in (safe, policy.task_exit) else min(safe, policy.task_exit)
+
+
+def limit(profile: Profile, policy: Policy) -> str:
+    """What sets the device's depth: the `task`, or what keeps it from the next exit: `memory`, `time`, `energy`."""
+    chosen = depth_for(profile, policy) or 0
+    deeper = [depth for depth in sorted(policy.needs) if depth > chosen]
+    if not deeper or chosen == policy.task_exit:
+        return "task"
+    return obstacle(profile, policy.needs[deeper[0]], policy)
+
+
+class Outcome(NamedTuple):
+    """A client's round: the depth that was `chosen`, the depth whose update arrives (`done`), and `why`."""
+
+    chosen: int | None
+    done: int | None
+    why: str
+
+
+def outcomes_of_round(policy: Policy, devices: Mapping[str, Profile], number: int, seed: int) -> dict[str, Outcome]:
+    """What becomes of each client in round `number`; `devices` are the clients' own, by the client's name.
+
+    `why` is `trained`, `no exit fits (memory)` (or time, or energy), `out of memory` or `killed`. A pure function of
+    its arguments: a client's round depends on no other client, and on no earlier round.
+    """
+    return {client: _outcome(policy, client, profile, number, seed) for client, profile in devices.items()}
+
+
+def depths_of_round(policy: Policy, devices: Mapping[str, Profile], number: int, seed: int) -> dict[str, int | None]:
+    """The depth of each client's update in round `number`, None for those without one. See `outcomes_of_round`."""
+    return {client: outcome.done for client, outcome in outcomes_of_round(policy, devices, number, seed).items()}
+
+
+def _outcome(policy: Policy, client: str, profile: Profile, number: int, seed: int) -> Outcome:
+    faults = policy.faults
+    if policy.dynamics:
+        profile = at_round(profile, client, number, seed, policy.dynamics)
+    wrong, surge, killed = numpy_stream(seed, "faults", client, number).random(3) < (
+        faults.wrong_report,
+        faults.surge,
+        faults.killed,
+    )
+    reported = replace(profile, free=faults.wrong_factor * profile.free) if wrong else profile
+    chosen = depth_for(reported, policy)
+    if chosen is None:
+        return Outcome(None, None, f"no exit fits ({limit(reported, policy)})")
+    left = (1 - faults.surge_share if surge else 1) * profile.free
+    if policy.calibration.corrected(policy.needs[chosen].memory) > left:
+        return Outcome(chosen, None, "out of memory")
+    return Outcome(chosen, None, "killed") if killed else Outcome(chosen, chosen, "trained")
+
+
+def coverage(depths: Mapping[str, int | None], examples: Mapping[str, int], layers: int) -> pd.DataFrame:
+    """Who trains each layer: columns `layer`, `clients` (the size of S_l) and `effective`.
+
+    examples: n_i by client. `effective` is the number of equal clients whose mean would be as steady as that of S_l
+    with the weights n_i L_i of Eq. (1): (sum of w)^2 / sum of w^2; 0 where nobody trains the layer.
+    """
+    rows = []
+    for layer in range(1, layers + 1):
+        weights = [examples[c] * d for c, d in depths.items() if d is not None and d >= layer]
+        effective = sum(weights) ** 2 / sum(w * w for w in weights) if weights else 0.0
+        rows.append((layer, len(weights), effective))
+    return pd.DataFrame(rows, columns=["layer", "clients", "effective"])

@@ -1,0 +1,115 @@
+"""Memory and time of a client, measured: the memory in a process of its own, by how far it rises (Linux).
+
+`python -m fedexit.devices.probe` is that process; `measured_memory` starts it and reads what it prints.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedexit.data.batches import Example
+from fedexit.federated.clients import Client, LocalTraining, local_round
+from fedexit.model.backbone import backbone_from_config, config_of, load_backbone
+from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.support.errors import FedexitError
+from fedexit.support.processes import one_thread
+
+MODES = ("training", "forward")
+# glibc raises the size from which it hands freed blocks back, up to 32 MB, as it sees them freed. A fixed size turns
+# that off: the peak is then what the tensors need, not what the allocator keeps in between.
+_RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def measured_memory(
+    backbone: str, depth: int, batch: int, seconds: float, mode: str = "training", plain_allocator: bool = False
+) -> int:
+    """Peak bytes beyond the libraries of a fresh process that holds a client of `depth`, with random weights.
+
+    `mode` is `training`, a local round (`local_round`, Adam) of two batches of `batch` clips of `seconds`, or
+    `forward`, one such batch without gradients: the peaks `memory` predicts. One thread. The process hands freed memory
+    back at once; with `plain_allocator` it keeps some, as glibc's allocator does when left alone.
+    Raises FedexitError for an unknown mode or depth, on other systems than Linux, and when the process dies.
+    """
+    if mode not in MODES:
+        raise FedexitError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    if not sys.platform.startswith("linux"):
+        raise FedexitError(
+            "a process's peak memory is read from /proc, which is Linux's; use fedexit.model.costs.memory"
+        )
+    full = load_backbone(backbone)
+    check_exit(depth, range(1, full.layers + 1), backbone)
+    client = {"config": {**config_of(full), "num_hidden_layers": depth}, "depth": depth}
+    job = json.dumps({**client, "batch": batch, "samples": int(seconds * 16_000), "mode": mode})
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if plain_allocator else _RETURN_FREED)}
+    command = [sys.executable, "-m", "fedexit.devices.probe"]
+    done = subprocess.run(command, input=job, capture_output=True, text=True, env=env)
+    if done.returncode:
+        last = [f"it ended with code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        reason = f"it was ended by signal {-done.returncode}" if done.returncode < 0 else last
+        raise FedexitError(
+            f"the process that measures {backbone} at depth {depth} (batch {batch}, {seconds:g} s, {mode}) died, most "
+            f"often because memory ran out: {reason}"
+        )
+    return int(done.stdout)
+
+
+def step_seconds(model: MultiExitModel, depth: int, clips: Sequence[Example]) -> float:
+    """Seconds of one training step of a client of `depth` with the batch `clips`, on one thread.
+
+    The difference between local rounds of three steps and of one: what a round costs once is not in it.
+    """
+    client, weights, spent = model.client_model(depth), model.trainable_weights(), []
+    training = LocalTraining(batch_size=len(clips))
+    with one_thread():
+        for steps in (1, 3):
+            data = Client("timed", list(clips) * steps, depth)
+            spent.append(local_round(client, weights, data, training, ("timed",))[1]["seconds"])
+    return (spent[1] - spent[0]) / 2
+
+
+def _probe(job: dict) -> int:
+    """Peak bytes of `job` over what the process holds once everything it needs is loaded and has run small."""
+    _run({**job, "config": _smallest(job["config"]), "depth": 1, "batch": 1, "samples": 8_000})
+    before = resident("VmRSS")
+    _run(job)
+    return resident("VmHWM") - before
+
+
+def _run(job: dict) -> None:
+    depth, batch = job["depth"], job["batch"]
+    model = MultiExitModel(backbone_from_config(job["config"], "probe", False), map(str, range(10)), [depth])
+    clips = torch.randn(batch, job["samples"])
+    if job["mode"] == "forward":
+        _forward(model, clips)
+        return
+    examples = [(clip, 0) for clip in clips] * 2
+    training = LocalTraining(batch_size=batch)
+    local_round(model, model.trainable_weights(), Client("probe", examples, depth), training, ("probe",))
+
+
+@torch.no_grad()
+def _forward(model: MultiExitModel, clips: Tensor) -> None:
+    model.eval()
+    model(clips)
+
+
+def _smallest(config: dict) -> dict:
+    """A geometry of one thin layer that runs the same code as `config`."""
+    widths = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}
+    return {**config, **widths, "conv_dim": [16] * len(config["conv_dim"]), "num_conv_pos_embedding_groups": 2}
+
+
+def resident(field: str) -> int:
+    """Bytes of this process's memory now (`VmRSS`) or at most so far (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+if __name__ == "__main__":
+    print(_probe(json.load(sys.stdin)))

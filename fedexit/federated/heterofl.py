@@ -1,0 +1,189 @@
+"""Width in place of depth: HeteroFL (Diao et al., ICLR 2021), whose weak clients train all layers, but narrow ones.
+
+A client of width r has the first r of the channels, attention heads and feed-forward units of every layer: of each
+weight the leading block. Work and memory of a layer fall with r^2, so width 1/2 costs about what a quarter of the depth
+costs. Depth methods are entries of `fedexit.federated.methods`; this one needs other models and another average, so
+it has its own round loop, which draws clients and random numbers as `fedexit.federated.rounds` does.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fedexit.data.batches import Example, collate
+from fedexit.federated.aggregation import finite
+from fedexit.federated.clients import Client, LocalTraining, local_round
+from fedexit.federated.ledger import client_costs, ledger_row
+from fedexit.federated.rounds import CURVE, Federation, check_run, evaluated, sample
+from fedexit.model.backbone import Backbone, backbone_from_config, config_of
+from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.support.errors import FedexitError
+from fedexit.support.processes import one_thread
+from fedexit.support.progress import progress
+
+_SCALED = ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups")
+Place = tuple[Tensor, ...]  # where the elements of a narrow tensor lie in the full one
+
+
+def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
+    """A copy of `model` with a share `width` of its channels, heads and feed-forward units: the first of each.
+
+    The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1], one that leaves no whole number
+    of something, LoRA, and a head with a recurrent layer.
+    """
+    if model.backbone.lora:
+        raise FedexitError("adapters have no channels to leave out: cut a model without LoRA")
+    if model.head == "ctc-bilstm":
+        raise FedexitError("a recurrent layer's gates lie one after the other: no leading block; take another head")
+    config = config_of(model.backbone)
+    for name in _SCALED:
+        if not 0 < width <= 1 or (config[name] * width) % 1:
+            raise FedexitError(f"width {width} of {name} {config[name]} is not a whole number above 0; take another")
+        config[name] = int(config[name] * width)
+    backbone = backbone_from_config(config, model.backbone.name, model.backbone.pretrained)
+    narrow = MultiExitModel(backbone, model.labels, model.exits, head=model.head, shared_head=model.shared_head)
+    places, full = places_in(model, narrow), model.state_dict()
+    narrow.load_state_dict({name: full[name][place] for name, place in places.items()})
+    return narrow
+
+
+def places_in(model: MultiExitModel, narrow: MultiExitModel) -> dict[str, Place]:
+    """Where the weights and buffers of `narrow` lie in those of `model`: an index for each, by name."""
+    full = model.state_dict()
+    return {
+        name: _place(tensor.shape, full[name].shape, model.head == "pooled" and name.startswith("heads."))
+        for name, tensor in narrow.state_dict().items()
+    }
+
+
+def _place(narrow: torch.Size, full: torch.Size, pooled: bool) -> Place:
+    """The leading block. What reads pooled statistics has two: of the means, and of the deviations behind them."""
+    index = [torch.arange(size) for size in narrow]
+    if pooled and narrow[-1] < full[-1]:
+        half = torch.arange(narrow[-1] // 2)
+        index[-1] = torch.cat([half, full[-1] // 2 + half])
+    return torch.meshgrid(*index, indexing="ij")
+
+
+def average_by_element(
+    global_weights: Mapping[str, Tensor], updates: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Place]]]
+) -> dict[str, Tensor]:
+    """HeteroFL's average: every element over the clients that trained it, each counting the same.
+
+    updates: what each client sends, and where it lies. An element that nobody trained keeps its bits. Raises
+    FedexitError when an average is not finite.
+    """
+    sums = {name: torch.zeros_like(tensor) for name, tensor in global_weights.items()}
+    counts = {name: torch.zeros_like(tensor) for name, tensor in global_weights.items()}
+    for weights, places in updates:
+        for name, tensor in weights.items():
+            sums[name][places[name]] += tensor
+            counts[name][places[name]] += 1
+    means = {
+        name: torch.where(counts[name] > 0, sums[name] / counts[name], old) for name, old in global_weights.items()
+    }
+    return {name: finite(name, mean) for name, mean in means.items()}
+
+
+class WidthModels(nn.Module):
+    """Models of several widths behind one face; each is asked for by the depth that its clients' devices would bear.
+
+    So these depths are its `exits`, and what reads a `MultiExitModel` reads it.
+    """
+
+    def __init__(self, models: Mapping[int, MultiExitModel]):
+        super().__init__()
+        self.exits = sorted(models)
+        self.models = nn.ModuleDict({str(depth): models[depth] for depth in self.exits})
+
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
+    ) -> dict[int, Tensor]:
+        """Logits of the model of each of `exits` (default all), as of `MultiExitModel.forward`."""
+        return self._asked("forward", waveforms, lengths, exits)
+
+    def embeddings(
+        self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
+    ) -> dict[int, Tensor]:
+        """`MultiExitModel.embeddings` of the model of each of `exits` (default all)."""
+        return self._asked("embeddings", waveforms, lengths, exits)
+
+    def _asked(self, what: str, waveforms: Tensor, lengths: Tensor | None, exits: Iterable[int] | None) -> dict:
+        asked = self.exits if exits is None else sorted(exits)
+        for depth in asked:
+            check_exit(depth, self.exits, "the models by width")
+        models = {depth: self.models[str(depth)] for depth in asked}
+        return {depth: getattr(model, what)(waveforms, lengths)[model.exits[-1]] for depth, model in models.items()}
+
+
+def widths_for(depths: Iterable[int], backbone: Backbone) -> dict[int, float]:
+    """The width that does about the work of each of `depths`: the root of its share, or the nearest that can be cut.
+
+    That is a width of whole attention heads by which `narrowed` gets a whole number of everything.
+    """
+    depths, config = list(depths), config_of(backbone)
+    heads = config["num_attention_heads"]
+    widths = [number / heads for number in range(1, heads + 1)]
+    whole = [width for width in widths if not any((config[name] * width) % 1 for name in _SCALED)]
+    wished = {depth: math.sqrt(depth / max(depths)) for depth in depths}
+    return {depth: min(whole, key=lambda width, wish=wish: abs(width - wish)) for depth, wish in wished.items()}
+
+
+def federate_by_width(
+    model: MultiExitModel,
+    clients: Sequence[Client],
+    widths: Mapping[int, float],
+    rounds: int,
+    seed: int = 0,
+    fraction: float = 1.0,
+    training: LocalTraining | None = None,
+    unlabelled: Sequence[Example] = (),
+    dev: Sequence[Example] = (),
+) -> Federation:
+    """HeteroFL's rounds, from `model`, which has one exit: every client trains to it, at the width of its depth.
+
+    widths: by the depth that a client's device would bear (`widths_for`). unlabelled: clips by which the heads of
+    narrow models are standardised before the first round (`MultiExitModel.standardise`: the statistics of a narrow
+    layer are not part of a wide one's; the whole model's are as they come). Gives what `federate` gives, with
+    `WidthModels`, errors before the first round and after the last, and a column `width` in the ledger. Nothing is
+    kept for a run that is stopped.
+    Raises FedexitError as `check_run` and `local_round`, for a depth without a width, several exits and a width that
+    cannot be (`narrowed`).
+    """
+    training, ledger, costs = training or LocalTraining(), [], {}
+    check_run(clients, rounds, fraction)
+    if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
+        raise FedexitError("it needs a model with one exit and a width for every client's depth; see widths_for")
+    last = model.exits[-1]
+    with one_thread():
+        models = {depth: narrowed(model, width) for depth, width in widths.items()}
+        for depth, narrow in models.items():
+            if widths[depth] < 1 and len(unlabelled):
+                narrow.standardise(*collate(unlabelled)[:2])
+        places = {depth: places_in(model, narrow) for depth, narrow in models.items()}
+        together = WidthModels(models)
+        table = evaluated(together, dev, 0)
+        for number in progress(range(1, rounds + 1), f"heterofl, seed {seed}"):
+            weights, updates = model.trainable_weights(), []
+            for client in sample(clients, fraction, seed, number):
+                scratch, place = models[client.depth], places[client.depth]
+                stream = (seed, "round", number, "client", client.name)
+                update, told = local_round(scratch, _cut(weights, place), replace(client, depth=last), training, stream)
+                updates.append((update.weights, place))
+                if client.name not in costs:
+                    costs[client.name] = client_costs(scratch, last, told["lengths"], training, told["cached"])
+                row = ledger_row(number, client, told, costs[client.name])
+                ledger.append({**row, "width": widths[client.depth]})
+            model.load_weights(average_by_element(weights, updates))
+        for depth, narrow in models.items():
+            narrow.load_weights(_cut(model.trainable_weights(), places[depth]))
+        table += evaluated(together, dev, rounds)
+    return Federation(together.eval(), pd.DataFrame(table, columns=CURVE), pd.DataFrame(ledger))
+
+
+def _cut(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
+    return {name: tensor[places[name]] for name, tensor in weights.items()}

@@ -1,0 +1,1 @@
+"""The machinery of the experiments: settings, cells, grids, statistics and figures."""

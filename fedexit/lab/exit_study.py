@@ -1,0 +1,221 @@
+"""What early exit saves, at what cost: a model per task with the loss at all exits, its errors, work and time.
+
+The paper (sec. 2.1) says that inference may stop early, and measures nothing of it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fedexit.central.ctc_start import set_heads
+from fedexit.central.fine_tuning import Recipe, fine_tune
+from fedexit.data.batches import Example, collate
+from fedexit.data.tasks.contract import Clips, Task
+from fedexit.lab.statistics import Pairs
+from fedexit.model.backbone import load_backbone
+from fedexit.model.costs import clip_macs
+from fedexit.model.early_exit import RULES, run, stops
+from fedexit.model.exits import MultiExitModel
+from fedexit.model.features import freezer
+from fedexit.model.metrics import answers, forward, item_errors, majority_error
+from fedexit.support.processes import one_thread
+from fedexit.support.streams import numpy_stream
+
+
+def train_and_score(
+    task: Task, backbone: str, exits: Sequence[int], recipe: Recipe, seconds: float, limit: int | None, seed: int,
+    folder: Path,
+) -> pd.DataFrame:  # fmt: skip
+    """Fine-tune one model with the loss at all `exits`, write it to `folder`, and score its dev and test clips.
+
+    The table of `scored` with `task`, `seed`, `split`, `clip`, its id, and `guess`: the error of always giving the most
+    frequent label, or of saying nothing. A run that was stopped goes on after its last whole epoch.
+    """
+    parts = {split: held(task, split, seconds, limit) for split in ("train", "dev", "test")}
+    model = MultiExitModel(load_backbone(backbone, seed), task.labels, exits, seed, task.head)
+    features = {split: freezer(clips, model.backbone)(clips) for split, clips in parts.items()}
+    train = features["train"]
+    set_heads(model, backbone, [train[index] for index in range(min(200, len(train)))])
+    fine_tune(model, train, exits, recipe, seed, folder / "checkpoint.safetensors")
+    model.save_pretrained(folder)
+    tables = []
+    for split in ("dev", "test"):
+        clips = parts[split]
+        table = scored(model, features[split], [len(clip) for clip, _ in clips])
+        guess = majority_error(clips.targets) if task.head == "pooled" else 1.0
+        tables.append(table.assign(split=split, clip=[clips.ids[item] for item in table["item"]], guess=guess))
+    return pd.concat(tables, ignore_index=True).assign(task=task.name, seed=seed)
+
+
+def held(task: Task, split: str, seconds: float, limit: int | None) -> Clips:
+    """Clips of a `split` of `task`, cut after `seconds`; no more than `limit` of them, drawn."""
+    rows = task.rows.query("split == @split")
+    drawn = sorted(numpy_stream("early exit", task.name, split).permutation(len(rows))[:limit])
+    return Clips(task.corpus, rows.iloc[drawn], seconds)
+
+
+def totals(rows: pd.DataFrame) -> dict[str, float]:
+    """What `rows` of `taken`, of one model or several, come to, against always running to the deepest exit.
+
+    `error`; `extra`, by how much it is higher; the shares of multiply-accumulates `saved`, and `saved_layers`, without
+    the convolutions, which every exit needs.
+    """
+    layers, deepest_layers = (rows[name] - rows["convolutions"] for name in ("macs", "deepest_macs"))
+    return {
+        "error": rows["errors"].sum() / rows["n"].sum(),
+        "extra": (rows["errors"].sum() - rows["deepest_errors"].sum()) / rows["n"].sum(),
+        "saved": 1 - rows["macs"].sum() / rows["deepest_macs"].sum(),
+        "saved_layers": 1 - layers.sum() / deepest_layers.sum(),
+    }
+
+
+def against_deepest(rows: pd.DataFrame) -> Pairs:
+    """`rows` of `taken` (`seed, clip` and counts) beside the deepest exit's, for an interval of `totals`' `extra`."""
+    counts = rows.assign(more=rows["errors"] - rows["deepest_errors"]).set_index(["seed", "clip"])[["more", "n"]]
+    wide = counts.unstack("clip", fill_value=0)
+    return Pairs(wide["more"].to_numpy(float), wide["n"].to_numpy(float))
+
+
+def totals_by(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """`totals` of each group of `rows` with the same `keys`, in their order."""
+    groups = rows.groupby(list(keys), sort=False)
+    return pd.DataFrame([dict(zip(keys, key, strict=True)) | totals(own) for key, own in groups])
+
+
+def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
+    """What `rule` gives at thresholds from lax to strict, spread evenly over its values.
+
+    Columns `step` and the sums `errors, n, macs, clips`.
+    """
+    values = table.loc[table["exit"] < table["exit"].max(), rule].replace(-math.inf, math.nan)
+    rows = []
+    for step, threshold in enumerate([*values.quantile(np.linspace(0, 1, steps)), math.inf]):
+        stopped = taken(table, rule, threshold)
+        rows.append((step, stopped["errors"].sum(), stopped["n"].sum(), stopped["macs"].sum(), len(stopped)))
+    return pd.DataFrame(rows, columns=["step", "errors", "n", "macs", "clips"])
+
+
+@torch.no_grad()
+def latencies(
+    model: MultiExitModel, clips: Sequence[Tensor], thresholds: Mapping[str, float], repetitions: int
+) -> pd.DataFrame:
+    """Seconds of each clip (T,) on its own, on one thread, by each way to run it: `item, way, exit, seconds`.
+
+    A way is `exit 3` (always to there, asking its head alone), and so on, or one of the rules in `thresholds`. They
+    take turns, so that a slow moment of the machine hits all; after one turn to warm up, the median counts.
+    """
+    rows = []
+    with one_thread():
+        for item, clip in enumerate(clips):
+            ways = {f"exit {exit}": partial(_run_to, model, clip, exit) for exit in model.exits}
+            ways |= {rule: partial(run, model, clip, rule, threshold) for rule, threshold in thresholds.items()}
+            exits = [way()[0] for way in ways.values()]
+            turns = [[_seconds(way) for way in ways.values()] for _ in range(repetitions)]
+            rows += zip([item] * len(ways), ways, exits, np.median(turns, axis=0), strict=True)
+    return pd.DataFrame(rows, columns=["item", "way", "exit", "seconds"])
+
+
+def _run_to(model: MultiExitModel, clip: Tensor, exit: int) -> tuple[int, Tensor]:
+    waveforms, lengths, _ = collate([(clip, 0)])
+    return exit, model(waveforms, lengths, [exit])[exit]
+
+
+def _seconds(function: Callable) -> float:
+    since = time.perf_counter()
+    function()
+    return time.perf_counter() - since
+
+
+FIXED = "fixed"  # not a rule of run time: all clips stop at one exit
+
+
+def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int]) -> pd.DataFrame:
+    """What every exit says of every clip, and what it costs: a row per clip and exit, sorted.
+
+    `item, exit`; `errors` of `n` labels or characters (`metric`); how sure it is by each of `RULES`; and
+    multiply-accumulates: `convolutions`; `macs_alone`, all there is if that exit alone is asked; `macs_early`, with the
+    heads before it too.
+    samples: of each clip, at 16 kHz.
+    """
+    said, sure = [], []
+    for group, outputs, targets in forward(model, data):
+        seen = []
+        for depth, logits in outputs.items():
+            seen.append(logits)
+            pairs = answers(logits, targets)
+            said += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
+            rules = {name: rule(seen).tolist() for name, rule in RULES.items()}
+            sure.append(pd.DataFrame({"item": group, "exit": depth, **rules}))
+    errors = item_errors(pd.DataFrame(said, columns=["item", "exit", "predicted", "label"])).query("metric != 'WER'")
+    where = ["item", "exit"]
+    return errors.merge(pd.concat(sure), on=where).merge(_work(model, samples), on=where).sort_values(where)
+
+
+def _work(model: MultiExitModel, samples: Sequence[int]) -> pd.DataFrame:
+    rows = []
+    for item, length in enumerate(samples):
+        heads = 0
+        for depth in model.exits:
+            bare = clip_macs(model.backbone, length, depth)
+            asked = clip_macs(model.backbone, length, depth, model.head_at(depth)).trained
+            heads += asked - bare.trained
+            rows.append((item, depth, bare.frozen, bare.frozen + asked, bare.frozen + bare.trained + heads))
+    return pd.DataFrame(rows, columns=["item", "exit", "convolutions", "macs_alone", "macs_early"])
+
+
+def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
+    """The threshold for `rule` that makes at most `points` (of 100) more errors on `dev` than the deepest exit does.
+
+    From the strictest, which saves least, to laxer ones; the first that costs more ends the search. The laxest that
+    happens to look good on dev would flatter itself (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then
+    test"). inf: no exit but the deepest will do. dev: of `scored`.
+    """
+    sure, errors = _by_exit(dev, rule), _by_exit(dev, "errors")
+    allowed = errors[:, -1].sum() + points / 100 * _by_exit(dev, "n")[:, 0].sum()
+    early, clips, found = sure[:, :-1], np.arange(len(errors)), math.inf
+    for threshold in np.unique(early[np.isfinite(early)])[::-1]:
+        if errors[clips, stops(sure, threshold)].sum() > allowed:
+            break
+        found = float(threshold)
+    return found
+
+
+def fixed_exit_for(dev: pd.DataFrame, points: float) -> int:
+    """The shallowest exit that makes at most `points` (of 100) more errors on `dev` than the deepest."""
+    sums = dev.groupby("exit")[["errors", "n"]].sum()
+    return int(sums.index[sums["errors"] <= sums["errors"].iloc[-1] + points / 100 * sums["n"]][0])
+
+
+def taken(table: pd.DataFrame, rule: str, threshold: float) -> pd.DataFrame:
+    """The row of `scored` at which each clip stops.
+
+    Also `macs`, its own work, and of always going on `deepest_errors` and `deepest_macs`.
+    """
+    return _taken(table, stops(_by_exit(table, rule), threshold), "macs_alone" if rule == FIXED else "macs_early")
+
+
+def oracle(table: pd.DataFrame) -> pd.DataFrame:
+    """As `taken`, by one who knows the errors: a clip stops at the shallowest of its best exits and asks it alone."""
+    return _taken(table, _by_exit(table, "errors").argmin(1), "macs_alone")
+
+
+def _taken(table: pd.DataFrame, stop: np.ndarray, work: str) -> pd.DataFrame:
+    clips, exits = np.arange(len(stop)), table["exit"].nunique()
+    deepest = table.iloc[clips * exits + exits - 1]
+    return table.iloc[clips * exits + stop].assign(
+        macs=lambda rows: rows[work],
+        deepest_errors=deepest["errors"].to_numpy(),
+        deepest_macs=deepest["macs_alone"].to_numpy(),
+    )
+
+
+def _by_exit(table: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of `scored` as (clips, exits). Under the rule `fixed` an exit is as sure as it is deep."""
+    return table["exit" if column == FIXED else column].to_numpy().reshape(-1, table["exit"].nunique())

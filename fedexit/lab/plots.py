@@ -1,0 +1,228 @@
+"""How figures look: one style, readable in grey and by colour-blind readers (markers and dashes tell, colours help)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fedexit.lab.looks import DASHES, EXITS, MEMORY, METHODS, POLICIES, SETTINGS, VERDICTS, WAYS, seed_marks
+
+
+def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
+    """Error by exit: a hollow mark per seed and method, filled ones joined by a line for the means over seeds.
+
+    data: columns `method, seed, exit, value` (share of wrong clips); baseline: majority-class error, drawn dashed.
+    """
+    exits = sorted(data["exit"].unique())
+    present = [method for method in METHODS if method in set(data["method"])]
+    for place, method in enumerate(present):
+        colour, marker, label = METHODS[method]
+        shift = 0.08 * (place - (len(present) - 1) / 2)
+        own = data[data["method"] == method]
+        seed_marks(axis, [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], method)
+        means = 100 * own.groupby("exit")["value"].mean()
+        look = dict(color=colour, marker=marker, ms=8, mec="white", mew=0.5, ls=DASHES[method], lw=1.2, label=label)
+        axis.plot([exits.index(e) + shift for e in means.index], means, **look)
+    if baseline is not None:
+        axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
+    axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
+    axis.grid(axis="x", visible=False)
+
+
+def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Differences with their intervals, a line per `label` in listed order, a mark per value of `column`.
+
+    rows: `label`, `difference, low, high` in points and `column`.
+    """
+    labels, kinds = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows[column]))
+    for place, kind in enumerate(kinds):
+        own = rows[rows[column] == kind]
+        heights = [labels.index(label) + 0.22 * (place - (len(kinds) - 1) / 2) for label in own["label"]]
+        reach = own["difference"] - own["low"], own["high"] - own["difference"]
+        look = dict(color=str(0.55 * place / max(1, len(kinds) - 1)), marker="osD^vPX"[place % 7], label=kind)
+        axis.errorbar(own["difference"], heights, xerr=reach, ls="", capsize=3, **look)
+    axis.axvline(0, color="black", lw=1, ls="--")
+    for place in range(1, len(labels)):
+        axis.axhline(place - 0.5, color="0.85", lw=0.8, zorder=0)
+    axis.set(yticks=range(len(labels)), yticklabels=labels, xlabel="points of error", ylim=(len(labels) - 0.5, -0.5))
+    axis.grid(axis="y", visible=False)
+
+
+def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: float | None = None) -> None:
+    """One task's errors by exit, central and homogeneous: seeds as small marks, means with their intervals as lines.
+
+    seen: `method, exit, value` (a share); means: `task, metric, method, exit, mean, half_interval` in percent; guess:
+    the share that guessing errs in, in the title, and dashed where it does not press the rest flat.
+    """
+    exits = sorted(means["exit"].unique())
+    for method, (colour, marker, label) in SETTINGS.items():
+        own, line = seen[seen["method"] == method], means[means["method"] == method]
+        shift = [exits.index(e) + (-0.1 if method == "central" else 0.1) for e in line["exit"]]
+        axis.plot([exits.index(e) for e in own["exit"]], 100 * own["value"], marker, color=colour, ms=4, alpha=0.5)
+        axis.errorbar(shift, line["mean"], line["half_interval"], color=colour, marker=marker, label=label, capsize=3)
+    name, metric = means["task"].iloc[0], means["metric"].iloc[0]
+    if guess is not None and guess < 2 * seen["value"].max():
+        axis.axhline(100 * guess, color="black", ls="--", lw=1)
+    told = "" if guess is None else f" (guessing: {100 * guess:.0f} %)"
+    axis.set(title=name + told, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
+    axis.set_xticks(range(len(exits)), exits)
+
+
+def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
+    """A difference over `column`, a line per exit with its intervals, in points; at 0 there is none.
+
+    table: `exit, difference, low, high` (shares) and `column`.
+    """
+    shift = 0.02 * np.ptp(table[column])
+    for place, (exit, own) in enumerate(table.groupby("exit")):
+        colour, marker, dash = EXITS[place % len(EXITS)]
+        x = own[column] + shift * (place - (table["exit"].nunique() - 1) / 2)
+        ends = 100 * np.array([own["difference"] - own["low"], own["high"] - own["difference"]])
+        look = dict(color=colour, marker=marker, ls=dash, ms=5, lw=1.2, capsize=2)
+        axis.errorbar(x, 100 * own["difference"], ends, label=f"exit {exit}", **look)
+    axis.axhline(0, color="grey", lw=1)
+
+
+def verdict_marks(axis: Axes, effects: pd.DataFrame, parts: Sequence[str]) -> None:
+    """A row for each of `parts` of hypotheses: its interval in points, turned so that right of 0 is as was expected.
+
+    effects: `part, difference, low, high` (shares), `sign` (the expected one) and `verdict`; a part may be missing.
+    """
+    for own in effects.itertuples():
+        row, (marker, filling) = parts.index(own.part), VERDICTS[own.verdict]
+        axis.plot([100 * own.sign * end for end in (own.low, own.high)], [row, row], color="black", lw=1.2)
+        axis.plot(100 * own.sign * own.difference, row, marker, color="black", mfc=filling, ms=8)
+    axis.axvline(0, color="grey", lw=1)
+    axis.set_yticks(range(len(parts)), parts)
+    axis.set_ylim(len(parts) - 0.5, -0.5)
+
+
+def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:
+    """Training memory by depth, a bar of its parts in MiB; the forward-only model a dash, what was measured marks.
+
+    held: columns `depth, weights, gradients, optimiser, activations, forward`; measured: `depth, mode, measured_mib`.
+    """
+    places, below = range(len(held)), 0
+    for kind, hatch, colour in zip(MEMORY, MEMORY.values(), sns.color_palette("colorblind"), strict=False):
+        axis.bar(places, held[kind], bottom=below, color=colour, hatch=hatch, label=kind, edgecolor="white")
+        below = below + held[kind].to_numpy()
+    axis.plot(places, held["forward"], "k_", ms=26, mew=3, label="forward only, model")
+    for mode, marker in (("training", "D"), ("forward", "o")):
+        seen = measured[measured["mode"] == mode].set_index("depth")["measured_mib"].reindex(held["depth"])
+        axis.plot(places, seen, f"k{marker}", ms=6, mfc="white", label=f"{mode}, measured")
+    axis.set(xticks=places, xticklabels=held["depth"], xlabel="depth")
+    axis.grid(axis="x", visible=False)
+
+
+def error_by_work(axis: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> None:
+    """Error over multiply-accumulates: the fixed exits joined by a line, each rule's curve, a mark where it was set.
+
+    points: `way, error, macs`, ways being those of `WAYS`; curves: the same of a rule's whole range, in order.
+    """
+    for way, (colour, marker, dash) in WAYS.items():
+        line, own = (table[table["way"] == way] for table in (curves, points))
+        joined = own if way == "fixed" else line
+        axis.plot(joined["macs"] / 1e6, 100 * joined["error"], color=colour, ls=dash, lw=1)
+        size, front = (220, 5) if way == "oracle" else (70, 4)
+        axis.scatter(
+            own["macs"] / 1e6, 100 * own["error"], s=size, color=colour, marker=marker, label=way, zorder=front,
+            edgecolor="white",
+        )  # fmt: skip
+    axis.set(xlabel="million MACs per clip, all included", ylabel="error on test (%)")
+
+
+def time_by_work(axis: Axes, saved: pd.DataFrame, band: float) -> None:
+    """Time saved over multiply-accumulates saved, of every way; the line where they agree, and a `band` of points.
+
+    saved: `way, macs_saved, latency_saved`; the way `exit 3` is one of the fixed exits.
+    """
+    for way, (colour, marker, _) in WAYS.items():
+        own = saved[saved["way"].str.startswith("exit") if way == "fixed" else saved["way"] == way]
+        if len(own):
+            x, y = 100 * own["macs_saved"], 100 * own["latency_saved"]
+            axis.scatter(x, y, color=colour, marker=marker, s=60, label=way, edgecolor="white", zorder=3)
+    ends = 100 * np.array([min(0, saved["macs_saved"].min()), saved["macs_saved"].max()])
+    axis.plot(ends, ends, color="black", lw=1)
+    axis.fill_between(ends, ends - band, ends + band, color="grey", alpha=0.2)
+    axis.set(xlabel="MACs saved (%), all included", ylabel="measured time saved (%)")
+
+
+def shares_by_exit(axis: Axes, shares: pd.DataFrame) -> None:
+    """A bar per row of `shares`, in pieces per column (exit), dark for deep."""
+    left = 0
+    for place, (exit, share) in enumerate(shares.items()):
+        grey = str(0.85 - 0.5 * place / max(1, shares.shape[1] - 1))
+        hatch = ("", "//", "..", "xx")[place % 4]
+        axis.barh(shares.index, 100 * share, left=left, color=grey, hatch=hatch, edgecolor="white", label=exit)
+        left = left + 100 * share
+    axis.set(xlabel="clips (%)")
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+
+
+def memory_by_depth(axis: Axes, needed: pd.DataFrame, budgets: pd.Series) -> None:
+    """Training memory by depth, a line per task, and the memory that devices can give as named levels; MiB, log scale.
+
+    needed: `task, depth, memory_mib`; budgets: by device. Levels far from all lines are left out.
+    """
+    for place, (task, own) in enumerate(needed.groupby("task", sort=False)):
+        colour, marker, dash = (
+            sns.color_palette("colorblind")[place],
+            "oD^v"[place % 4],
+            ("-", "--", "-.", ":")[place % 4],
+        )
+        axis.plot(own["depth"], own["memory_mib"], color=colour, marker=marker, ls=dash, label=task)
+    low, high = needed["memory_mib"].min() / 4, 2 * needed["memory_mib"].max()
+    depths, below = sorted(needed["depth"].unique()), 0.0
+    for device, level in budgets[budgets.between(low, high)].sort_values().items():
+        axis.axhline(level, color="0.6", lw=0.8, zorder=0)
+        below = max(level, below * (high / low) ** 0.035)  # names keep apart
+        axis.text(depths[-1] + 0.4, below, device, fontsize=8, va="center")
+    axis.set(yscale="log", ylim=(low, high), xticks=depths, xlim=(depths[0] - 0.4, depths[-1] + 0.3), xlabel="depth")
+    axis.grid(visible=False)
+
+
+def depth_tiles(
+    axis: Axes,
+    depths: pd.DataFrame,
+    exits: Sequence[int],
+    labels: pd.DataFrame | None = None,
+    lost: pd.DataFrame | None = None,
+) -> None:
+    """A tile per row and column of `depths`, darker for deeper, white for those who take no part (NaN).
+
+    labels: what is written on the tiles; lost: where a cross says that the update did not arrive.
+    """
+    greys = {exit: 0.9 - 0.7 * place / max(1, len(exits) - 1) for place, exit in enumerate(exits)}
+    shades = depths.apply(lambda column: column.map(greys)).fillna(1.0).to_numpy(float)
+    axis.pcolormesh(shades, cmap="gray", vmin=0, vmax=1, edgecolors="white", lw=0.5)
+    for exit in sorted(set(np.unique(depths.to_numpy(float))) & set(exits)):
+        axis.scatter([], [], marker="s", s=60, color=str(greys[exit]), edgecolor="black", label=f"depth {exit:.0f}")
+    axis.scatter([], [], marker="s", s=60, color="white", edgecolor="black", label="takes no part")
+    if labels is not None:
+        for (row, column), shade in np.ndenumerate(shades):
+            look = dict(ha="center", va="center", fontsize=9, color="white" if shade < 0.5 else "black")
+            axis.text(column + 0.5, row + 0.5, labels.iloc[row, column], **look)
+    if lost is not None:
+        rows, columns = np.nonzero(lost.to_numpy(bool))
+        axis.scatter(columns + 0.5, rows + 0.5, marker="x", s=16, color="white", lw=3)
+        axis.scatter(columns + 0.5, rows + 0.5, marker="x", s=16, color="black", lw=1.2, label="update lost")
+    axis.set_yticks(np.arange(len(depths)) + 0.5, depths.index)
+    axis.invert_yaxis()
+    axis.grid(visible=False)
+
+
+def coverage_lines(axis: Axes, table: pd.DataFrame) -> None:
+    """A number by layer for each policy, as a line with the range of its rounds as a band.
+
+    table: `policy, layer, mean, low, high`.
+    """
+    for policy, (colour, marker, dash) in POLICIES.items():
+        own = table[table["policy"] == policy]
+        axis.fill_between(own["layer"], own["low"], own["high"], color=colour, alpha=0.15, lw=0)
+        axis.plot(own["layer"], own["mean"], color=colour, marker=marker, ls=dash, ms=5, label=policy)
+    axis.set(xlabel="layer", xticks=sorted(table["layer"].unique()), ylim=(0, None))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,1 @@
+"""The model: backbone, exit heads, costs, metrics and early exit."""

@@ -1,0 +1,236 @@
+"""What a client's round costs by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3, and more).
+
+Everything here is arithmetic on a model's geometry. Tests hold it against `torch.utils.flop_counter`, the serialised
+size, the tensors that autograd keeps and the peak memory of processes of their own (`fedexit.devices.probe`). From
+there, what a round would take on a device with given speeds.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from fedexit.model.backbone import Backbone
+from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.names import layer_of
+from fedexit.support.errors import FedexitError
+
+_FLOAT = 4  # bytes
+_NORM_COPIES = 4  # of the first convolution's output, the largest there is, while `Backbone.convolve` normalises it
+_OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors of the parameter's size that the optimiser keeps for each
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one clip's forward pass: in the `frozen` convolutions, and in what is `trained`.
+
+    `spared`: gradients that nobody needs, as weights are frozen beside adapters.
+    """
+
+    frozen: int
+    trained: int
+    spared: int = 0
+
+    @property
+    def backward(self) -> int:
+        """Those of the backward pass: each product of the trained part twice, for the gradients of its two factors."""
+        return 2 * self.trained - self.spared
+
+
+def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Columns `part, parameters, bytes` of the named `weights`: a row per layer, `layer 3`, and one for `outside` them.
+
+    Of `trainable_weights()` that is what a client receives, and sends back.
+    """
+    parts = {name: f"layer {layer_of(name)}" if layer_of(name) else "outside" for name in weights}
+    rows = [(parts[name], tensor.numel(), tensor.numel() * tensor.element_size()) for name, tensor in weights.items()]
+    table = pd.DataFrame(rows, columns=["part", "parameters", "bytes"])
+    return table.groupby("part", sort=False, as_index=False).sum()
+
+
+def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -> Macs:
+    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with the `heads` on the way, if any.
+
+    Matrix products and convolutions only, as flop counters count. Raises FedexitError for less than one frame.
+    """
+    config = backbone.model.config
+    lengths = _lengths(config, samples)
+    into = [1, *config.conv_dim[:-1]]
+    sides = zip(lengths, into, config.conv_dim, config.conv_kernel, strict=True)
+    frozen = sum(length * channels * out * kernel for length, channels, out, kernel in sides)
+    width, frames, kernel = config.hidden_size, lengths[-1], config.num_conv_pos_embeddings
+    projection = frames * config.conv_dim[-1] * width
+    position = (frames + (kernel % 2 == 0)) * kernel * width * width // config.num_conv_pos_embedding_groups
+    layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
+    if config.model_type == "wavlm":  # the gate of the relative positions: eight outputs per head and frame
+        layer += 8 * frames * width
+    added, spared = 0, 0
+    if backbone.lora:
+        added, spared = _lora_macs(config, frames, depth, backbone.lora[0])
+        spared += 2 * (projection + position)
+    trained = projection + position + depth * layer + added + sum(head.macs(frames) for head in heads)
+    return Macs(frozen, trained, spared)
+
+
+def _lora_macs(config: PretrainedConfig, frames: int, depth: int, rank: int) -> tuple[int, int]:
+    """What adapters add to the forward pass of the layers, and the gradients there that frozen weights spare.
+
+    These are the weights' own in each layer; in layer 1, whose input needs no gradient, also all before its adapters.
+    """
+    square, inner = frames * config.hidden_size**2, frames * config.hidden_size * config.intermediate_size
+    attention, reads = frames**2 * config.hidden_size, frames * config.hidden_size * rank
+    weights = 4 * square + 2 * inner
+    if config.model_type != "wavlm":
+        return depth * 4 * reads, depth * weights + 3 * square + attention + 2 * reads
+    gate = 8 * frames * config.hidden_size
+    below = 4 * square + gate + 4 * attention + inner + reads  # its adapters are in the feed-forward part
+    return depth * 2 * (reads + frames * config.intermediate_size * rank), depth * (weights + gate) + below
+
+
+def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFrame:
+    """A row per exit: what a client who trains to it exchanges, computes and holds.
+
+    Columns `depth, parameters, bytes` (one way), `macs_frozen, macs_forward, macs_backward` of a training step on a
+    `batch` of clips of `samples` (forward without the frozen convolutions), and bytes of memory: `forward` and
+    `training`, the latter's parts `weights, gradients, optimiser` and `activations`, the rest.
+    """
+    rows = []
+    for depth in model.exits:
+        sent = sizes_by_layer(_held(model.trainable_weights(), [depth]))[["parameters", "bytes"]].sum()
+        macs = clip_macs(model.backbone, samples, depth, model.head_at(depth))
+        held = memory(model, samples, batch, depth)
+        fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
+        work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}
+        rows.append(
+            {"depth": depth, **sent, **{name: batch * value for name, value in work.items()}}
+            | {"forward": held.forward, "training": held.training, **fixed}
+            | {"activations": held.training - sum(fixed.values())}
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a client's process needs beyond the libraries, by what they are for.
+
+    `activations` are what a training step keeps for its backward pass; `convolving`, `passing` and `updating` the most
+    that the frozen convolutions, a forward pass without gradients and the optimiser work with at a time.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    convolving: int
+    passing: int
+    updating: int
+
+    @property
+    def forward(self) -> int:
+        """Peak of a forward pass without gradients, which Table 3 of the paper seems to show."""
+        return self.weights + max(self.convolving, self.passing)
+
+    @property
+    def training(self) -> int:
+        """Peak of training: gradients and optimiser state of one step are there while the next one runs forward.
+
+        The backward pass needs no more: that step's gradients are let go before it, and what it works with is smaller.
+        """
+        return self.weights + self.gradients + self.optimiser + max(self.convolving, self.activations, self.updating)
+
+
+def memory(
+    model: MultiExitModel,
+    samples: int,
+    batch: int,
+    depth: int,
+    optimiser: str = "adam",
+    cached: bool = False,
+    exits: Sequence[int] = (),
+) -> Memory:
+    """The memory model: a batch of `batch` clips of `samples` at 16 kHz, trained to `depth` in single precision.
+
+    `cached`: the clips come as features, so nothing is convolved. `exits`: whose heads are trained, unless at `depth`
+    alone.
+
+    Counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config and
+    torch's own attention, for clips of one length. The weights are the client's own: what a server in the same process
+    holds comes on top, and so do the clips. `optimiser` is `adam` or `sgd`. Raises FedexitError when `depth` is no exit
+    and for clips shorter than one frame.
+    """
+    check_exit(depth, model.exits, model.backbone.name)
+    exits = exits or [depth]
+    config, lengths = model.backbone.model.config, _lengths(model.backbone.model.config, samples)
+    trained = [tensor.numel() for tensor in _held(model.trainable_weights(), exits).values()]
+    convolved = [batch * length * channels for length, channels in zip(lengths, config.conv_dim, strict=True)]
+    states, inner = (batch * lengths[-1] * width for width in (config.hidden_size, config.intermediate_size))
+    return Memory(
+        weights=_FLOAT * sum(tensor.numel() for tensor in _held(model.state_dict(), exits).values()),
+        gradients=_FLOAT * sum(trained),
+        optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
+        activations=_FLOAT * _kept(model.backbone, batch, lengths[-1], depth, len(exits)),
+        convolving=0 if cached else _FLOAT * _NORM_COPIES * convolved[0],
+        passing=_FLOAT * (convolved[-1] + max(_position_kernel(config) + 4 * states, (depth + 2) * states + 2 * inner)),
+        updating=_FLOAT * 2 * max(trained),
+    )
+
+
+def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -> int:
+    """Numbers that autograd keeps of a training step, in tensors of their own; weights and a few per frame not counted.
+
+    Read from the layers of `transformers`: each product keeps its input, each normalisation and GELU as well, each
+    dropout its mask, each head the frames it reads. A product with frozen weights keeps nothing.
+    """
+    config = backbone.model.config
+    states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
+    scores = batch * frames**2 * config.num_attention_heads
+    masked = {
+        name: getattr(config, f"{name}_dropout") > 0 for name in ("feat_proj", "hidden", "attention", "activation")
+    }
+    wavlm = config.model_type == "wavlm"  # copies what attention reads, and keeps its scores with no dropout as well
+    attention = (3 if masked["attention"] else 1 if wavlm else 0) * scores
+    if backbone.lora:
+        copies = 6 if wavlm else 7 - masked["attention"]
+        layer = (copies + 2 * masked["hidden"]) * states + (1 + wavlm + masked["activation"]) * inner + attention
+        layer += 2 * batch * frames * backbone.lora[0]
+        below = masked["attention"] * states  # the first layer's keys and what lies before need no gradient
+        if wavlm:  # nor does its attention
+            below = (4 + masked["hidden"]) * states + attention - (depth > 1) * scores
+        return depth * layer - below + heads * states
+    layer = (8 + wavlm * (3 if batch > 1 else 1) + 2 * masked["hidden"]) * states + (2 + masked["activation"]) * inner
+    layer += attention
+    outside = 2 * batch * frames * config.conv_dim[-1] + (3 + heads + masked["feat_proj"] + masked["hidden"]) * states
+    outside += wavlm * (scores + 2 * frames**2)  # the relative positions, which all layers share
+    return depth * layer + outside + _position_kernel(config)
+
+
+def _position_kernel(config: PretrainedConfig) -> int:
+    """Size of the positional convolution's kernel, which each forward pass makes of its direction and its length."""
+    return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
+
+
+def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Tensor]:
+    """Those of a model's named `weights` that a client with these `exits` holds (`MultiExitModel.client_model`)."""
+    depth, own = max(exits), tuple(f"heads.{exit}." for exit in [*exits, "shared"])
+    foreign = {name for name in weights if name.startswith("heads.") and not name.startswith(own)}
+    return {n: tensor for n, tensor in weights.items() if (layer_of(n) or 0) <= depth and n not in foreign}
+
+
+def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
+    """Frames after each convolution of the encoder. Raises FedexitError when the last of them has none."""
+    lengths = []
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+        lengths.append(samples)
+    if samples < 1:
+        raise FedexitError("a clip is shorter than one frame; drop it")
+    return lengths
+
+
+def _samples(config: PretrainedConfig, frames: int) -> int:
+    """Fewest samples that make so many frames."""
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        frames = (frames - 1) * stride + kernel
+    return frames

@@ -1,0 +1,62 @@
+"""LoRA (Hu et al., ICLR 2022), by the library `peft`: small matrices are trained beside the backbone's frozen weights.
+
+    y = W x + (alpha / rank) B A x,  A: (rank, in), random at first; B: (out, rank), zero at first, so nothing changes
+
+Adapters are named as parameters of their layer. So a client of depth L_i trains and sends those of layers 1..L_i and
+its heads, and the server averages them by layer, by Eq. (1) or any other rule. As in FedIT (Zhang et al., ICASSP 2024),
+A and B are averaged each by itself, and the product of the means is not the mean of the clients' products B A. FFA-LoRA
+(Sun et al., ICLR 2024) trains B alone, where the two agree; that is not done here.
+"""
+
+import copy
+
+from fedexit.model.backbone import Backbone
+from fedexit.support.errors import FedexitError
+from fedexit.support.streams import seeded
+
+# Which linear layers get adapters. The attention of `transformers`' WavLM reads the weights of its projections without
+# calling them, so adapters would have no effect there.
+TARGETS = {
+    "hubert": ("q_proj", "v_proj"),
+    "wav2vec2": ("q_proj", "v_proj"),
+    "wavlm": ("intermediate_dense", "output_dense"),
+}
+
+
+def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, seed: int = 0) -> Backbone:
+    """`backbone`, changed in place: adapters in every layer, as its family has them in `TARGETS`; the rest is frozen.
+
+    alpha: what B A counts for is alpha / rank; unless given, twice the rank. `seed` draws A. Adapters want a larger
+    learning rate than all weights do.
+    Raises FedexitError without the library, for rank or alpha below 1 and for a backbone that has adapters already.
+    """
+    alpha = 2 * rank if alpha is None else alpha
+    if min(rank, alpha) < 1 or backbone.lora:
+        raise FedexitError(f"LoRA needs rank and alpha >= 1 and a backbone without it, not {rank}, {alpha}")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise FedexitError('LoRA needs the library peft; install it: pip install "fedexit[lora]"') from None
+    model = backbone.model.requires_grad_(False)
+    targets = list(TARGETS[model.config.model_type])
+    with seeded(seed, "lora"):
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
+    backbone.lora = rank, alpha
+    model.train(model.training)  # the new parts as well
+    return backbone
+
+
+def merged(backbone: Backbone) -> Backbone:
+    """A copy without adapters: B A is added to the weights they stand beside, so it says the same to float rounding.
+
+    It is an ordinary backbone, all of whose layers train. Raises FedexitError when there are no adapters.
+    """
+    if not backbone.lora:
+        raise FedexitError(f"{backbone.name} has no adapters to merge; see with_lora")
+    model = copy.deepcopy(backbone.model)
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "lora_A"):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    del model.peft_config
+    return Backbone(model.requires_grad_(True), backbone.name, backbone.pretrained)

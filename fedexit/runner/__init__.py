@@ -1,0 +1,1 @@
+"""The runner: it turns notebooks into results."""
