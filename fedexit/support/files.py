@@ -1,14 +1,67 @@
-"""Hashes and atomic writes of files."""
+"""Hashes of files and trees, and writing a file so that it is either the old one or the whole new one."""
 
 import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_BLOCK = 1 << 20
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or "missing"."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+    """Return the SHA-256 of a file's bytes, or "missing"."""
+    if not path.is_file():
+        return "missing"
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def weights_hash(folder: Path) -> str:
-    """`file_hash` of the weights in a backbone's folder, joined if there are several files; "missing" without any."""
+    """Return `file_hash` of the weights in a model folder, joined if there are several files; "missing" without any."""
     return "+".join(map(file_hash, sorted(folder.glob("*.safetensors")))) or "missing"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends without an error, that file becomes `path`.
+
+    The temporary name is unique, so two processes never write into each other's file. A failed block leaves `path`
+    as it was and no temporary file.
+
+    Example:
+        >>> with replacing(target) as part:
+        ...     part.write_text("whole or not at all")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())  # mkstemp makes a private file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` in one step (see `replacing`)."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8 with its own line ends, in one step (see `replacing`)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,38 @@
+"""Record what a notebook really reads: corpora, backbones and kept cells, for the provenance of its results.
+
+`fedexit run` names a file in `FEDEXIT_READS`; every process of the notebook appends one JSON line per thing it reads.
+Outside of `fedexit run` nothing is recorded.
+"""
+
+import json
+import os
+from pathlib import Path
+
+KINDS = ("corpus", "backbone", "cell")
+
+
+def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
+    """Record that this process reads the `kind` (one of `KINDS`) called `name` with this content `checksum`.
+
+    Args:
+        kind: `corpus`, `backbone` or `cell`.
+        name: the corpus or backbone as the user names it; a cell's path below the results folder.
+        checksum: hash of its content.
+        code: for cells, the hash of the code that made it ("" if unknown).
+    """
+    target = os.environ.get("FEDEXIT_READS")
+    if not target:
+        return
+    line = json.dumps({"kind": kind, "name": name, "checksum": checksum, "code": code}, sort_keys=True) + "\n"
+    with open(target, "a", encoding="utf-8") as file:  # one short line: appended whole, also by several processes
+        file.write(line)
+
+
+def read_notes(file: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the notes of `file` as {kind: {name: {"checksum": ..., "code": ...}}}; empty kinds where there are none."""
+    found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in KINDS}
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            note = json.loads(line)
+            found[note["kind"]][note["name"]] = {"checksum": note["checksum"], "code": note["code"]}
+    return found
