@@ -29,7 +29,7 @@ def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
 
 
 def read_notes(file: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """Return the notes of `file` as {kind: {name: {"checksum": ..., "code": ...}}}; empty kinds where there are none."""
+    """Return the notes of `file` as {kind: {name: {"checksum": ..., "code": ...}}}; every kind is there."""
     found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in KINDS}
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():
