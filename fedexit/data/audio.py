@@ -1,50 +1,70 @@
 """Reading and writing waveforms: everything after this module is 16 kHz mono float32 in [-1, 1]."""
 
 import io
-import os
+import math
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import soundfile as sf
 import torch
+from scipy.signal import resample_poly
 from torchaudio.functional import resample
 
-from fedexit.support.errors import FedexitError
+from fedexit.data.containers import knows_its_length, recordings
+from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.files import write_bytes
 
 SAMPLE_RATE = 16_000
-_UNKNOWN_SIZE = 0xFFFFFFFF  # what writers to a pipe put into a WAV header
+MIN_SAMPLES = 400  # one frame of wav2vec 2.0 and its kin
+MAX_PEAK = 2.0  # louder samples are of another scale; up to here they overshoot, as decoders of MP3 do
+RATES = (1_000, 1_000_000)  # Hz
+_BLOCK = 1 << 20  # frames
+_KERNEL = 1 << 20  # elements of torchaudio's resampling kernel; above, it costs seconds and gigabytes
+_FRACTION = 2_000  # larger terms of a ratio of rates are approximated, to less than one part in a million
+_STEP = 1 / 32768  # of 16-bit samples
 
 
 def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.Tensor, int]:
-    """Decode any audio libsndfile knows: samples (channels, T) float32 and their rate in Hz.
+    """Decode audio in any format that libsndfile reads.
 
-    `source` is a file or its content; `name` is what errors call it. Raises FedexitError if it is missing, empty,
-    not audio, cut short (its header promises more than comes) or holds samples that are not finite.
+    Sizes in headers are hints (see `fedexit.data.containers`). Recordings that follow one another in a file, such as
+    chained Ogg streams, are joined. A cut MP3 without a length header, and an Ogg file that is cut between two pages,
+    cannot be told from whole ones.
+
+    Args:
+        source: a file or its content.
+        name: the name in error messages; by default the path.
+
+    Returns:
+        Samples (channels, T) float32 and their rate in Hz.
+
+    Raises:
+        FedexitError: the file is missing, empty, no audio, damaged, cut short, of several rates or holds samples that
+            are not finite.
     """
-    name = name or str(source)
+    name = name or ("audio" if isinstance(source, bytes) else str(source))
     content = source if isinstance(source, bytes) else _content(source)
     if not content:
         raise FedexitError(f"{name}: the file is empty, expected audio; copy or fetch it again")
-    try:
-        with sf.SoundFile(io.BytesIO(content)) as file:
-            rate = file.samplerate
-            promised = 0 if file.format == "MP3" else file.frames  # an MP3 without a header of its own has an estimate
-            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).T
-    except sf.LibsndfileError as error:
-        raise FedexitError(f"{name}: not readable as audio ({error.error_string}); copy or fetch it again") from error
-    if samples.shape[1] < promised or _riff_is_short(content):
-        raise FedexitError(f"{name}: cut short, its header promises more than the file holds; copy or fetch it again")
+    parts = [_decoded(part, name) for part in recordings(content, name)]
+    kinds = {(rate, samples.shape[1]) for samples, rate in parts}
+    if len(kinds) > 1:
+        found = " and ".join(f"{rate} Hz with {channels} channel(s)" for rate, channels in sorted(kinds))
+        raise FedexitError(f"{name}: several recordings in one file, {found}; split it into one file for each")
+    samples = torch.from_numpy(np.concatenate([samples for samples, _ in parts])).T
     if samples.shape[1] == 0:
         raise FedexitError(f"{name}: holds no samples; remove it or fetch it again")
     if not samples.isfinite().all():
         raise FedexitError(f"{name}: holds samples that are not finite; write it again from its source")
-    return samples, rate
+    return samples, parts[0][1]
 
 
 def read_audio(path: Path | str) -> torch.Tensor:
-    """Waveform (T,) float32 in [-1, 1] of a 16 kHz mono file.
+    """Return the waveform (T,) float32 in [-1, 1] of a 16 kHz mono file.
 
-    Strict, so that no corpus is resampled without being told: another rate or channel count raises FedexitError, as
-    does everything `decode_audio` refuses.
+    Nothing is resampled or mixed without the user's knowledge: another rate or number of channels raises FedexitError,
+    as does everything that `decode_audio` refuses.
     """
     samples, rate = decode_audio(Path(path))
     channels = len(samples)
@@ -56,36 +76,128 @@ def read_audio(path: Path | str) -> torch.Tensor:
     return samples[0]
 
 
-def to_16k_mono(samples: torch.Tensor, rate: int) -> torch.Tensor:
-    """Mean of the channels of `samples` (channels, T) or (T,), resampled from `rate` Hz to 16 kHz: (T',) float32."""
-    mono = samples.mean(dim=0) if samples.ndim == 2 else samples
-    return resample(mono.contiguous(), rate, SAMPLE_RATE)
+def read_clip(source: Path | bytes, name: str | None = None) -> torch.Tensor:
+    """Decode a recording of any format, rate and channels into a waveform (T,) at 16 kHz for a corpus.
 
-
-def write_audio(path: Path | str, waveform: torch.Tensor) -> None:
-    """Write `waveform` (T,) in [-1, 1] as 16-bit FLAC at 16 kHz; louder samples are clipped, the file appears whole.
-
-    Raises FedexitError if the waveform is empty, not one-dimensional or not finite.
+    Raises FedexitError, naming the file, for what `decode_audio` and `to_16k_mono` refuse and if fewer than
+    `MIN_SAMPLES` samples remain.
     """
-    path = Path(path)
+    name = name or ("audio" if isinstance(source, bytes) else str(source))
+    waveform = to_16k_mono(*decode_audio(source, name), name)
+    if len(waveform) < MIN_SAMPLES:
+        raise FedexitError(
+            f"{name}: {len(waveform)} samples at 16 kHz are too short, a clip needs {MIN_SAMPLES} (25 ms); "
+            "leave the file out"
+        )
+    return waveform
+
+
+def to_16k_mono(samples: torch.Tensor, rate: int, name: str = "audio") -> torch.Tensor:
+    """Average the channels of `samples` (channels, T) or (T,) and resample from `rate` Hz: (T',) float32 at 16 kHz.
+
+    Raises FedexitError, naming the audio `name`, if its channels cancel out or its rate is outside of `RATES`.
+    """
+    low, high = RATES
+    if not low <= rate <= high:
+        raise FedexitError(f"{name}: a rate of {rate} Hz, expected {low} to {high}; correct the file's header")
+    if samples.ndim == 1:
+        return _resampled(samples, rate)
+    mono = samples.mean(dim=0)
+    channels, power = len(samples), samples.square().mean()
+    if channels > 1 and mono.square().mean() * channels < 0.02 * power:  # unrelated channels would give 1
+        raise FedexitError(
+            f"{name}: its {channels} channels cancel out, their mean is nearly silent (one is inverted); "
+            "keep one channel and convert it again"
+        )
+    return _resampled(mono, rate)
+
+
+def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
+    """Write `waveform` (T,) in [-1, 1] as 16-bit FLAC at 16 kHz; the file appears whole.
+
+    Returns:
+        "" if the file holds the waveform, else what was lost, in words: samples above full scale that were clipped, or
+        a level so low that rounding to 16 bits is heard.
+
+    Raises:
+        FedexitError: the waveform is empty, not one-dimensional or not finite, its peak is above `MAX_PEAK`, or it is
+            so quiet that 16 bits hold only silence.
+    """
     if waveform.ndim != 1 or len(waveform) == 0 or not waveform.isfinite().all():
         raise FedexitError(f"{path}: not written, a waveform must be (T,) with T > 0 and finite samples")
-    pcm = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
+    peak = waveform.abs().max().item()
+    if peak > MAX_PEAK:
+        raise FedexitError(
+            f"{path}: not written, its peak is {peak:.4g} and must not exceed 1; "
+            "divide the samples by their full scale (32768 for 16-bit values)"
+        )
+    rounded = (waveform * 32768).round()
+    pcm = rounded.clamp(-32768, 32767)
+    if peak > 0 and not pcm.any():
+        raise FedexitError(f"{path}: not written, its peak of {peak:.2g} is silence in 16 bits; make it louder")
     flac = io.BytesIO()  # written by Python, so that a full disk is an ordinary OSError
-    sf.write(flac, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(flac.getvalue())
-    os.replace(part, path)
+    sf.write(flac, pcm.to(torch.int16).numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    write_bytes(path, flac.getvalue())
+    return _loss(waveform, pcm, peak)
+
+
+def _loss(waveform: torch.Tensor, pcm: torch.Tensor, peak: float) -> str:
+    """Return what 16-bit samples `pcm` lose of `waveform`, in words; "" if next to nothing."""
+    if peak > 1:
+        return f"{int((waveform.abs() > 1).sum())} of {len(waveform)} samples clipped, peak {peak:.2f}"
+    noise = (pcm * _STEP - waveform).square().mean()
+    if noise > 0.01 * waveform.square().mean():
+        return f"very quiet, peak {peak:.2g}: rounding to 16 bits distorts it"
+    return ""
+
+
+class _Stream(sf.SoundFile):
+    """A file that is read from its start to its end: soundfile then neither seeks nor asks for a known length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Return the samples (T, channels) of one recording and its rate; in blocks, since its length may be unknown."""
+    opened, blocks = False, []
+    try:
+        with _Stream(io.BytesIO(content)) as file:
+            opened, rate, promised = True, file.samplerate, file.frames
+            counted = file.format != "MP3" or knows_its_length(content)
+            while not blocks or len(blocks[-1]):
+                blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
+            samples = np.concatenate(blocks)
+    except MemoryError as error:
+        raise FedexitError(f"{name}: too long for this machine's memory; split it into shorter files") from error
+    except Exception as error:  # libsndfile and its wrapper raise many kinds, none of which a user can tell apart
+        fault = "damaged or cut short" if opened else "not readable as audio"
+        reason = getattr(error, "error_string", None) or first_line(error)
+        raise FedexitError(f"{name}: {fault} ({reason}); copy or fetch it again") from error
+    if counted and len(samples) < promised < 1 << 40:  # a stream of unknown length promises 2**63 - 1
+        raise FedexitError(
+            f"{name}: cut short, its header promises {promised} samples and {len(samples)} can be read; "
+            "copy or fetch it again"
+        )
+    return samples, rate
+
+
+def _resampled(mono: torch.Tensor, rate: int) -> torch.Tensor:
+    """Resample (T,) from `rate` Hz; by torchaudio, unless its kernel would be large: it grows with the rates' product.
+
+    Beyond `_KERNEL` SciPy's polyphase filter does it. Both pass what is below both Nyquist frequencies.
+    """
+    common = math.gcd(rate, SAMPLE_RATE)
+    if rate // common * (SAMPLE_RATE // common) <= _KERNEL:
+        return resample(mono.contiguous(), rate, SAMPLE_RATE)
+    low, high = sorted((rate, SAMPLE_RATE))
+    ratio = Fraction(low, high).limit_denominator(_FRACTION)
+    up, down = (ratio.numerator, ratio.denominator) if rate > SAMPLE_RATE else (ratio.denominator, ratio.numerator)
+    return torch.from_numpy(resample_poly(mono.numpy(), up, down))
 
 
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise FedexitError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-
-
-def _riff_is_short(content: bytes) -> bool:
-    """Whether a WAV file ends before its header says: libsndfile shortens its frame count to fit and says nothing."""
-    size = int.from_bytes(content[4:8], "little")
-    return content[:4] == b"RIFF" and size != _UNKNOWN_SIZE and len(content) < size + 8
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{path}: cannot be read ({first_line(error)}); check the path") from error
