@@ -11,7 +11,7 @@ import torch
 from scipy.signal import resample_poly
 from torchaudio.functional import resample
 
-from fedexit.data.containers import knows_its_length, recordings
+from fedexit.data.containers import promised_frames, recordings
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_bytes
 
@@ -48,6 +48,7 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
     if not content:
         raise FedexitError(f"{name}: the file is empty, expected audio; copy or fetch it again")
     parts = [_decoded(part, name) for part in recordings(content, name)]
+    parts = [part for part in parts if len(part[0])] or parts[:1]
     kinds = {(rate, samples.shape[1]) for samples, rate in parts}
     if len(kinds) > 1:
         found = " and ".join(f"{rate} Hz with {channels} channel(s)" for rate, channels in sorted(kinds))
@@ -163,8 +164,7 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
     opened, blocks = False, []
     try:
         with _Stream(io.BytesIO(content)) as file:
-            opened, rate, promised = True, file.samplerate, file.frames
-            counted = file.format != "MP3" or knows_its_length(content)
+            opened, rate, promised = True, file.samplerate, promised_frames(content, file.format, file.frames)
             while not blocks or len(blocks[-1]):
                 blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
             samples = np.concatenate(blocks)
@@ -172,9 +172,9 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
         raise FedexitError(f"{name}: too long for this machine's memory; split it into shorter files") from error
     except Exception as error:  # libsndfile and its wrapper raise many kinds, none of which a user can tell apart
         fault = "damaged or cut short" if opened else "not readable as audio"
-        reason = getattr(error, "error_string", None) or first_line(error)
-        raise FedexitError(f"{name}: {fault} ({reason}); copy or fetch it again") from error
-    if counted and len(samples) < promised < 1 << 40:  # a stream of unknown length promises 2**63 - 1
+        reason = (getattr(error, "error_string", None) or first_line(error)).strip(" .")
+        raise FedexitError(f"{name}: {fault} ({reason}); fetch it again, or convert it to WAV or FLAC") from error
+    if len(samples) < promised:
         raise FedexitError(
             f"{name}: cut short, its header promises {promised} samples and {len(samples)} can be read; "
             "copy or fetch it again"

@@ -14,11 +14,17 @@ WINDOW = 8  # batches whose clips are sorted by length together
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """A zero-padded batch of clips, each of zero mean and unit variance (as wav2vec 2.0 expects).
+    """Return a zero-padded batch of clips, each with zero mean and unit variance (as wav2vec 2.0 expects).
 
-    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,), of texts (B, L) with zeros behind. Clips that
-    are frozen features already, (C, F), come back as (B, C, F) with lengths in frames. Raises FedexitError for an empty
-    clip.
+    Args:
+        examples: pairs of a waveform (T,) or frozen features (C, F), and a label or the character ids of a text.
+
+    Returns:
+        Waveforms (B, T) float32 or features (B, C, F); lengths (B,) in samples or frames; labels (B,) or character ids
+        (B, L), zero-padded.
+
+    Raises:
+        FedexitError: a clip is empty.
     """
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
@@ -28,16 +34,16 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalised(clip: Tensor) -> Tensor:
-    """`clip` (T,) with zero mean and unit variance. Raises FedexitError when it is empty."""
+    """Return `clip` (T,) with zero mean and unit variance; raise FedexitError if it is empty."""
     if clip.numel() == 0:
-        raise FedexitError("a clip holds no samples; drop it from the manifest")
+        raise FedexitError("a clip holds no samples; remove it from the manifest")
     return (clip - clip.mean()) / (clip.std(correction=0) + 1e-7)
 
 
 def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding.
+    """Return positions of the examples in batches of `size`; clips of similar length share a batch to save padding.
 
-    Like is what differs by less than a factor of about 1.4; among these the order stays as it is, drawn or listed.
+    Lengths are similar if they differ by less than a factor of about 1.4. Among these clips the order is kept.
     """
     order = sorted(
         range(len(examples)), key=lambda position: round(2 * math.log2(examples[position][0].shape[-1] or 1))
@@ -46,9 +52,9 @@ def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
 
 
 def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch of collated batches in an order drawn from `rng`.
+    """Yield one epoch of collated batches in an order drawn from `rng`.
 
-    Clips are sorted by length (`by_length`) within stretches of `WINDOW` batches only, so that few are held at once.
+    Clips are sorted by length (`by_length`) within stretches of `WINDOW` batches, so that few are in memory at once.
     """
     order = rng.permutation(len(data))
     for start in range(0, len(order), WINDOW * size):

@@ -5,6 +5,7 @@ wrong size means "to the end of the data". A file counts as cut short where it c
 other, are below 1 GiB (placeholders are above) and exceed the file; or its last Ogg page is not whole.
 """
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ _WHOLE_FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # marker and header of
 _OGG_START = re.compile(rb"OggS\x00[\x02\x06]")  # a page that begins a stream
 _XING = rb"(?:Xing|Info)\x00\x00\x00[\x00-\x0f]"  # the length of an MP3, at one of three places in its first frame
 _MP3_START = re.compile(rb"\xff[\xe2-\xff](?:.{11}|.{19}|.{34})" + _XING, re.DOTALL)
+_SPHERE_COUNT = re.compile(rb"sample_count -i (\d+)")
 _AGAIN = "copy or fetch it again"
 
 
@@ -83,15 +85,26 @@ def recordings(content: bytes, name: str) -> list[bytes]:
     return _split(content, [match.start() for match in _MP3_START.finditer(content)])
 
 
-def knows_its_length(recording: bytes) -> bool:
-    """Return whether the header of a recording counts its frames; an MP3 without a length header is estimated."""
-    return _MP3_START.search(recording, 0, 1 << 16) is not None
+def promised_frames(recording: bytes, form: str, frames: int) -> int:
+    """Return how many frames the header of a recording promises; 0 if it does not say.
+
+    Args:
+        recording: its bytes.
+        form: libsndfile's name of its format.
+        frames: how many frames libsndfile announces: an estimate for an MP3 without a length header, 2**63 - 1 for a
+            stream of unknown length, only what is there for a cut SPHERE file.
+    """
+    if form == "MP3" and not _MP3_START.search(recording, 0, 1 << 16):
+        return 0
+    if form == "NIST" and (count := _SPHERE_COUNT.search(recording, 0, 1024)):
+        return int(count[1])
+    return frames if frames < 1 << 40 else 0
 
 
 def _split(content: bytes, starts: list[int]) -> list[bytes]:
     """Cut `content` at all `starts` but the first: what comes before the first belongs to it."""
     cuts = [0, *starts[1:], len(content)]
-    return [content[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [content[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def _cut_short(name: str, claimed: int, held: int) -> FedexitError:
@@ -160,19 +173,35 @@ def _end_of_data(content: bytes, form: _Form, chunk: _Chunk, outer: int | None, 
         agrees = outer is None or chunk.end <= outer < _PLACEHOLDER
         if claimed < _PLACEHOLDER and agrees:
             raise _cut_short(name, claimed, held)
-        return len(content), b""
+        return _end_of_unknown(content, form, chunk)
     aligned = chunk.end + -chunk.end % form.align
-    rest = content[chunk.end :]
-    for place in (aligned, chunk.end):
-        if content[place : place + 4] == content[:4] and claimed:
-            return chunk.end, content[place:]
-    agrees = claimed > 0 and outer in (None, chunk.end, aligned)
-    explained = (
-        any(_filled(content, form, place) for place in (aligned, chunk.end))
-        or content[aligned:].startswith(_TAGS)
-        or (agrees and (len(rest) < _GARBAGE or not rest.strip(b"\0")))
-    )
-    return (chunk.end if explained else len(content)), b""
+    places = (aligned, chunk.end)
+    again = _header_pattern(content, form).search(content, chunk.start)
+    if again and claimed and again.start() in places:
+        return chunk.end, content[again.start() :]
+    agrees = claimed > 0 and outer in (None, *places)
+    explained = any(_filled(content, form, place) for place in places) or content[aligned:].startswith(_TAGS)
+    if explained or (agrees and (held - claimed < _GARBAGE or not content[aligned:].strip(b"\0"))):
+        return chunk.end, b""
+    return _end_of_unknown(content, form, chunk)
+
+
+def _end_of_unknown(content: bytes, form: _Form, chunk: _Chunk) -> tuple[int, bytes]:
+    """Return where samples of unknown size end: at another header, at chunks that fill the rest, or with the file."""
+    if again := _header_pattern(content, form).search(content, chunk.start):
+        rest = content[again.start() :]
+        return again.start(), rest if len(rest) > chunk.start + 4 else b""  # a header alone: the writer's second try
+    places = (content.rfind(tag.ljust(4), chunk.start) for tag in _TAGS)
+    ends = [place for place in places if place >= 0 and _filled(content, form, place)]
+    return min(ends, default=len(content)), b""
+
+
+def _header_pattern(content: bytes, form: _Form) -> re.Pattern[bytes]:
+    """Return what finds a second header of the same kind: a file that follows, or one that a stopped writer appends."""
+    parts = [content[: form.start + 4]]
+    if form.outer is not None:
+        parts = [content[: form.outer], content[form.outer + struct.calcsize(form.size) : form.start + 4]]
+    return re.compile((b".{%d}" % struct.calcsize(form.size)).join(map(re.escape, parts)), re.DOTALL)
 
 
 def _filled(content: bytes, form: _Form, position: int) -> bool:
@@ -229,14 +258,16 @@ def _page_end(content: bytes, start: int) -> int:
 
 
 def _ogg(link: bytes, name: str) -> bytes:
-    """Return one link of an Ogg file with an end mark, which libsndfile needs; recorders that are stopped leave none."""
+    """Return one link of an Ogg file with an end mark: libsndfile needs it, and a stopped recorder leaves none."""
     last = position = 0
     while link[position : position + 4] == b"OggS":
         last, position = position, _page_end(link, position)
         if position > len(link):
             raise FedexitError(f"{name}: cut short, its last Ogg page is not whole; {_AGAIN}")
+    if b"OggS" in link[position:]:
+        return link  # damaged in its middle
     if link[last + 5] & 4:
-        return link
+        return link[:position]
     page = bytearray(link[last:position])
     page[5] |= 4
     page[22:26] = bytes(4)

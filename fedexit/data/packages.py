@@ -1,65 +1,82 @@
-"""Getting files out of Debian packages by the package's name, without root and apart from the system's state."""
+"""Download Debian packages by name, without root and without touching the system's state, and read their files."""
 
 import hashlib
 import io
-import os
+import lzma
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedexit.support.errors import FedexitError
+import zstandard
+
+from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.files import write_bytes
 
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 
 
 def is_package(content: bytes) -> bool:
-    """Whether `content` begins as a .deb does."""
+    """Return whether `content` begins as a .deb does."""
     return content.startswith(_AR_MAGIC)
 
 
 def package_files(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every file in a Debian package, in its order; a .deb is an `ar` archive of tars.
+    """Yield path and content of every regular file in a Debian package, in its order.
 
-    Raises FedexitError if `content` is no readable .deb.
+    A .deb is an `ar` archive of tars, packed by gzip, xz, bzip2 or Zstandard. Raises FedexitError if `content` is no
+    readable .deb.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(_ar_member(content, "data.tar"))) as archive:
+        with _data_tar(content) as archive:
             for member in archive:
                 if member.isfile():
                     yield member.name.removeprefix("./"), archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise FedexitError(f"not a readable .deb package ({error}); download it again") from error
+    except (tarfile.TarError, zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, ValueError, OSError) as error:
+        raise FedexitError(f"not a readable .deb package ({first_line(error)}); download it again") from error
 
 
-def download_package(package: str, mend: str) -> bytes:
-    """The newest .deb of `package` by apt-get. Raises FedexitError, ending in `mend`, if it cannot be had."""
+def download_package(package: str, fix: str) -> bytes:
+    """Return the newest .deb of `package` by apt-get; raise FedexitError, ending in `fix`, if that fails."""
     if shutil.which("apt-get") is None:
-        raise FedexitError(f"no apt-get here to download {package}; {mend}")
+        raise FedexitError(f"no apt-get here to download {package}; {fix}")
     with tempfile.TemporaryDirectory(prefix="fedexit-apt-") as folder:
         _apt_get(folder, "update")
         log = _apt_get(folder, "download", package)
         file = next(Path(folder).glob(f"{package}_*.deb"), None)
         if file is None:
-            raise FedexitError(f"apt-get could not download {package} ({log}); check the network, or {mend}")
+            raise FedexitError(f"apt-get could not download {package} ({log}); check the network, or {fix}")
         return file.read_bytes()
 
 
-def _ar_member(content: bytes, prefix: str) -> bytes:
+def _data_tar(content: bytes) -> tarfile.TarFile:
+    """Return the opened archive of a package's files."""
+    packed = io.BytesIO(_ar_member(content, b"data.tar"))
+    if packed.getbuffer()[:4] != zstandard.FRAME_HEADER:
+        return tarfile.open(fileobj=packed)
+    unpacked = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+    return tarfile.open(fileobj=unpacked, mode="r|")
+
+
+def _ar_member(content: bytes, prefix: bytes) -> bytes:
     position = len(_AR_MAGIC)
     while content.startswith(_AR_MAGIC) and position + _AR_HEADER <= len(content):
         header = content[position : position + _AR_HEADER]
-        start, size = position + _AR_HEADER, int(header[48:58])
-        if header.startswith(prefix.encode()):
+        digits = header[48:58].strip()
+        if not digits.isdigit():  # a negative size would lead back, for ever
+            raise ValueError(f"a member of size {digits.decode(errors='replace')!r}")
+        start, size = position + _AR_HEADER, int(digits)
+        if header.startswith(prefix):
             return content[start : start + size]
         position = start + size + size % 2
-    raise ValueError(f"no {prefix} inside")
+    raise ValueError(f"no {prefix.decode()} inside")
 
 
 def _apt_get(folder: str, *command: str) -> str:
-    """Run apt-get with all its state in `folder` and return its first error; a failing third-party source is none."""
+    """Run apt-get with all its state in `folder`; return its first error, or its exit code in words."""
     for part in ("state/lists/partial", "cache/archives/partial"):
         Path(folder, part).mkdir(parents=True, exist_ok=True)
     Path(folder, "state/status").touch()
@@ -68,7 +85,7 @@ def _apt_get(folder: str, *command: str) -> str:
         "Dir::State::Lists": f"{folder}/state/lists",
         "Dir::State::Status": f"{folder}/state/status",
         "Dir::Cache": f"{folder}/cache",
-        "APT::Sandbox::User": "root",  # else root is warned that the user `_apt` cannot write here
+        "APT::Sandbox::User": "root",  # otherwise apt-get warns root that the user `_apt` cannot write here
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
         "Acquire::http::Timeout": "30",
@@ -84,29 +101,26 @@ def _apt_get(folder: str, *command: str) -> str:
 
 PACKAGE = "flight-of-the-amazon-queen"
 QUEEN_SHA256 = "cc91960d133fcd4173eda4bac304e80d2bbdbaa085640287ab9e0507bd603f67"
-_MEND = "download its .deb elsewhere and run: fedexit data fetch queen --from FILE (a queen.1c will do, too)"
+_FIX = "download its .deb elsewhere and run: fedexit data fetch queen --from FILE (a .deb or a queen.1c)"
 
 
 def fetch_queen(downloads: Path, source: Path | None = None) -> Path:
     """Put a checked queen.1c into `downloads` and return its path.
 
-    It comes from `source` (a .deb of the package, of whatever revision, or a queen.1c), else from an earlier fetch,
-    else from the package. Raises FedexitError if it cannot be had or is not the version this project was measured on.
+    It comes from `source` (a queen.1c, or any revision of the package as a .deb), else from an earlier fetch, else from
+    the package. Raises FedexitError if that fails or the file is not the version that this project was measured on.
     """
     target = downloads / "queen.1c"
     if source is None and target.is_file() and _sha256(target.read_bytes()) == QUEEN_SHA256:
         return target
-    content = _queen_in(_content(source) if source else download_package(PACKAGE, _MEND))
+    content = _queen_in(_content(source) if source else download_package(PACKAGE, _FIX))
     found = _sha256(content)
     if found != QUEEN_SHA256:
         raise FedexitError(
             f"queen.1c in {source or PACKAGE}: sha256 is {found}, expected {QUEEN_SHA256}; "
-            f"another version of the game, use the one of the Debian package {PACKAGE} 1.0.0"
+            f"it is another version of the game, use the one of the Debian package {PACKAGE} 1.0.0"
         )
-    downloads.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, target)
+    write_bytes(target, content)
     return target
 
 
@@ -118,7 +132,7 @@ def _content(source: Path) -> bytes:
 
 
 def _queen_in(content: bytes) -> bytes:
-    """The queen.1c that `content`, itself or a package, is."""
+    """Return the queen.1c in the package `content`, or `content` itself if it is no package."""
     if not is_package(content):
         return content
     for path, file in package_files(content):

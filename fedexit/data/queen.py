@@ -1,7 +1,7 @@
-"""The embedded corpus `queen`: reads speech and script of the freeware talkie out of its one data file, queen.1c.
+"""The embedded corpus `queen`: speech and script of a freeware game, read from its one data file, queen.1c.
 
 All numbers in the file are big-endian. Its header lists entries (name, place, size): `.SB` entries are MP3 clips,
-`.DOG` dialogues, `.CUT` cut scenes and `QUEEN2.JAS` single lines. A clip's name says which line of them it speaks.
+`.DOG` dialogues, `.CUT` cut scenes and `QUEEN2.JAS` single lines. A clip's name identifies the line that it speaks.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedexit.data.audio import SAMPLE_RATE, decode_audio, to_16k_mono, write_audio
+from fedexit.data.audio import SAMPLE_RATE, read_clip, write_audio
 from fedexit.data.folder import MANIFEST, new_folder, save_manifest, split_groups
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
@@ -21,7 +21,7 @@ from fedexit.support.progress import progress
 
 _HEADER, _ENTRY = 15, struct.Struct(">12sBII")
 _MP3 = 1
-_BODY = 20  # dialogues and cut scenes begin with 20 bytes that say nothing about the text
+_BODY = 20  # dialogues and cut scenes begin with 20 bytes that are unrelated to the text
 _COMMAND = re.compile(r"\*XY.{11}|\*..", re.DOTALL)
 _JAS, _JAS_FIRST = "QUEEN2.JAS", 41
 _ENDINGS = (("...", "ellipsis"), (".", "statement"), ("!", "exclamation"), ("?", "question"))
@@ -29,11 +29,11 @@ MIN_HELD_OUT = 10
 
 
 class Clip(NamedTuple):
-    """One voice clip: where its MP3 lies in queen.1c and what the script says about it."""
+    """One voice clip: the place of its MP3 in queen.1c and its entry in the script."""
 
     name: str
-    source: str | None  # dialogue, cut scene or QUEEN2.JAS; None if the script does not know the clip
-    voice: str | None  # None in cut scenes, which do not say who speaks
+    source: str | None  # dialogue, cut scene or QUEEN2.JAS; None if the script does not contain the clip
+    voice: str | None  # None in cut scenes, which do not name the speaker
     text: str | None
     offset: int  # bytes
     size: int  # bytes
@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 def read_clips(content: bytes) -> list[Clip]:
-    """All voice clips of a queen.1c, sorted by name; raises FedexitError if `content` is not one or is cut short."""
+    """Return all voice clips of a queen.1c, sorted by name; raise FedexitError if `content` is not one or cut short."""
     try:
         entries = _entries(content)
         files = {name: content[offset : offset + size] for name, offset, size in entries}
@@ -66,7 +66,7 @@ def read_clips(content: bytes) -> list[Clip]:
 
 
 def sentence_type(text: str) -> str:
-    """Statement, exclamation, question or ellipsis by the last mark of `text` inside closing quotes; else empty."""
+    """Return "statement", "exclamation", "question" or "ellipsis" by the last mark of `text` before quotes; else ""."""
     bare = text.rstrip("\"')")
     return next((label for ending, label in _ENDINGS if bare.endswith(ending)), "")
 
@@ -79,20 +79,19 @@ def build_queen(queen_1c: Path, folder: Path) -> None:
         (part / "clips").mkdir()
         seconds = []
         for clip in progress(clips, "decoding queen"):
-            samples, rate = decode_audio(content[clip.offset : clip.offset + clip.size], clip.name)
-            waveform = to_16k_mono(samples, rate)
+            waveform = read_clip(content[clip.offset : clip.offset + clip.size], clip.name)
             write_audio(part / _path(clip), waveform)
             seconds.append(len(waveform) / SAMPLE_RATE)
         save_manifest(_table(clips, seconds), part / MANIFEST)
 
 
 def split_queen(clips: list[Clip]) -> dict[str, str]:
-    """Split of each source file, so that no dialogue or cut scene is on both sides of a split.
+    """Return the split of each source file, so that no dialogue or cut scene is on both sides of a split.
 
-    Made for closed-set voice identification: of the dialogues of each voice other than JOE, the one with the most lines
-    of that voice is for training; among the others with at least MIN_HELD_OUT lines of it, the smallest is for testing
-    and the next for development. A voice with a single dialogue is therefore in train only. Cut scenes, which have no
-    voice label, are split by name; all the rest (QUEEN2.JAS) is for training.
+    The split serves closed-set voice identification. Of the dialogues of each voice other than JOE, the one with the
+    most lines of that voice is for training. Among the others with at least MIN_HELD_OUT of its lines, the smallest is
+    for testing and the next for development. A voice with a single dialogue is therefore in train only. Cut scenes,
+    which have no voice label, are split by name. All else (QUEEN2.JAS) is for training.
     """
     lines, dialogues = defaultdict(int), defaultdict(set)
     for clip in clips:
@@ -108,9 +107,11 @@ def split_queen(clips: list[Clip]) -> dict[str, str]:
 
 
 def _entries(content: bytes) -> list[tuple[str, int, int]]:
-    """Name, offset and size of every file in queen.1c."""
+    """Return name, offset and size of every file in queen.1c."""
     if content[:4] != b"QTBL" or content[12:13] != bytes([_MP3]):
-        raise FedexitError("queen.1c: not the talkie's MP3 data file, expected one that begins with QTBL; fetch it")
+        raise FedexitError(
+            "queen.1c: not the talkie's MP3 data file, which begins with QTBL; fetch it"
+        )
     (count,) = struct.unpack_from(">H", content, 13)
     table = [_ENTRY.unpack_from(content, _HEADER + _ENTRY.size * index) for index in range(count)]
     end = max((offset + size for _, _, offset, size in table), default=0)
@@ -131,7 +132,7 @@ def _script(files: dict[str, bytes]) -> Iterator[Line]:
 
 
 def _dialogue(name: str, body: bytes) -> Iterator[Line]:
-    """Joe's lines, the partner's lines, and what each says when they have met before (XXXX)."""
+    """Yield Joe's lines, the partner's lines, and the line of each for when they have met before (XXXX)."""
     partner = re.sub(r"\d", "", name.removesuffix(".DOG"))
     levels, _, key, n_joe, n_partner = struct.unpack_from(">5h", body)
     partner_lines, met_lines = struct.unpack_from(">H2xH", body, 22)
@@ -156,10 +157,10 @@ def _numbered_lines(body: bytes, position: int, count: int) -> Iterator[tuple[in
 
 
 def _cut_scene(name: str, body: bytes) -> Iterator[Line]:
-    """Lines of a cut scene, whose actions are numbered from 1 and are silent (empty, `*`, `#...`) or speak.
+    """Yield the lines of a cut scene; its actions are numbered from 1 and are silent (empty, `*`, `#...`) or spoken.
 
-    Before them stands one string about how Joe faces on entering. It is mostly empty; counting it as an action where it
-    is not would give every clip of the scene its neighbour's text.
+    One string before them gives the direction in which Joe faces on entering. It is mostly empty. Where it is not,
+    counting it as an action would give every clip of the scene its neighbour's text.
     """
     (count,) = struct.unpack_from(">h", body, 2)
     (position,) = struct.unpack_from(">H", body, 8)
@@ -172,19 +173,21 @@ def _cut_scene(name: str, body: bytes) -> Iterator[Line]:
 
 
 def _string(body: bytes, position: int, align: int) -> tuple[str, int]:
-    """Text at `position` (its length, then its characters) and the next position that is a multiple of `align`."""
+    """Return the text at `position` (its length, then its characters) and the next multiple of `align` behind it."""
     start, end = position + 1, position + 1 + body[position]
     return body[start:end].decode("cp437"), end + -end % align
 
 
 def _segments(script: Iterator[Line]) -> dict[str, Line]:
-    """Line of each clip name: stage commands cut a line into numbered segments, each with a clip of its own."""
+    """Return the line of each clip name: stage commands cut a line into numbered segments, each with its own clip."""
     spoken: dict[str, Line] = {}
     for line in script:
         for number, text in enumerate(_COMMAND.split(line.text), 1):
             name = f"{line.stem}{number:x}.SB".replace(" ", "0").upper()
             if text.strip():
-                spoken.setdefault(name, line._replace(text=text.strip()))  # the game, too, takes the first of equals
+                spoken.setdefault(
+                    name, line._replace(text=text.strip())
+                )  # the first of equal names, as in the game
     return spoken
 
 

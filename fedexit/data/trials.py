@@ -7,50 +7,99 @@ import pandas as pd
 
 from fedexit.data.corpora import Corpus, open_corpus
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import write_text
 from fedexit.support.streams import numpy_stream
 
 
 def trials_of(corpus: Corpus) -> pd.DataFrame | None:
-    """The project's trial list for a corpus, `first, second, same`; None if it has none, or not these clips."""
+    """Return the project's trial list for a corpus, `first, second, same`; None if there is none for its clips."""
     file = Path(__file__).parent / "trial_lists" / f"{corpus.name}.csv"
     if not file.is_file():
         return None
-    trials = pd.read_csv(file, dtype={"first": str, "second": str})
+    trials = pd.read_csv(file, dtype={"first": str, "second": str}, keep_default_na=False)
     return trials if {*trials["first"], *trials["second"]} <= set(corpus.dataset["id"]) else None
 
 
 def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:
-    """Write `make_trials` of the clips for testing of `corpus` (as for `open_corpus`) to the CSV file `out`.
+    """Write `make_trials` of the test clips of `corpus` (as for `open_corpus`) to the CSV file `out`.
 
-    Raises FedexitError as these two, and where `out` cannot be written.
+    Raises FedexitError as these two do, and if `out` cannot be written.
     """
     trials = make_trials(open_corpus(corpus).select("test", having="speaker"), pairs)
+    if not Path(out).parent.is_dir():
+        raise FedexitError(f"{out}: cannot be written (no folder {Path(out).parent}); make it, or choose another place")
     try:
-        trials.to_csv(out, index=False, lineterminator="\n")
+        write_text(out, trials.to_csv(index=False, lineterminator="\n"))
     except OSError as error:
         raise FedexitError(f"{out}: cannot be written ({error}); choose another place") from error
     return Path(out)
 
 
 def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
-    """`pairs` pairs of clips of the same speaker and as many of two speakers, drawn from the manifest's `rows`.
+    """Draw pairs of clips from the rows of a manifest; no pair comes twice.
 
-    A speaker, or two, with many clips has no more pairs than one with few, as long as the few have them. Columns
-    `first, second` (ids) and `same` (1 or 0); no pair twice. Raises FedexitError when there are not so many.
+    A speaker, or two, with many clips has no more pairs than one with few, as long as the few have them. Memory grows
+    with the number of clips, not of their pairs.
+
+    Args:
+        rows: clips with the columns `id` and `speaker`.
+        pairs: number of pairs of one speaker, and of pairs of two.
+        seed: seed of the draw.
+
+    Returns:
+        Columns `first, second` (ids) and `same` (1 or 0).
+
+    Raises:
+        FedexitError: there are fewer pairs than wanted.
     """
     rng, ids = numpy_stream(seed, "trials"), rows["id"].to_numpy()
     speakers = pd.factorize(rows["speaker"], sort=True)[0]
-    first, second = np.triu_indices(len(ids), k=1)
-    same = speakers[first] == speakers[second]
-    who = np.minimum(speakers[first], speakers[second]) * len(ids) + np.maximum(speakers[first], speakers[second])
+    sizes = np.bincount(speakers)
+    of_one = int((sizes * (sizes - 1) // 2).sum())
+    there = {True: of_one, False: len(ids) * (len(ids) - 1) // 2 - of_one}
     chosen = []
-    for wanted in (True, False):
-        there = np.flatnonzero(same == wanted)
-        if not 1 <= pairs <= len(there):
-            kind = "one speaker" if wanted else "two speakers"
-            raise FedexitError(f"there are {len(there)} pairs of {kind}, not {pairs}; ask for 1 to {len(there)}")
-        _, whose, count = np.unique(who[there], return_inverse=True, return_counts=True)
-        chance = 1 / count[whose]
-        chosen.append(np.sort(rng.choice(there, pairs, replace=False, p=chance / chance.sum())))
-    index = np.concatenate(chosen)
-    return pd.DataFrame({"first": ids[first[index]], "second": ids[second[index]], "same": same[index].astype(int)})
+    for same, count in there.items():
+        if not 1 <= pairs <= count:
+            kind = "one speaker" if same else "two speakers"
+            raise FedexitError(f"there are {count} pairs of {kind}, not {pairs}; ask for 1 to {count}")
+        chosen += [(ids[first], ids[second], int(same)) for first, second in _draw(speakers, sizes, same, pairs, rng)]
+    return pd.DataFrame(chosen, columns=["first", "second", "same"])
+
+
+def _draw(
+    speakers: np.ndarray, sizes: np.ndarray, same: bool, pairs: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Draw positions (i, j), i < j, of pairs of one speaker or of two, sorted.
+
+    Each speaker, or two, has the same chance, whatever its number of clips. The draw inverts the cumulative chances of
+    all pairs, listed row by row, and repeats for pairs that came twice, as `Generator.choice` without replacement does.
+    """
+    taken: dict[int, list[int]] = {}
+
+    def chances(i: int) -> np.ndarray:
+        """Return the chance of each j > i, up to a common factor."""
+        later = speakers[i + 1 :]
+        if same:
+            row = (later == speakers[i]) * (2 / max(sizes[speakers[i]] * (sizes[speakers[i]] - 1), 1))
+        else:
+            row = (later != speakers[i]) / (sizes[speakers[i]] * sizes[later])
+        row[taken.get(i, [])] = 0
+        return row
+
+    of_rows = np.array([chances(i).sum() for i in range(len(speakers))])
+    found: list[tuple[int, int]] = []
+    while len(found) < pairs:
+        ends = np.cumsum(of_rows)
+        drawn = rng.random(pairs - len(found)) * ends[-1]
+        first = np.searchsorted(ends, drawn, side="right").clip(max=np.flatnonzero(of_rows)[-1])
+        fresh = {}  # in the order of the draw
+        for value, i in zip(drawn, first, strict=True):
+            row = chances(i)
+            inside = np.searchsorted(np.cumsum(row), value - (ends[i] - of_rows[i]), side="right")
+            fresh[int(i), int(min(inside, np.flatnonzero(row)[-1]))] = None
+        for i, j in fresh:
+            taken.setdefault(i, []).append(j)
+        for i in {i for i, _ in fresh}:
+            of_rows[i] = chances(i).sum()
+        found += fresh
+    return sorted((i, i + 1 + j) for i, j in found)

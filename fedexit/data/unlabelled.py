@@ -1,6 +1,6 @@
 """The pre-training corpus `unlabelled`: real speech of many languages from Debian packages, decoded to one folder.
 
-Nobody in it is labelled: `group` is the package, `speaker` and `text` are empty; one clip in 50 is for development.
+It has no labels: `group` is the package, `speaker` and `text` are empty; one clip in 50 is for development.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedexit.data.audio import SAMPLE_RATE, decode_audio, to_16k_mono, write_audio
+from fedexit.data.audio import SAMPLE_RATE, read_clip, write_audio
 from fedexit.data.folder import MANIFEST, check_manifest, new_folder, read_table, save_manifest
 from fedexit.data.packages import download_package, package_files
 from fedexit.support.errors import FedexitError
@@ -17,12 +17,12 @@ from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
 DEV_EACH = 50
-MIN_SECONDS = 0.4  # shorter clips hold hardly a syllable
-_MEND = "run this on Debian or Ubuntu (apt-get alone is needed, no root); what is decoded already is kept"
+MIN_SECONDS = 0.4  # shorter clips hold at most a syllable
+_FIX = "run this on Debian or Ubuntu (it needs apt-get, but no root); packages that are decoded already are kept"
 
 
 class Source(NamedTuple):
-    """A package: which of its files are speech (a pattern of their whole path) and the licence of the recordings."""
+    """Describe a package: a pattern of the whole path of its speech files, and the licence of the recordings."""
 
     speech: str
     licence: str
@@ -49,8 +49,8 @@ SOURCES = {
 def build_unlabelled(folder: Path, sources: dict[str, Source] = SOURCES) -> None:
     """Download every package of `sources` and decode its speech into the corpus folder `folder`.
 
-    A package that is complete is not fetched again, so an interrupted build goes on where it was. Raises FedexitError
-    when a package cannot be had or read.
+    A complete package is not fetched again, so an interrupted build resumes there. Raises FedexitError if a package
+    cannot be downloaded or read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = []
@@ -62,21 +62,21 @@ def build_unlabelled(folder: Path, sources: dict[str, Source] = SOURCES) -> None
 
 
 def _decode_package(package: str, source: Source, folder: Path) -> None:
-    """Decode the package's speech into `folder`; its table gives paths as seen from the folder above."""
-    files = ((path, file) for path, file in package_files(download_package(package, _MEND)))
+    """Decode the package's speech into `folder`; paths in its table are relative to the folder above."""
+    files = ((path, file) for path, file in package_files(download_package(package, _FIX)))
     rows = []
     with new_folder(folder) as part, one_thread():
         for path, file in progress(files, package):
             if not re.fullmatch(source.speech, path):
                 continue
-            try:
-                waveform = to_16k_mono(*decode_audio(file, path))
-            except FedexitError:  # apt has checked the package, so the recording was like this from the start: empty
-                continue
-            if len(waveform) < MIN_SECONDS * SAMPLE_RATE or not waveform.any():
-                continue
             name = f"{len(rows):04d}.flac"
-            write_audio(part / name, waveform)
+            try:
+                waveform = read_clip(file, path)
+                if len(waveform) < MIN_SECONDS * SAMPLE_RATE or not waveform.any():
+                    continue
+                write_audio(part / name, waveform)
+            except FedexitError:  # apt has checked the package: the recording itself is empty or nearly silent
+                continue
             rows.append({"id": path, "path": f"{package}/{name}", "seconds": len(waveform) / SAMPLE_RATE})
         split = ["train" if number % DEV_EACH else "dev" for number in range(len(rows))]
         table = pd.DataFrame(rows).assign(speaker="", group=package, text="", label="", split=split)

@@ -55,11 +55,11 @@ def make_clients(
     depths: Mapping[str, int],
     partition: str = "group",
     min_clips: int = 8,
-    max_seconds: float = 3.0,
+    max_seconds: float | None = None,
     seed: int = 0,
     alpha: float = 0.5,
 ) -> list[Client]:
-    """One client per group of `client_groups(task, min_clips)`.
+    """One client per group of `client_groups(task, min_clips)`; clips are cut at `max_seconds` (None: the task's).
 
     `depths`: depth by device (see `device_of`). partition `group` leaves each group its own clips; `iid` keeps the
     groups' sizes and shuffles the clips among them, as the paper does for speaker identification; `dirichlet` deals out
@@ -78,8 +78,9 @@ def make_clients(
         if task.head == "ctc" or alpha <= 0:
             raise FedexitError(f"partition dirichlet needs a task with labels and alpha > 0, not {task.name}, {alpha}")
         groups = _skewed(rows["target"].to_numpy(), np.unique(groups), alpha, numpy_stream(seed, "dirichlet"))
+    seconds = task.max_seconds if max_seconds is None else max_seconds
     return [
-        Client(group, Clips(task.corpus, held, max_seconds), depths[device_of(group)], tier_of(group, depths))
+        Client(group, Clips(task.corpus, held, seconds), depths[device_of(group)], tier_of(group, depths))
         for group, held in rows.groupby(groups, sort=True)
     ]
 

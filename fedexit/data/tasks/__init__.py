@@ -1,4 +1,4 @@
-"""Tasks, each a small module: which clips take part, who holds them, what is to be told and by what head."""
+"""Tasks, each a small module: the clips that take part, who holds them, their targets and the kind of head."""
 
 import inspect
 from collections.abc import Callable
@@ -24,9 +24,15 @@ __all__ = ["TASKS", "Clips", "Task", "make_task"]
 
 
 def make_task(name: str, corpus: Corpus, **options: object) -> Task:
-    """The task `name` on `corpus`; options are those of its function.
+    """Return the task `name` on `corpus`.
 
-    Raises FedexitError for an unknown name or option and for a corpus that cannot express it.
+    Args:
+        name: a name in `TASKS`.
+        corpus: the corpus whose clips take part.
+        options: options of the task's function.
+
+    Raises:
+        FedexitError: the name or an option is unknown, or the corpus lacks what the task needs.
     """
     if name not in TASKS:
         raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")

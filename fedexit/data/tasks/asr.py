@@ -1,61 +1,85 @@
-"""ASR in the paper: what is said, in characters, by CTC."""
+"""Speech recognition (ASR in the paper): predict the characters of a line by CTC."""
 
-from collections.abc import Sequence
+import warnings
+
+import pandas as pd
 
 from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.corpora import Corpus
 from fedexit.data.folder import split_groups
-from fedexit.data.tasks.contract import Clips, Task
-from fedexit.data.text import CHARACTERS, characters, frames_needed
+from fedexit.data.tasks.contract import FRAME, Clips, Task, can_spell, check_spelling
+from fedexit.data.text import CHARACTERS, characters, unspelled
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
 
-PUBLIC = {"queen": "JOE"}  # a voice whose clips are nobody's: what a server may train on before the federation
-_FRAME = 320  # samples of wav2vec 2.0 and its kin
+PUBLIC = {"queen": "JOE"}  # a voice that no client holds: a server may train on it before the federation
 
 
-def asr_task(corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, known: float = 0.1) -> Task:
-    """The characters of every clip of a known voice; voices are clients, and each is in one of train, dev and test.
+def asr_task(
+    corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, known: float = 0.1, frame: int = FRAME
+) -> Task:
+    """Predict the characters of every clip of a known voice; voices are clients, each in one of train, dev and test.
 
     Clips whose text has no characters are left out, then voices with fewer than `min_clips` clips. The clips of the
-    corpus's public voice, if it has one, have the split `public`. A share `known` of each training voice's clips is
-    held out as the split `known`: what a client gains for itself. Raises FedexitError for a corpus without transcripts
-    and, naming it, for a clip of which `max_seconds` have too few frames to spell its text.
+    corpus's public voice, if it has one, have the split `public`. Letters that cannot be spelled are named in a
+    warning.
+
+    Args:
+        corpus: a corpus with transcripts and speakers.
+        max_seconds: clips are cut there.
+        min_clips: fewest clips of a voice.
+        known: share of each training voice's clips that is held out as the split `known`: it measures what a client
+            gains for itself.
+        frame: samples per frame of the backbone (640 for one with 25 frames a second).
+
+    Raises:
+        FedexitError: the corpus has no transcripts in letters a-z, or a clip is too short for its text; the message
+            names the clip.
     """
     rows = corpus.manifest.query("text != '' and speaker != ''")
     rows = rows.assign(target=[characters(text) for text in rows["text"]], group=rows["speaker"])
+    _name_other_letters(corpus.name, rows)
     rows = rows[rows["target"].map(len) > 0]
     rows = rows[rows.groupby("speaker")["id"].transform("size") >= min_clips]
     if rows.empty:
-        raise FedexitError(f"corpus {corpus.name} has no transcribed clips of known voices for task asr")
-    for row in rows.itertuples():
-        seconds = min(row.seconds, max_seconds)
-        if not can_spell(seconds, row.target):
-            raise FedexitError(
-                f"clip {row.id}: {seconds:.1f} s cannot spell its {len(row.target)} characters; drop it from the "
-                "manifest, or mend its text"
-            )
+        raise FedexitError(
+            f"corpus {corpus.name} has no transcribed clips of known voices for task asr; "
+            f"it needs speakers with {min_clips} transcripts each"
+        )
+    check_spelling(rows, max_seconds, frame=frame)
     public = PUBLIC.get(corpus.name)
     split = split_groups(rows.loc[rows["speaker"] != public, "speaker"]) | {public: "public"}
     rows = rows.assign(split=rows["speaker"].map(split)).reset_index(drop=True)
     for speaker, own in rows.query("split == 'train'").groupby("speaker", sort=True):
         held_out = numpy_stream("known voices", speaker).permutation(own.index)[: round(known * len(own))]
         rows.loc[held_out, "split"] = "known"
-    return Task("asr", corpus, list(CHARACTERS), rows, head="ctc")
-
-
-def can_spell(seconds: float, target: Sequence[int]) -> bool:
-    """Whether a clip of so many seconds has the frames that CTC needs to spell the characters `target`."""
-    return round(seconds * SAMPLE_RATE) // _FRAME - 1 >= frames_needed(target)
+    return Task("asr", corpus, list(CHARACTERS), rows, head="ctc", max_seconds=max_seconds)
 
 
 def played(clips: Clips, speed: float) -> Clips:
-    """`clips` at `speed`, without those that would be too short for their text; targets that are no texts always fit.
+    """Return `clips` at `speed`, without those that would be too short for their text; other targets always fit.
 
-    Speed perturbation (Ko et al. 2015): faster is higher too, so a voice becomes several.
+    In speed perturbation (Ko et al. 2015) faster is also higher, so one voice becomes several.
     """
     rows = clips.corpus.manifest.set_index("id").loc[clips.ids].reset_index().assign(target=clips.targets)
     seconds = rows["seconds"].clip(upper=clips.max_samples / SAMPLE_RATE) / speed
     pairs = zip(seconds, clips.targets, strict=True)
     fits = [isinstance(target, int) or can_spell(length, target) for length, target in pairs]
     return Clips(clips.corpus, rows[fits], clips.max_samples / SAMPLE_RATE, speed)
+
+
+def _name_other_letters(name: str, rows: pd.DataFrame) -> None:
+    """Warn of transcripts with letters that cannot be spelled; raise FedexitError if nothing else is left."""
+    other = rows["text"].map(unspelled)
+    if not other.any():
+        return
+    letters, empty = "".join(dict.fromkeys("".join(other))), int((rows["target"].map(len) == 0).sum())
+    shown = " ".join(letters[:10]) + (" ..." if len(letters) > 10 else "")
+    found = f"corpus {name}: task asr spells a-z only, and {(other != '').sum()} of {len(rows)} transcripts hold"
+    if empty == len(rows):
+        raise FedexitError(f"{found} other letters only ({shown}); write them in Latin letters")
+    warnings.warn(
+        f"{found} other letters ({shown}), which become blanks; {empty} clips without a-z are left out; "
+        "write the transcripts in Latin letters",
+        stacklevel=3,
+    )

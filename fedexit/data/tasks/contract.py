@@ -1,4 +1,4 @@
-"""The contract of every task: which clips of a corpus take part, what is to be told of them, by what head."""
+"""The contract of every task: the clips that take part, their targets, and the kind of head that predicts them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,23 @@ import torchaudio
 from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import Example
 from fedexit.data.corpora import Corpus
+from fedexit.data.text import frames_needed
 from fedexit.support.errors import FedexitError
+
+FRAME = 320  # samples of wav2vec 2.0 and its kin
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be told of the clips of a corpus.
+    """Describe a task on a corpus.
 
-    labels: names of the outputs in their order (for `ctc` heads the blank comes before them); rows: the manifest's rows
-    that take part, with the task's own `split` and `group` (a client's clips) and the column `target`: an index into
-    `labels`, for `ctc` a list of numbers from 1. head: a name in `fedexit.model.heads.HEADS`.
+    name: the task's name in `fedexit.data.tasks.TASKS`.
+    corpus: the corpus of its clips.
+    labels: names of the outputs in their order; `ctc` heads have the blank before them.
+    rows: the manifest's rows that take part, with the task's own `split` and `group` (the client that holds a clip) and
+        the column `target`: an index into `labels`, for `ctc` a list of character ids from 1.
+    head: a name in `fedexit.model.heads.HEADS`.
+    max_seconds: clips are cut there, unless a caller cuts elsewhere.
     """
 
     name: str
@@ -26,30 +33,61 @@ class Task:
     labels: list[str]
     rows: pd.DataFrame
     head: str = "pooled"
+    max_seconds: float = 3.0
+
+
+def can_spell(seconds: float, target: Sequence[int], frame: int = FRAME) -> bool:
+    """Return whether a clip of so many seconds has the frames (of `frame` samples) that CTC needs for `target`."""
+    return round(seconds * SAMPLE_RATE) // frame - 1 >= frames_needed(target)
+
+
+def check_spelling(rows: pd.DataFrame, max_seconds: float, speed: float = 1.0, frame: int = FRAME) -> None:
+    """Raise FedexitError that names the first clip that is too short for its text, cut and played at `speed`."""
+    for row in rows.itertuples():
+        seconds = min(row.seconds, max_seconds) / speed
+        if not can_spell(seconds, row.target, frame):
+            fix = "cut clips later (max_seconds)" if row.seconds > max_seconds else "correct its text"
+            raise FedexitError(
+                f"clip {row.id}: {seconds:.1f} s cannot spell its {len(row.target)} characters; {fix}, or remove it "
+                "from the manifest"
+            )
 
 
 class Clips(Sequence[Example]):
-    """The clips of some of a task's rows, decoded when asked for: item i is (waveform (T,) at 16 kHz, target).
+    """Hold clips of a task and decode them on access: item i is (waveform (T,) at 16 kHz, target).
 
-    Played at `speed` (speed perturbation, Ko et al. 2015: 1.25 is shorter and higher), one voice sounds like another.
+    Args:
+        corpus: the corpus of the clips.
+        rows: rows of a task; a text as target needs the column `seconds`.
+        max_seconds: clips are cut there.
+        speed: clips are played at this speed afterwards (speed perturbation, Ko et al. 2015: 1.25 is shorter and
+            higher), so that one voice sounds like another.
+
+    Raises:
+        FedexitError: a clip is too short for its text after the cut.
     """
 
     def __init__(self, corpus: Corpus, rows: pd.DataFrame, max_seconds: float, speed: float = 1.0):
         self.corpus, self.max_samples, self.speed = corpus, int(max_seconds * SAMPLE_RATE), speed
         self.ids, self.targets = rows["id"].tolist(), rows["target"].tolist()
+        if self.targets and not isinstance(self.targets[0], int):
+            check_spelling(rows, max_seconds, speed)
 
     def __len__(self) -> int:
-        """Number of clips."""
+        """Return the number of clips."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        """Clip `index`, cut after `max_seconds` and then played at `speed`, and its target."""
+        """Return clip `index`, cut after `max_seconds` and then played at `speed`, and its target."""
         clip = self.corpus.waveform(self.ids[index])[: self.max_samples]
         return torchaudio.functional.resample(clip, round(100 * self.speed), 100), self.targets[index]
 
 
 def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Task:
-    """Labels are the values of `column` in training; a value that only dev or test has is an error, not a guess."""
+    """Return a task whose labels are the values of `column` in training.
+
+    Raises FedexitError for fewer than two labels, and for a value that is in dev or test alone.
+    """
     train = set(rows.query("split == 'train'")[column])
     if len(train) < 2:
         raise FedexitError(f"corpus {corpus.name} has {len(train)} {column}(s) to train task {name} on; it needs two")
@@ -58,7 +96,7 @@ def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Ta
         if unknown:
             raise FedexitError(
                 f"corpus {corpus.name}: {column} {unknown[0]!r} is in {split} but not in train, so task {name} cannot "
-                "know it; give it training clips or take it out of the manifest"
+                "learn it; give it training clips or remove its rows from the manifest"
             )
     labels = sorted(train)
     target = rows[column].map({label: index for index, label in enumerate(labels)})

@@ -1,13 +1,17 @@
-"""KWS in the paper: which word of a closed list is said."""
+"""Keyword spotting (KWS in the paper): predict a word of a closed list."""
 
 import pandas as pd
 
 from fedexit.data.corpora import Corpus
 from fedexit.data.tasks.contract import Task, closed_set
+from fedexit.data.text import words as whole_words
 
 
 def keyword_task(corpus: Corpus, words: int = 10) -> Task:
-    """Which of the `words` most frequent first words opens the line (counted on train)."""
+    """Predict the first word of a line among the `words` most frequent first words of train.
+
+    Words are whole words of any script (`fedexit.data.text.words`).
+    """
     rows = corpus.manifest.query("text != ''")
     rows = rows.assign(word=first_words(rows["text"]))
     frequent = rows.query("split == 'train' and word != ''")["word"].value_counts(sort=False).sort_index()
@@ -16,10 +20,10 @@ def keyword_task(corpus: Corpus, words: int = 10) -> Task:
 
 
 def digit_task(corpus: Corpus) -> Task:
-    """Which digit is said: the corpus's own label, by its own split (`asc_digits`: speakers are on one side only)."""
+    """Predict the spoken digit: the corpus's own label, by its own split (`asc_digits` splits by speaker)."""
     return closed_set("digit", corpus, corpus.manifest.query("label != ''"), "label")
 
 
 def first_words(texts: pd.Series) -> pd.Series:
-    """The first word of each line in lower case, apostrophes kept ("it's"); empty when there is none."""
-    return texts.str.lower().str.extract(r"([a-z]+(?:'[a-z]+)?)", expand=False).fillna("")
+    """Return the first word of each line in lower case with its apostrophes ("it's"); "" where there is none."""
+    return texts.map(lambda text: next(iter(whole_words(text)), ""))

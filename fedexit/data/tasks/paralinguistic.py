@@ -1,4 +1,4 @@
-"""ER in the paper, and the like of it on a corpus without emotions: how something is said."""
+"""Emotion recognition (ER in the paper), and a stand-in for corpora without emotions: how a line is spoken."""
 
 import numpy as np
 
@@ -9,9 +9,13 @@ from fedexit.support.streams import numpy_stream
 
 
 def emotion_task(corpus: Corpus, fold: int = 0) -> Task:
-    """Which emotion is acted: the corpus's label, with a fifth of the speakers for test, another for dev.
+    """Predict the acted emotion: the corpus's label. One fifth of the speakers is for test, another for dev.
 
-    `fold` says which: folds 0 to 4 test each speaker once. A speaker is a client.
+    A speaker is a client. Raises FedexitError for fewer than five speakers.
+
+    Args:
+        corpus: a corpus with labels and speakers.
+        fold: selects the fifths; folds 0 to 4 test each speaker once.
     """
     rows = corpus.manifest.query("label != '' and speaker != ''")
     speakers = sorted(rows["speaker"].unique())
@@ -25,8 +29,9 @@ def emotion_task(corpus: Corpus, fold: int = 0) -> Task:
 
 
 def sentence_task(corpus: Corpus) -> Task:
-    """How a line ends: the corpus's label (queen: statement, question, exclamation, ellipsis, by its last mark).
+    """Predict how a line ends: the corpus's label (queen: statement, question, exclamation or ellipsis).
 
-    Noisy, as the writers' marks are. The stand-in for emotion where nobody labelled emotions.
+    The labels are noisy, since writers use these marks freely. The task stands in for emotion where no emotion is
+    labelled.
     """
     return closed_set("sentence", corpus, corpus.manifest.query("label != ''"), "label")

@@ -1,4 +1,4 @@
-"""SID in the paper: who of a closed set speaks."""
+"""Speaker identification (SID in the paper): predict the speaker among a closed set."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from fedexit.support.streams import numpy_stream
 
 
 def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
-    """Which of the voices with at least `min_clips` clips with a transcript speaks (25 on queen)."""
+    """Predict the voice among those with at least `min_clips` transcribed clips (25 voices on queen)."""
     rows = corpus.manifest.query("speaker != '' and text != ''")
     counts = rows["speaker"].value_counts()
     if (counts >= min_clips).sum() < 2:
@@ -20,9 +20,14 @@ def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
 
 
 def speaker_task(corpus: Corpus, dev: float = 0.2, test: float = 0.2) -> Task:
-    """Which of the training part's speakers speaks: shares `dev` and `test` of each one's clips are held out.
+    """Predict the speaker among those of the corpus's training part, for corpora that are split by speaker.
 
-    For corpora whose split is by speaker (`speechocean`: 40 training speakers; the others are left to verification).
+    (`speechocean` has 40 training speakers; verification uses the others.)
+
+    Args:
+        corpus: a corpus with speakers.
+        dev: share of each speaker's clips that is held out for dev.
+        test: share of each speaker's clips that is held out for test.
     """
     rows = corpus.manifest.query("split == 'train' and speaker != ''")
     split = pd.Series("train", index=rows.index)
