@@ -70,7 +70,7 @@ def test_one_clip_in_fifty_is_for_development(tmp_path, packages):
 def test_an_interrupted_build_keeps_what_is_complete(tmp_path, packages):
     files, asked = packages
     second = files.pop("talk-two")
-    with pytest.raises(FedexitError, match=r"no talk-two; .* decoded already is kept"):
+    with pytest.raises(FedexitError, match=r"no talk-two; .* decoded already stay"):
         build_unlabelled(tmp_path / "out", SOURCES)
     with pytest.raises(FedexitError, match=r"no manifest\.csv"):
         open_corpus(tmp_path / "out")

@@ -17,7 +17,7 @@ from fedexit.support.files import write_bytes
 
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 400  # one frame of wav2vec 2.0 and its kin
-MAX_PEAK = 2.0  # louder samples are of another scale; up to here they overshoot, as decoders of MP3 do
+MAX_PEAK = 4.0  # louder samples are of another scale; up to here they overshoot, as those of MP3 decoders do
 RATES = (1_000, 1_000_000)  # Hz
 _BLOCK = 1 << 20  # frames
 _KERNEL = 1 << 20  # elements of torchaudio's resampling kernel; above, it costs seconds and gigabytes
@@ -40,8 +40,8 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
         Samples (channels, T) float32 and their rate in Hz.
 
     Raises:
-        FedexitError: the file is missing, empty, no audio, damaged, cut short, of several rates or holds samples that
-            are not finite.
+        FedexitError: the file is missing, empty, no audio, damaged or cut short, has a rate outside of `RATES` or
+            several rates, or holds samples that are not finite.
     """
     name = name or ("audio" if isinstance(source, bytes) else str(source))
     content = source if isinstance(source, bytes) else _content(source)
@@ -54,11 +54,14 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
         found = " and ".join(f"{rate} Hz with {channels} channel(s)" for rate, channels in sorted(kinds))
         raise FedexitError(f"{name}: several recordings in one file, {found}; split it into one file for each")
     samples = torch.from_numpy(np.concatenate([samples for samples, _ in parts])).T
+    rate = parts[0][1]
+    if not RATES[0] <= rate <= RATES[1]:
+        raise FedexitError(f"{name}: its rate is {rate} Hz, expected {RATES[0]} to {RATES[1]}; correct the file's header")
     if samples.shape[1] == 0:
         raise FedexitError(f"{name}: holds no samples; remove it or fetch it again")
     if not samples.isfinite().all():
         raise FedexitError(f"{name}: holds samples that are not finite; write it again from its source")
-    return samples, parts[0][1]
+    return samples, rate
 
 
 def read_audio(path: Path | str) -> torch.Tensor:
@@ -80,11 +83,17 @@ def read_audio(path: Path | str) -> torch.Tensor:
 def read_clip(source: Path | bytes, name: str | None = None) -> torch.Tensor:
     """Decode a recording of any format, rate and channels into a waveform (T,) at 16 kHz for a corpus.
 
-    Raises FedexitError, naming the file, for what `decode_audio` and `to_16k_mono` refuse and if fewer than
+    Raises FedexitError, naming the file, for what `decode_audio` refuses, if the channels cancel out, and if fewer than
     `MIN_SAMPLES` samples remain.
     """
     name = name or ("audio" if isinstance(source, bytes) else str(source))
-    waveform = to_16k_mono(*decode_audio(source, name), name)
+    samples, rate = decode_audio(source, name)
+    if _cancel_out(samples):
+        raise FedexitError(
+            f"{name}: its {len(samples)} channels cancel out, their mean is nearly silent (one is inverted); "
+            "keep one channel"
+        )
+    waveform = to_16k_mono(samples, rate)
     if len(waveform) < MIN_SAMPLES:
         raise FedexitError(
             f"{name}: {len(waveform)} samples at 16 kHz are too short, a clip needs {MIN_SAMPLES} (25 ms); "
@@ -93,24 +102,20 @@ def read_clip(source: Path | bytes, name: str | None = None) -> torch.Tensor:
     return waveform
 
 
-def to_16k_mono(samples: torch.Tensor, rate: int, name: str = "audio") -> torch.Tensor:
+def to_16k_mono(samples: torch.Tensor, rate: int) -> torch.Tensor:
     """Average the channels of `samples` (channels, T) or (T,) and resample from `rate` Hz: (T',) float32 at 16 kHz.
 
-    Raises FedexitError, naming the audio `name`, if its channels cancel out or its rate is outside of `RATES`.
+    torchaudio resamples unless its kernel would exceed `_KERNEL` elements: it grows with the product of the rates.
+    Beyond, SciPy's polyphase filter does it in milliseconds.
     """
-    low, high = RATES
-    if not low <= rate <= high:
-        raise FedexitError(f"{name}: a rate of {rate} Hz, expected {low} to {high}; correct the file's header")
-    if samples.ndim == 1:
-        return _resampled(samples, rate)
-    mono = samples.mean(dim=0)
-    channels, power = len(samples), samples.square().mean()
-    if channels > 1 and mono.square().mean() * channels < 0.02 * power:  # unrelated channels would give 1
-        raise FedexitError(
-            f"{name}: its {channels} channels cancel out, their mean is nearly silent (one is inverted); "
-            "keep one channel and convert it again"
-        )
-    return _resampled(mono, rate)
+    mono = samples.mean(dim=0) if samples.ndim == 2 else samples
+    common = math.gcd(rate, SAMPLE_RATE)
+    if rate // common * (SAMPLE_RATE // common) <= _KERNEL:
+        return resample(mono.contiguous(), rate, SAMPLE_RATE)
+    low, high = sorted((rate, SAMPLE_RATE))
+    ratio = Fraction(low, high).limit_denominator(_FRACTION)
+    up, down = (ratio.numerator, ratio.denominator) if rate > SAMPLE_RATE else (ratio.denominator, ratio.numerator)
+    return torch.from_numpy(resample_poly(mono.numpy(), up, down))
 
 
 def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
@@ -171,7 +176,7 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
     except MemoryError as error:
         raise FedexitError(f"{name}: too long for this machine's memory; split it into shorter files") from error
     except Exception as error:  # libsndfile and its wrapper raise many kinds, none of which a user can tell apart
-        fault = "damaged or cut short" if opened else "not readable as audio"
+        fault = "cut short or damaged" if opened else "not readable as audio"
         reason = (getattr(error, "error_string", None) or first_line(error)).strip(" .")
         raise FedexitError(f"{name}: {fault} ({reason}); fetch it again, or convert it to WAV or FLAC") from error
     if len(samples) < promised:
@@ -182,18 +187,10 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
     return samples, rate
 
 
-def _resampled(mono: torch.Tensor, rate: int) -> torch.Tensor:
-    """Resample (T,) from `rate` Hz; by torchaudio, unless its kernel would be large: it grows with the rates' product.
-
-    Beyond `_KERNEL` SciPy's polyphase filter does it. Both pass what is below both Nyquist frequencies.
-    """
-    common = math.gcd(rate, SAMPLE_RATE)
-    if rate // common * (SAMPLE_RATE // common) <= _KERNEL:
-        return resample(mono.contiguous(), rate, SAMPLE_RATE)
-    low, high = sorted((rate, SAMPLE_RATE))
-    ratio = Fraction(low, high).limit_denominator(_FRACTION)
-    up, down = (ratio.numerator, ratio.denominator) if rate > SAMPLE_RATE else (ratio.denominator, ratio.numerator)
-    return torch.from_numpy(resample_poly(mono.numpy(), up, down))
+def _cancel_out(samples: torch.Tensor) -> bool:
+    """Return whether the mean of the channels (channels, T) has less than 2 % of the power that unrelated ones have."""
+    mean_power = samples.mean(dim=0).square().mean() * len(samples)
+    return len(samples) > 1 and bool(mean_power < 0.02 * samples.square().mean())
 
 
 def _content(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from fedexit.support.progress import progress
 
 DEV_EACH = 50
 MIN_SECONDS = 0.4  # shorter clips hold at most a syllable
-_FIX = "run this on Debian or Ubuntu (it needs apt-get, but no root); packages that are decoded already are kept"
+_FIX = "run this on Debian or Ubuntu (it needs apt-get, but no root); packages that are decoded already stay"
 
 
 class Source(NamedTuple):

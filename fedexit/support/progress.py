@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 
+import tqdm.auto
 import tqdm.std
 
 
