@@ -1,9 +1,12 @@
+import io
+import struct
+
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 
-from fedexit.data.audio import SAMPLE_RATE, decode_audio, read_audio, to_16k_mono, write_audio
+from fedexit.data.audio import SAMPLE_RATE, decode_audio, read_audio, read_clip, to_16k_mono, write_audio
 from fedexit.support.errors import FedexitError
 
 
@@ -25,9 +28,25 @@ def test_sixteen_bit_audio_survives_write_and_read_bit_for_bit(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.flac"]
 
 
-def test_too_loud_is_clipped_not_wrapped(tmp_path):
-    write_audio(tmp_path / "a.flac", torch.tensor([3.0, -3.0, 0.0]))
+def test_overshoot_is_clipped_not_wrapped_and_reported(tmp_path):
+    lost = write_audio(tmp_path / "a.flac", torch.tensor([3.0, -3.0, 0.0]))
+    assert lost == "2 of 3 samples clipped, peak 3.00"
     assert read_audio(tmp_path / "a.flac").tolist() == [32767 / 32768, -1, 0]
+
+
+def test_a_level_that_16_bits_hold_is_not_reported(tmp_path):
+    for level in (1.0, 0.5, 1 / 32768, 0.0):
+        assert write_audio(tmp_path / "a.flac", torch.tensor([level, -level]).clamp(max=32767 / 32768)) == ""
+    assert "very quiet" in write_audio(tmp_path / "a.flac", torch.from_numpy(tone()) * 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"), [(20_000.0, "peak is 1e+04"), (8.5, "peak is 4.25"), (1e-6, "silence in 16")]
+)
+def test_levels_far_outside_of_16_bits_are_refused(tmp_path, scale, says):
+    with pytest.raises(FedexitError, match=r"a\.flac: not written") as caught:
+        write_audio(tmp_path / "a.flac", torch.from_numpy(tone()) * scale)
+    assert says in str(caught.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wave", [torch.tensor([0.0, torch.nan]), torch.zeros(0), torch.zeros(2, 3)])
@@ -87,3 +106,204 @@ def test_decode_audio_tells_rate_and_channels(tmp_path):
     sf.write(tmp_path / "a.wav", np.zeros((441, 2)), 44_100)
     samples, rate = decode_audio(tmp_path / "a.wav")
     assert (tuple(samples.shape), samples.dtype, rate) == ((2, 441), torch.float32, 44_100)
+
+
+# ---- sizes in headers are hints ----------------------------------------------------------------------------------
+
+
+def encoded(form, subtype=None, rate=SAMPLE_RATE, samples=None):
+    file = io.BytesIO()
+    sf.write(file, tone() if samples is None else samples, rate, format=form, subtype=subtype)
+    return bytearray(file.getvalue())
+
+
+def sized(form, changes):
+    """A file of 8,000 samples whose header fields, found by the bytes before them, hold other numbers."""
+    content = encoded(form)
+    for before, layout, value in changes:
+        place = 4 if before is None else content.index(before) + len(before)
+        struct.pack_into(layout, content, place, value & (256 ** struct.calcsize(layout) - 1))
+    return bytes(content)
+
+
+PLACEHOLDERS = [0, 1, 36, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, -37, -1, 8_000]
+WAVE64 = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+UNKNOWN = (
+    [("WAV", [(None, "<I", size), (b"data", "<I", size)]) for size in PLACEHOLDERS]
+    + [("WAV", [(b"data", "<I", size)]) for size in (0, 2_000, 10**6, -1)]
+    + [("WAV", [(None, "<I", size)]) for size in (0, 36, 10**6, -1)]
+    + [("AIFF", [(None, ">I", size), (b"SSND", ">I", size)]) for size in (0, 0x7F000000, -1, 4_000)]
+    + [("AU", [(b".snd\x00\x00\x00\x18", ">I", size)]) for size in (0, 0x7FFFFFFF, -1, 4_000)]
+    + [("CAF", [(b"data", ">Q", size)]) for size in (0, -1, 4_000)]
+    + [("W64", [(WAVE64, "<Q", size)]) for size in (0, 24, 1 << 63, -1)]
+    + [("RF64", [(b"ds64\x1c\x00\x00\x00", "<Q", size), (b"ds64\x1c\x00\x00\x00", "<Q", size)]) for size in (0, -1)]
+)
+
+
+@pytest.mark.parametrize(("form", "changes"), UNKNOWN)
+def test_any_size_in_a_header_is_read_to_the_end_of_the_data(form, changes):
+    samples, rate = decode_audio(sized(form, changes))
+    assert torch.equal(samples, decode_audio(bytes(encoded(form)))[0])
+    assert (samples.shape[1], rate) == (8_000, SAMPLE_RATE)
+
+
+LIST = b"LIST" + struct.pack("<I", 12) + b"INFOISFT" + bytes(4)
+
+
+BEHIND = [(LIST, size) for size in (16_000, 0, 0xFFFFFFFF)]  # without a size only chunks can be told from sound
+BEHIND += [(more, 16_000) for more in (LIST[:-3], b"TAG" + bytes(125), bytes(5_000), b"\x80garbage" * 9)]
+
+
+@pytest.mark.parametrize(("behind", "size"), BEHIND)
+def test_what_follows_the_samples_is_no_sound(behind, size):
+    content = encoded("WAV") + behind
+    struct.pack_into("<I", content, 40, size)
+    assert decode_audio(bytes(content))[0].shape[1] == 8_000
+
+
+def test_chunks_may_come_in_any_order():
+    wave = bytes(encoded("WAV"))
+    assert decode_audio(wave[:12] + wave[36:] + wave[12:36])[0].shape[1] == 8_000
+
+
+def test_an_empty_data_chunk_before_others_stays_empty():
+    with pytest.raises(FedexitError, match="no samples"):
+        decode_audio(bytes(encoded("WAV", samples=tone()[:0]) + LIST), "a.wav")
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "CAF", "W64", "RF64", "FLAC", "OGG", "MP3", "NIST"])
+def test_a_file_that_ends_too_early_is_named(form):
+    content = bytes(encoded(form, samples=np.random.default_rng(0).uniform(-0.5, 0.5, 30_000)))
+    for share in (0.6, 0.9):
+        with pytest.raises(FedexitError, match=rf"a\.{form}: cut short") as caught:
+            decode_audio(content[: int(share * len(content))], f"a.{form}")
+        assert "\n" not in str(caught.value)
+
+
+# ---- unusual but whole files -------------------------------------------------------------------------------------
+
+
+def streamed_flac():
+    content = encoded("FLAC")
+    number = int.from_bytes(content[18:26], "big") >> 36 << 36  # the last 36 bits count the samples; 0 is unknown
+    content[18:42] = number.to_bytes(8, "big") + bytes(16)
+    return bytes(content)
+
+
+def test_a_streamed_flac_does_not_know_its_length():
+    assert torch.equal(decode_audio(streamed_flac())[0], decode_audio(bytes(encoded("FLAC")))[0])
+    with pytest.raises(FedexitError, match=r"a\.flac: cut short or damaged"):
+        decode_audio(streamed_flac()[:-3_000], "a.flac")
+
+
+KINDS = [
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+    ("FLAC", None),
+    ("MP3", None),
+    ("WAV", None),
+    ("AIFF", None),
+    ("RF64", None),
+]
+
+
+@pytest.mark.parametrize(("form", "subtype"), KINDS)
+def test_recordings_that_follow_one_another_in_a_file_are_joined(form, subtype):
+    first, second = (bytes(encoded(form, subtype, samples=tone(hertz))) for hertz in (300, 500))
+    joined = decode_audio(first + second + first)[0]
+    assert torch.equal(joined, torch.cat([decode_audio(one)[0] for one in (first, second, first)], 1))
+
+
+@pytest.mark.parametrize(("form", "subtype"), KINDS)
+def test_recordings_of_two_rates_in_a_file_are_refused(form, subtype):
+    with pytest.raises(FedexitError, match=r"several recordings in one file, 8000 Hz .* and 16000 Hz .*; split it"):
+        decode_audio(bytes(encoded(form, subtype) + encoded(form, subtype, 8_000)))
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_of_a_stopped_recorder_and_with_garbage_behind_decodes(subtype):
+    content = encoded("OGG", subtype)
+    expected = decode_audio(bytes(content))[0]
+    last = content.rfind(b"OggS")
+    stopped = decode_audio(bytes(with_flags(content, last, content[last + 5] & ~4)))[0]
+    assert torch.equal(stopped, expected) and torch.equal(decode_audio(bytes(content) + b"garbage")[0], expected)
+
+
+def with_flags(content, page, flags):
+    """Set the flags of the last page and its checksum, bit by bit as in the definition of Ogg."""
+    content = bytearray(content)
+    content[page + 5], content[page + 22 : page + 26] = flags, bytes(4)
+    crc = 0
+    for byte in content[page:]:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    content[page + 22 : page + 26] = struct.pack("<I", crc)
+    return content
+
+
+def readable_kinds():
+    hidden = {("AIFF", "DWVW_12"), ("MP3", "MPEG_LAYER_I"), ("MP3", "MPEG_LAYER_II"), ("WAV", "MPEG_LAYER_III")}
+    forms = set(sf.available_formats()) - {"RAW", "SD2"}  # without a header, and in two files
+    kinds = [(form, subtype) for form in sorted(forms) for subtype in sorted(sf.available_subtypes(form))]
+    return [kind for kind in kinds if kind not in hidden]  # libsndfile cannot write these
+
+
+def test_every_subtype_of_libsndfile_decodes():
+    for form, subtype in readable_kinds():
+        samples, _ = decode_audio(bytes(encoded(form, subtype)), f"{form} {subtype}")
+        assert 8_000 <= samples.shape[1] < 8_600, (form, subtype)  # block codecs fill their last block
+        assert 0.3 < samples.abs().max() < 1, (form, subtype)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("a\nb"), ValueError("array is too big"), MemoryError(), TypeError()])
+def test_every_fault_of_the_decoder_is_one_sentence(monkeypatch, fault):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(sf.SoundFile, "read", fail)
+    with pytest.raises(FedexitError, match=r"^a\.wav: .+; .+$") as caught:
+        decode_audio(bytes(encoded("WAV")), "a.wav")
+    assert "\n" not in str(caught.value)
+
+
+# ---- rates, channels, length -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1_000, 8_000, 11_127, 16_001, 22_051, 44_056, 48_001, 192_000])
+def test_resampling_from_any_rate_keeps_pitch_level_and_length(rate):
+    wave = to_16k_mono(torch.from_numpy(tone(300, rate)), rate)
+    assert wave.dtype == torch.float32 and len(wave) == pytest.approx(8_000, abs=2)
+    assert wave.sub(torch.from_numpy(tone(300))[: len(wave)])[400:-400].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [44_056, 48_001])
+def test_resampling_by_scipy_lets_nothing_above_8_khz_through(rate):
+    assert to_16k_mono(torch.from_numpy(tone(11_000, rate)), rate)[400:-400].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001])
+def test_impossible_rates_are_refused(rate):
+    with pytest.raises(FedexitError, match=f"a.wav: its rate is {rate} Hz"):
+        decode_audio(bytes(encoded("WAV", rate=rate)), "a.wav")
+
+
+def stereo(*gains):
+    return bytes(encoded("WAV", samples=np.stack([gain * tone() for gain in gains], 1)))
+
+
+@pytest.mark.parametrize("gains", [(1, -1), (0.9, -0.85), (1, -1, 0.5, -0.5)])
+def test_channels_that_cancel_out_are_named(gains):
+    with pytest.raises(FedexitError, match=rf"a\.wav: its {len(gains)} channels cancel out"):
+        read_clip(stereo(*gains), "a.wav")
+
+
+@pytest.mark.parametrize("gains", [(1, 1), (1, 0), (0, 0), (1, -0.5), (1, 0, 0, 0, 0, 0)])
+def test_other_channels_are_averaged(gains):
+    assert len(read_clip(stereo(*gains))) == 8_000
+
+
+def test_a_clip_below_one_frame_is_named():
+    assert len(read_clip(bytes(encoded("WAV", samples=tone()[:400])))) == 400
+    with pytest.raises(FedexitError, match=r"a\.wav: 399 samples at 16 kHz are too short"):
+        read_clip(bytes(encoded("WAV", samples=tone()[:399])), "a.wav")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedexit.data.batches import collate
-from fedexit.data.text import CHARACTERS, characters, frames_needed, spell
+from fedexit.data.text import CHARACTERS, characters, frames_needed, spell, unspelled, words
 from fedexit.model.backbone import load_backbone
 from fedexit.model.ctc import CTCHead, beam_decoder, ctc_loss, greedy
 from fedexit.model.exits import MultiExitModel
@@ -21,6 +21,32 @@ def test_characters_keep_letters_apostrophes_and_single_blanks():
     assert characters("It's  A-b!") == characters("it's a b") and characters("42?!") == []
     assert characters("az' ") == [1, 26, 27]
     assert spell(characters("Don't panic")) == "don't panic"
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("don’t", "don't"),
+        ("donʼt", "don't"),
+        ("café", "cafe"),
+        ("cafe\u0301", "cafe"),
+        ("Œuvre", "oeuvre"),
+        ("straße", "strasse"),
+        ("İstanbul", "istanbul"),
+        ("ﬁne", "fine"),
+        ("ＡＢＣ", "abc"),
+        ("łódź", "lodz"),
+        ("3 apples", "apples"),
+        ("ок yes", "yes"),
+    ],
+)
+def test_letters_with_marks_are_spelled_by_their_base_letters(text, spelled):
+    assert spell(characters(text)) == spelled
+
+
+def test_other_letters_are_named_and_words_are_whole():
+    assert unspelled("Привет, мир! café 42") == "приветм" and unspelled("Don’t, naïve Straße 3") == ""
+    assert words("L’été à Москва: 42 'tis 42nd") == ["l'été", "à", "москва", "tis", "42nd"]
 
 
 @given(st.lists(st.integers(1, 3), max_size=5))

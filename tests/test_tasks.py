@@ -64,8 +64,13 @@ def test_keywords_are_the_most_frequent_first_words_of_training(folder, tmp_path
 
 
 def test_first_words():
-    lines = pd.Series(["It's me!", "...well, yes", "42", "I am"])
-    assert first_words(lines).tolist() == ["it's", "well", "", "i"]
+    lines = pd.Series(["It's me!", "...well, yes", "42", "I am", "It’s", "42 apples", "2B or not"])
+    assert first_words(lines).tolist() == ["it's", "well", "", "i", "it's", "apples", "2b"]
+
+
+def test_keywords_are_whole_words_of_any_script():
+    lines = pd.Series(["Über alles", "U\u0308ber", "привет мир", "l’été", "rock'n'roll", "नमस्ते"])
+    assert first_words(lines).tolist() == ["über", "über", "привет", "l'été", "rock'n'roll", "नमस्ते"]
 
 
 def test_clips_are_cut_and_decoded_when_asked(folder):
@@ -230,11 +235,45 @@ def test_a_transcript_longer_than_its_frames_is_refused_by_the_clips_name():
         row.setdefault("seconds", 1.0)
     assert len(asr_task(corpus_of(rows)).rows) == 16
     rows[5]["text"] = "aaaaab"
-    with pytest.raises(FedexitError, match=r"clip loud: 0\.2 s cannot spell its 6 characters; drop it") as caught:
+    with pytest.raises(
+        FedexitError, match=r"clip loud: 0\.2 s cannot spell its 6 characters; correct its text"
+    ) as caught:
         asr_task(corpus_of(rows))
     assert "\n" not in str(caught.value)
     with pytest.raises(FedexitError, match=r"clip c0: 0\.1 s cannot spell its 10 characters"):
         asr_task(corpus_of(rows), max_seconds=0.1)
+
+
+def test_letters_that_asr_cannot_spell_are_named():
+    mixed = lines("AB", text="Café, мир") + lines("A", text="привет", clips=3)
+    with pytest.warns(UserWarning, match=r"small: .* 23 of 23 .* other letters \(м и р п в е т\).*; 3 clips without"):
+        task = asr_task(corpus_of(mixed))
+    assert {spell(target) for target in task.rows["target"]} == {"cafe"} and len(task.rows) == 20
+    with pytest.raises(FedexitError, match=r"small: .* 20 of 20 transcripts hold other letters only \(п р и в е т\)"):
+        asr_task(corpus_of(lines("AB", text="привет")))
+
+
+@pytest.mark.filterwarnings("error")
+def test_english_texts_give_no_warning():
+    asr_task(corpus_of(lines("AB", text="Don’t say naïve things, 3 times!")))
+
+
+def test_clips_are_cut_where_the_task_cut_them(folder):
+    task = asr_task(corpus_of(lines("ABCDEF", text="yes we can " * 9, seconds=4.0)), max_seconds=4.0)
+    depths = dict.fromkeys("ABCDEF", 3)
+    assert {client.data.max_samples for client in make_clients(task, depths)} == {64_000}
+    with pytest.raises(FedexitError, match=r"clip clip\d+: 1\.0 s cannot spell its 98 characters; cut clips later"):
+        make_clients(task, depths, max_seconds=1.0)
+    keywords = make_task("keyword", open_corpus(folder))
+    held = make_clients(keywords, assign_depths([device_of(g) for g in keywords.rows["group"]], [3], 0), min_clips=4)
+    assert {client.data.max_samples for client in held} == {48_000}
+
+
+def test_a_backbone_of_longer_frames_needs_longer_clips():
+    rows = lines("AB", text="the quick brown fox jumps over a dog")  # 36 characters in 1 s
+    assert len(asr_task(corpus_of(rows)).rows) == 20
+    with pytest.raises(FedexitError, match=r"clip clip0: 1\.0 s cannot spell its 36 characters"):
+        asr_task(corpus_of(rows), frame=640)
 
 
 def test_speaker_holds_out_shares_of_each_ones_training_clips(folder):

@@ -1,15 +1,18 @@
 """Packages of unlabelled speech: from a .deb to a corpus, on made-up packages served by a stand-in for apt-get."""
 
 import io
+import tarfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
+import zstandard
 from test_corpora import make_deb
 
 from fedexit import FedexitError, open_corpus
 from fedexit.data import corpora, unlabelled
+from fedexit.data.packages import package_files
 from fedexit.data.unlabelled import Source, build_unlabelled
 
 SOURCES = {"talk-one": Source(r".*/talk/(?!silence).*\.wav", "CC0"), "talk-two": Source(r".*\.ogg", "GPL-2+")}
@@ -24,7 +27,7 @@ def sound(seconds, rate=8_000, form="WAV", level=0.3):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Serves two packages by name and counts what is asked for."""
+    """Serve two packages by name and list the requests."""
     files = {
         "talk-one": {
             "./usr/talk/a.wav": sound(1.0),
@@ -33,16 +36,17 @@ def packages(tmp_path, monkeypatch):
             "./usr/talk/short.wav": sound(0.2),
             "./usr/talk/empty.wav": sound(0),
             "./usr/talk/mute.wav": sound(1.0, level=0),
+            "./usr/talk/cut.wav": sound(1.0)[:9000],
             "./usr/talk/README": b"hello",
         },
         "talk-two": {"./usr/c.ogg": sound(1.5, 44_100, "OGG")},
     }
     asked = []
 
-    def download(package, mend):
+    def download(package, fix):
         asked.append(package)
         if package not in files:
-            raise FedexitError(f"no {package}; {mend}")
+            raise FedexitError(f"no {package}; {fix}")
         return make_deb(tmp_path / f"{package}.deb", files[package]).read_bytes()
 
     monkeypatch.setattr(unlabelled, "download_package", download)
@@ -89,8 +93,8 @@ def test_it_is_fetched_by_name(tmp_path, packages, monkeypatch):
 
 
 @pytest.mark.parametrize("source", unlabelled.SOURCES.values())
-def test_what_is_speech_is_said_by_whole_paths(source):
-    """Music, noises and silence of the same packages stay out."""
+def test_patterns_of_whole_paths_select_speech(source):
+    """Leave out music, noises and silence of the same packages."""
     import re
 
     for path in (
@@ -101,3 +105,45 @@ def test_what_is_speech_is_said_by_whole_paths(source):
         "usr/share/klettres/ar/sounds.xml",
     ):
         assert not re.fullmatch(source.speech, path)
+
+
+# ---- the package format ------------------------------------------------------------------------------------------
+
+
+def member(name, content, size=None):
+    size = len(content) if size is None else size
+    return f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{size:<10}`\n".encode() + content + b"\n" * (len(content) % 2)
+
+
+def package(ending="tar", pack=lambda content: content):
+    """A .deb with a file, a folder, links and a device in it."""
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        for name, kind in (("./a", tarfile.REGTYPE), ("./b", tarfile.DIRTYPE), ("./c", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "./a", 5 if kind == tarfile.REGTYPE else 0
+            archive.addfile(info, io.BytesIO(b"hello"))
+        device = tarfile.TarInfo("./d")
+        device.type = tarfile.CHRTYPE
+        archive.addfile(device)
+    return b"!<arch>\n" + member("debian-binary", b"2.0\n") + member(f"data.{ending}", pack(inner.getvalue()))
+
+
+def test_a_package_packed_by_zstandard_is_read_and_holds_files_alone():
+    for content in (package(), package("tar.zst", zstandard.ZstdCompressor().compress)):
+        assert list(package_files(content)) == [("a", b"hello")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"!<arch>\n" + member("debian-binary", b"", -60) * 2,  # a size that leads back to its own header
+        b"!<arch>\n" + member("debian-binary", b"2.0\n"),
+        b"!<arch>\n" + member("data.tar.zst", zstandard.FRAME_HEADER + bytes(40)),
+        package("tar.zst", zstandard.ZstdCompressor().compress)[:-30],
+        b"no package",
+    ],
+)
+def test_broken_packages_are_refused_in_one_line(content):
+    with pytest.raises(FedexitError, match=r"^not a readable \.deb package .+; download it again$"):
+        list(package_files(content))

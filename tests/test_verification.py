@@ -1,7 +1,9 @@
 """EER and minDCF against brute force, trial lists by law and, where the corpora are, to the byte."""
 
 import itertools
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from sklearn.metrics import roc_curve
 from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, MultiExitModel, cli, load_backbone, open_corpus
+from fedexit.data import trials as trial_lists
 from fedexit.data.batches import collate
 from fedexit.data.tasks import make_task
 from fedexit.model import metrics as verification
@@ -128,17 +131,17 @@ def test_trials_are_labelled_right_and_none_is_there_twice(clips, seed):
     rows = manifest({f"s{n}": count for n, count in enumerate(clips)})
     most = sum(count * (count - 1) // 2 for count in clips)
     pairs = min(most, len(rows))
-    trials = verification.make_trials(rows, pairs, seed)
+    trials = trial_lists.make_trials(rows, pairs, seed)
     speaker = rows.set_index("id")["speaker"]
     truth = trials["first"].map(speaker) == trials["second"].map(speaker)
     assert (truth == (trials["same"] == 1)).all() and trials["same"].value_counts().to_dict() == {1: pairs, 0: pairs}
     assert len({frozenset(pair) for pair in zip(trials["first"], trials["second"], strict=True)}) == 2 * pairs
-    assert trials.equals(verification.make_trials(rows, pairs, seed))
+    assert trials.equals(trial_lists.make_trials(rows, pairs, seed))
 
 
 def test_a_speaker_of_many_clips_does_not_fill_the_list():
     rows = manifest({"joe": 60, "ann": 12, "ben": 12, "cid": 12})
-    trials = verification.make_trials(rows, 100)
+    trials = trial_lists.make_trials(rows, 100)
     speaker = rows.set_index("id")["speaker"]
     who = trials["first"].map(speaker)
     assert who[trials["same"] == 1].value_counts().between(15, 35).all()  # by pairs alone JOE would have 90
@@ -146,12 +149,31 @@ def test_a_speaker_of_many_clips_does_not_fill_the_list():
     assert len(kinds) == 6 and kinds.between(8, 27).all()
 
 
+def test_trials_of_many_clips_need_little_memory():
+    rows = pd.DataFrame({"id": range(4_000), "speaker": [f"s{n % 40}" for n in range(4_000)]})
+    tracemalloc.start()
+    assert len(trial_lists.make_trials(rows, 50)) == 100
+    assert tracemalloc.get_traced_memory()[1] < 8e6  # bytes; a number for each pair would take 64e6
+    tracemalloc.stop()
+
+
+def test_odd_ids_come_back_as_they_are(tmp_path, monkeypatch):
+    ids = ["NA", "nan", "01", "1e5", "None", "a,b"]
+    rows = pd.DataFrame({"id": ids, "speaker": list("aabbcc")})
+    made = trial_lists.make_trials(rows, 3)
+    (tmp_path / "trial_lists").mkdir()
+    made.to_csv(tmp_path / "trial_lists" / "odd.csv", index=False)
+    monkeypatch.setattr(trial_lists, "__file__", str(tmp_path / "trials.py"))
+    read = trial_lists.trials_of(SimpleNamespace(name="odd", dataset={"id": ids}))
+    assert read.equals(made) and {*read["first"], *read["second"]} == set(ids)
+
+
 @pytest.mark.parametrize(("pairs", "says"), [(5, "4 pairs of one speaker, not 5"), (0, "not 0"), (-1, "not -1")])
 def test_too_few_pairs_are_refused(pairs, says):
     with pytest.raises(FedexitError, match=f"there are {says}" if pairs > 0 else says):
-        verification.make_trials(manifest({"ann": 3, "ben": 2}), pairs)
+        trial_lists.make_trials(manifest({"ann": 3, "ben": 2}), pairs)
     with pytest.raises(FedexitError, match="there are 0 pairs of two speakers, not 2"):
-        verification.make_trials(manifest({"ann": 3}), 2)
+        trial_lists.make_trials(manifest({"ann": 3}), 2)
 
 
 def test_the_command_writes_test_clips_of_known_speakers(tmp_path, capsys):
@@ -170,8 +192,8 @@ def test_the_command_writes_test_clips_of_known_speakers(tmp_path, capsys):
 
 
 def test_a_corpus_without_a_list_or_without_its_clips_has_no_trials(tmp_path):
-    assert verification.trials_of(open_corpus(write_small_corpus(tmp_path / "small"))) is None
-    assert verification.trials_of(open_corpus(write_small_corpus(tmp_path / "queen"))) is None  # another queen
+    assert trial_lists.trials_of(open_corpus(write_small_corpus(tmp_path / "small"))) is None
+    assert trial_lists.trials_of(open_corpus(write_small_corpus(tmp_path / "queen"))) is None  # another queen
 
 
 # ---- the lists of the project ------------------------------------------------------------------------------------
@@ -179,7 +201,7 @@ def test_a_corpus_without_a_list_or_without_its_clips_has_no_trials(tmp_path):
 
 @pytest.mark.parametrize("name", LISTS)
 def test_committed_lists_have_a_thousand_pairs_of_each_kind(name):
-    trials = pd.read_csv(ROOT / "fedexit" / "trials" / f"{name}.csv", dtype={"first": str, "second": str})
+    trials = pd.read_csv(ROOT / "fedexit" / "data" / "trial_lists" / f"{name}.csv", dtype={"first": str, "second": str})
     assert list(trials) == ["first", "second", "same"]
     assert trials["same"].value_counts().to_dict() == {1: 1000, 0: 1000}
     assert len({frozenset(pair) for pair in zip(trials["first"], trials["second"], strict=True)}) == 2000
@@ -197,16 +219,16 @@ def corpus(request, monkeypatch):
 
 @pytest.mark.parametrize("corpus", LISTS, indirect=True)
 def test_committed_lists_are_what_the_documented_command_writes(corpus, tmp_path):
-    command = f"fedexit data trials {corpus.name} --pairs 1000 --out fedexit/trials/{corpus.name}.csv"
+    command = f"fedexit data trials {corpus.name} --pairs 1000 --out fedexit/data/trial_lists/{corpus.name}.csv"
     assert command in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     out = tmp_path / "again.csv"
     assert cli.main([*command.split()[1:-1], str(out)]) == 0
-    assert out.read_bytes() == (ROOT / "fedexit" / "trials" / f"{corpus.name}.csv").read_bytes()
+    assert out.read_bytes() == (ROOT / "fedexit" / "data" / "trial_lists" / f"{corpus.name}.csv").read_bytes()
 
 
 @pytest.mark.parametrize("corpus", LISTS, indirect=True)
 def test_committed_lists_name_test_clips_and_label_them_right(corpus):
-    trials, rows = verification.trials_of(corpus), corpus.manifest.set_index("id")
+    trials, rows = trial_lists.trials_of(corpus), corpus.manifest.set_index("id")
     first, second = (rows.loc[trials[side]].reset_index() for side in ("first", "second"))
     assert ((first["speaker"] == second["speaker"]).astype(int) == trials["same"]).all()
     assert set(first["split"]) | set(second["split"]) == {"test"}

@@ -109,9 +109,7 @@ def split_queen(clips: list[Clip]) -> dict[str, str]:
 def _entries(content: bytes) -> list[tuple[str, int, int]]:
     """Return name, offset and size of every file in queen.1c."""
     if content[:4] != b"QTBL" or content[12:13] != bytes([_MP3]):
-        raise FedexitError(
-            "queen.1c: not the talkie's MP3 data file, which begins with QTBL; fetch it"
-        )
+        raise FedexitError("queen.1c: not the talkie's MP3 data file, which begins with QTBL; fetch it")
     (count,) = struct.unpack_from(">H", content, 13)
     table = [_ENTRY.unpack_from(content, _HEADER + _ENTRY.size * index) for index in range(count)]
     end = max((offset + size for _, _, offset, size in table), default=0)
@@ -185,9 +183,7 @@ def _segments(script: Iterator[Line]) -> dict[str, Line]:
         for number, text in enumerate(_COMMAND.split(line.text), 1):
             name = f"{line.stem}{number:x}.SB".replace(" ", "0").upper()
             if text.strip():
-                spoken.setdefault(
-                    name, line._replace(text=text.strip())
-                )  # the first of equal names, as in the game
+                spoken.setdefault(name, line._replace(text=text.strip()))  # the first of equal names, as in the game
     return spoken
 
 
