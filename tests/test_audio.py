@@ -307,3 +307,13 @@ def test_a_clip_below_one_frame_is_named():
     assert len(read_clip(bytes(encoded("WAV", samples=tone()[:400])))) == 400
     with pytest.raises(FedexitError, match=r"a\.wav: 399 samples at 16 kHz are too short"):
         read_clip(bytes(encoded("WAV", samples=tone()[:399])), "a.wav")
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (16_000, 2), (44_100, 1), (44_100, 2), (8_000, 1)])
+def test_an_mp3_of_variable_bitrate_without_a_length_is_read_to_its_end(rate, channels):
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, (2 * rate, channels)) * (np.arange(2 * rate) > rate)[:, None]
+    content = bytes(encoded("MP3", rate=rate, samples=sound))
+    second = content.index(content[:2], content.index(b"Xing"))  # the first frame holds nothing but the length
+    samples, _ = decode_audio(content[second:])
+    assert 2 * rate <= samples.shape[1] < 2 * rate + 4_000
+    assert samples[:, -rate // 2 :].square().mean() > 0.5 * np.square(sound[-rate // 2 :]).mean()

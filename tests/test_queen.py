@@ -18,7 +18,7 @@ from fedexit.support.errors import FedexitError
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("FEDEXIT_DATA", ROOT / "data")) / "cache" / "queen"
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "queen_sample.csv"
-# Published with its neighbour's text: its scene opens with a string that is no action, see _cut_scene.
+# Published with the text of its neighbour, because its scene opens with a string that is no action (_cut_scene).
 WRONG_IN_SAMPLE = {"C39A_311.SB"}
 
 
@@ -198,7 +198,7 @@ def real():
 def test_real_counts(real):
     voices = real[real.speaker != ""].speaker.value_counts()
     assert len(real) == 6745 and real.id.is_unique
-    assert (real.text != "").sum() == 6544  # 133 more than published, see data/README.md
+    assert (real.text != "").sum() == 6544  # 133 more than published; data/README.md explains them
     assert voices.sum() == 4504 and len(voices) == 30 and (voices >= 36).sum() == 25
 
 
@@ -216,7 +216,7 @@ def test_real_clips_agree_with_the_published_sample(real):
 
 
 def test_texts_fit_the_length_of_their_clips_in_every_cut_scene_that_opens_with_a_string(real):
-    """The evidence for `_cut_scene`: with its neighbours' texts the correlation is near 0."""
+    """Support `_cut_scene`: with the texts of the neighbours the correlation is near 0."""
     scenes = ["18A", "18D", "18E", "21L", "21N", "35A", "36A", "39A", "3A", "40A", "42B", "73A"]
     lines = real[real.group.isin([f"C{scene}.CUT" for scene in scenes])]
     assert len(lines) > 200

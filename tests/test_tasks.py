@@ -147,7 +147,7 @@ def test_clients_hold_training_clips_only_and_iid_keeps_sizes(folder):
 def test_dialogues_of_one_character_share_a_device():
     dialogues = ["BOB1.DOG", "BOB2.DOG", "BOB13.DOG", "APE.DOG"]
     assert [device_of(group) for group in dialogues] == ["BOB", "BOB", "BOB", "APE"]
-    others = ["C10A.CUT", "0001", "12.DOG", "QUEEN2.JAS", "speaker1", "speaker2"]  # no two of these are one's
+    others = ["C10A.CUT", "0001", "12.DOG", "QUEEN2.JAS", "speaker1", "speaker2"]  # each is its own device
     assert [device_of(group) for group in others] == others
 
 
@@ -167,7 +167,7 @@ def test_depths_are_dealt_evenly_and_by_seed():
 
 
 def corpus_of(rows, name="small"):
-    """Enough of a corpus for a task: a manifest of rows given by name, the other columns filled in."""
+    """Return enough of a corpus for a task: a manifest with these rows, the other columns filled in."""
     table = pd.DataFrame(rows)
     filled = dict.fromkeys(COLUMNS, "") | {"seconds": 1.0, "split": "train"}
     for column, value in filled.items():
@@ -208,7 +208,7 @@ def test_asr_puts_each_voice_on_one_side_and_makes_it_a_client():
 
 
 @pytest.mark.parametrize("name", ["queen", "small"])
-def test_the_public_voice_of_queen_is_nobodys(name):
+def test_no_client_holds_the_public_voice_of_queen(name):
     task = asr_task(corpus_of(lines(["JOE", *"ABCDEF"]), name))
     sides = task.rows.groupby("speaker")["split"].agg(lambda split: "/".join(sorted(set(split))))
     if name == "queen":
@@ -219,7 +219,7 @@ def test_the_public_voice_of_queen_is_nobodys(name):
 
 def test_asr_leaves_out_what_has_no_characters_or_no_voice_and_then_rare_voices():
     rows = lines("AB", clips=8) + lines("A", text="42 ?!", clips=3)
-    rows += lines("C", clips=7) + lines("C", text="...", clips=4)  # eight clips, but not of characters
+    rows += lines("C", clips=7) + lines("C", text="...", clips=4)  # eight clips, but some without characters
     rows += lines([""], clips=20) + lines("A", text="", clips=2)
     task = asr_task(corpus_of(rows))
     assert task.rows["speaker"].value_counts().to_dict() == {"A": 8, "B": 8}
@@ -317,7 +317,7 @@ def test_fewer_than_five_speakers_are_refused(folder):
         emotion_task(open_corpus(folder))  # it has no labels
 
 
-def test_sentences_are_told_by_the_label():
+def test_the_label_is_the_target_of_task_sentence():
     task = sentence_task(corpus_of([dict(label="question"), dict(label="statement"), dict(label="")]))
     assert task.labels == ["question", "statement"] and list(task.rows["target"]) == [0, 1]
 
@@ -331,7 +331,7 @@ def test_digits_are_the_labels_of_the_corpus_by_its_own_split():
         digit_task(corpus_of([*rows, dict(label="three", split="test")]))
 
 
-def test_one_label_is_nothing_to_tell():
+def test_a_single_label_is_refused():
     with pytest.raises(FedexitError, match=r"has 1 label\(s\) to train task digit on; it needs two"):
         digit_task(corpus_of([dict(label="one")] * 3))
 
@@ -364,7 +364,7 @@ def test_numbers_in_the_readme_are_those_of_the_task(row, monkeypatch):
     assert set(sizes.index) - {"train", "dev", "test"} == more
 
 
-def test_the_readme_tells_every_task():
+def test_the_readme_lists_every_task():
     assert {row[0] for row in re.findall(ROW, README, re.MULTILINE)} == set(TASKS)
 
 

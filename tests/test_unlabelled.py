@@ -1,4 +1,4 @@
-"""Packages of unlabelled speech: from a .deb to a corpus, on made-up packages served by a stand-in for apt-get."""
+"""Packages of unlabelled speech, from a .deb to a corpus; a stand-in for apt-get serves made-up packages."""
 
 import io
 import tarfile

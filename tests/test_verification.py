@@ -1,4 +1,4 @@
-"""EER and minDCF against brute force, trial lists by law and, where the corpora are, to the byte."""
+"""EER and minDCF against brute force; trial lists by their rules and, where the corpora are there, byte by byte."""
 
 import itertools
 import tracemalloc
@@ -31,14 +31,14 @@ SEEDS = st.integers(0, 10_000)
 
 
 def rates(scores, same):
-    """False alarms and misses of "the same if the score is at least t", from no trial accepted to all, by counting."""
+    """Count false alarms and misses of "same if the score is at least t", from no trial accepted to all."""
     thresholds = [np.inf, *sorted(set(scores.tolist()), reverse=True)]
     return [((scores[same == 0] >= t).mean(), (scores[same == 1] < t).mean()) for t in thresholds]
 
 
 def brute_force_eer(scores, same):
     for (alarms, misses), (more, fewer) in itertools.pairwise(rates(scores, same)):
-        if fewer <= more:  # bisect on the way between the two
+        if fewer <= more:  # bisect between the two
             low, high = 0.0, 1.0
             for _ in range(60):
                 middle = (low + high) / 2

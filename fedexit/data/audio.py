@@ -167,7 +167,7 @@ class _Stream(sf.SoundFile):
 
 def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
     """Return the samples (T, channels) of one recording and its rate; in blocks, since its length may be unknown."""
-    opened, blocks = False, []
+    opened, blocks = content[:4] in (b"fLaC", b"OggS"), []  # libsndfile does not recognise the first words of these
     try:
         with _Stream(io.BytesIO(content)) as file:
             opened, rate, promised = True, file.samplerate, promised_frames(content, file.format, file.frames)
@@ -178,7 +178,7 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
         raise FedexitError(f"{name}: too long for this machine's memory; split it into shorter files") from error
     except Exception as error:  # libsndfile and its wrapper raise many kinds, none of which a user can tell apart
         fault = "cut short or damaged" if opened else "not readable as audio"
-        reason = (getattr(error, "error_string", None) or first_line(error)).strip(" .")
+        reason = (getattr(error, "error_string", None) or first_line(error)).removeprefix("Error : ").strip(" .")
         raise FedexitError(f"{name}: {fault} ({reason}); fetch it again, or convert it to WAV or FLAC") from error
     if len(samples) < promised:
         raise FedexitError(

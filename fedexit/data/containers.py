@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fedexit.data.mp3 import with_length
 from fedexit.support.errors import FedexitError
 
 _PLACEHOLDER = 1 << 30  # bytes; larger claims that a file does not hold come from writers to a pipe
@@ -82,7 +83,8 @@ def recordings(content: bytes, name: str) -> list[bytes]:
     flac = [match.start() for match in _WHOLE_FLAC.finditer(content)]
     if content[:4] == b"fLaC" or (content[:3] == b"ID3" and flac):
         return _split(content, flac)
-    return _split(content, [match.start() for match in _MP3_START.finditer(content)])
+    starts = [match.start() for match in _MP3_START.finditer(content)]
+    return _split(content, starts) if starts else [with_length(content)]
 
 
 def promised_frames(recording: bytes, form: str, frames: int) -> int:
