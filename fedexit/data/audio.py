@@ -22,7 +22,7 @@ MAX_PEAK = 4.0  # louder samples are of another scale; up to here they overshoot
 RATES = (1_000, 1_000_000)  # Hz
 _BLOCK = 1 << 20  # frames
 _KERNEL = 1 << 20  # elements of torchaudio's resampling kernel; above, it costs seconds and gigabytes
-_FRACTION = 1 << 17  # terms of a ratio of rates up to here are exact; above, it is off by less than 1e-5
+_FRACTION = 1 << 16  # terms of a ratio of rates up to here are exact; above, it is off by less than 2e-5
 _STEP = 1 / 32768  # of 16-bit samples
 
 
