@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedexit.data.tasks.contract import Clips, Task
+from fedexit.data.tasks.contract import Clips, Task, check_spelling
 from fedexit.federated.clients import Client
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
@@ -79,6 +79,8 @@ def make_clients(
             raise FedexitError(f"partition dirichlet needs a task with labels and alpha > 0, not {task.name}, {alpha}")
         groups = _skewed(rows["target"].to_numpy(), np.unique(groups), alpha, numpy_stream(seed, "dirichlet"))
     seconds = task.max_seconds if max_seconds is None else max_seconds
+    if task.head == "ctc":
+        check_spelling(rows, seconds)
     return [
         Client(group, Clips(task.corpus, held, seconds), depths[device_of(group)], tier_of(group, depths))
         for group, held in rows.groupby(groups, sort=True)
