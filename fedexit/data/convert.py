@@ -198,7 +198,9 @@ def _table_of_tree(folder: Path, report: Report) -> pd.DataFrame:
     files = _recordings(folder, report)
     if not files:
         found = "".join(f"; {line}" for line in report.lines())
-        raise FedexitError(f"{folder}: no audio files in it, expected {' '.join(sorted(AUDIO_ENDINGS))}{found}")
+        raise FedexitError(
+            f"{printable(folder)}: no audio files in it, expected .wav, .flac, .mp3, .ogg and the like{found}"
+        )
     paths = [path.as_posix() for path in files]
     ids = clip_ids(paths)
     for clip in {clip for clip in ids if ids.count(clip) > 1} if len(set(ids)) < len(ids) else ():

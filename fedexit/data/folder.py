@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import posixpath
 import shutil
 import tempfile
 import unicodedata
@@ -70,7 +71,7 @@ def composed(name: str) -> str:
 
 def clip_ids(paths: Sequence[str]) -> list[str]:
     """Return the paths without their endings; with them where two files differ in nothing else."""
-    paths = [composed(path.replace("\\", "/")) for path in paths]
+    paths = [composed(posixpath.normpath(path.replace("\\", "/"))) if path else "" for path in paths]
     bare = [PurePosixPath(path).with_suffix("").as_posix() if PurePosixPath(path).name else path for path in paths]
     counts = pd.Series(bare).value_counts()
     ids = [short if counts[short] == 1 else path for short, path in zip(bare, paths, strict=True)]
@@ -102,7 +103,8 @@ def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
             raise FedexitError(f"{where}: column {column!r} is missing, expected {','.join(COLUMNS)}")
     if table.empty:
         raise FedexitError(f"{where}: the corpus is empty, expected at least one clip")
-    _refuse(where, table["path"][table["id"] == ""], "the clip {} has an empty id; give it one")
+    _refuse(where, table["id"][table["path"] == ""], "the clip {} has no path; fill it in, or remove the row")
+    _refuse(where, table["path"][table["id"] == ""], "the clip of the file {} has an empty id; give it one")
     _refuse(where, table["id"][table["id"].duplicated()], "the id {} occurs more than once; make ids unique")
     _refuse(where, table["split"][~table["split"].isin(SPLITS)], f"unknown split {{}}, expected {', '.join(SPLITS)}")
     given = table["seconds"].astype(str).str.strip().replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)  # decimal comma
@@ -111,11 +113,12 @@ def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     _refuse(where, table["id"][bad], "seconds of clip {} are not a finite number above 0")
     short = f"the clip {{}} is shorter than {MIN_SECONDS} s, too short for any model; take it out of the manifest"
     _refuse(where, table["id"][seconds < MIN_SECONDS], short)
-    _refuse(where, table["path"][table["path"].map(_leads_out)], "path {} leads out of the folder; use paths inside it")
+    outside = "path {} leads out of the folder or is absolute; write it relative to the folder"
+    _refuse(where, table["path"][table["path"].map(_leads_out)], outside)
     listings: dict[Path, dict[str, str]] = {}
     paths = [located(folder, path, listings) for path in table["path"]]
     missing = [path for path, there in zip(table["path"], paths, strict=True) if there is None]
-    _refuse(where, missing, "the audio file {} is missing; fetch or convert the corpus again")
+    _refuse(where, missing, "the audio file {} is missing; correct its path, or fetch or convert the corpus again")
     table = table[COLUMNS].assign(path=paths, seconds=seconds).reset_index(drop=True)
     _check_same_files(table, folder)
     return table
@@ -145,7 +148,7 @@ def located(folder: Path, path: str, listings: dict[Path, dict[str, str]]) -> st
         listings: names of each folder by composed form; filled here, so that a folder is listed once.
     """
     for spelled in (path, path.replace("\\", "/")):
-        if path and (folder / spelled).is_file():
+        if path and os.path.isfile(os.path.join(folder, spelled)):
             return spelled
     if composed(path) == unicodedata.normalize("NFD", path):  # one form only
         return None
@@ -181,8 +184,11 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     So a corpus folder is either complete or absent, even if the build is killed. An older `target` is replaced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise FedexitError(f"{target}: cannot be made ({error.strerror}); choose another place") from error
     part.chmod(0o755)  # mkdtemp makes a private folder, but a cache may be shared
     try:
         yield part
@@ -202,7 +208,7 @@ def _check_same_files(table: pd.DataFrame, folder: Path) -> None:
     """Raise FedexitError if one file, by whatever path or link, has two ids in different splits."""
     seen: dict[tuple[int, int], tuple[str, str]] = {}
     for clip, path, split in zip(table["id"], table["path"], table["split"], strict=True):
-        other, its_split = seen.setdefault(identity(folder / path), (clip, split))
+        other, its_split = seen.setdefault(identity(os.path.join(folder, path)), (clip, split))
         if its_split != split:
             raise FedexitError(
                 f"{folder / MANIFEST}: the clips {other!r} ({its_split}) and {clip!r} ({split}) are the same file; "
@@ -210,9 +216,9 @@ def _check_same_files(table: pd.DataFrame, folder: Path) -> None:
             )
 
 
-def identity(path: Path) -> tuple[int, int]:
+def identity(path: str | Path) -> tuple[int, int]:
     """Return device and inode: equal for two paths to one file. Raises OSError if nothing is there."""
-    status = path.stat()
+    status = os.stat(path)
     return status.st_dev, status.st_ino
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -46,7 +46,7 @@ def read_table(path: Path, known: Sequence[str]) -> pd.DataFrame:
             row.pop()
         if not any(field.strip() for field in row):
             continue
-        if len(row) != len(header):
+        if len(row) != len(header):  # columns are shifted
             raise FedexitError(
                 f"{path}: line {line} has {len(row)} fields but the header has {len(header)}; {_QUOTING}"
             )
@@ -86,17 +86,17 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise FedexitError(f"{path}: not readable as a CSV table ({error.strerror}); check the path") from error
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding, name = ("utf-16", "UTF-16") if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "UTF-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise FedexitError(
-            f"{path}: not readable as a CSV table (line {line} is not {encoding[:6].upper()}); save it as UTF-8"
+            f"{path}: not readable as a CSV table (line {line} is not {name}); save it as UTF-8"
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise FedexitError(f"{path}: line {line} holds a NUL character; remove it")
+        raise FedexitError(f"{path}: line {line} holds a NUL character; save the file as UTF-8")
     if not text.strip():
         raise FedexitError(f"{path}: not readable as a CSV table (it is empty); write a header and one row per clip")
     first = re.match(r'\s*"?sep=.?"?[\r\n]+', text)  # a hint for Excel
@@ -141,7 +141,7 @@ def _check_quotes(path: Path, line: int, header: list[str], row: list[str], sepa
     """Refuse a text that holds what looks like further rows: an unmatched quote has swallowed them."""
     place = header.index("path") if "path" in header else 0
     ending = PurePosixPath(row[place]).suffix
-    for text in row:
+    for text in (field for field in row if "\n" in field or "\r" in field):
         for number, more in enumerate(_lines(text)[1:], 1):
             fields = more.split(separator)
             if ending and len(fields) > max(1, place) and fields[place].strip('" ').endswith(ending):
@@ -151,5 +151,5 @@ def _check_quotes(path: Path, line: int, header: list[str], row: list[str], sepa
                 )
 
 
-def _lines(text: str) -> Iterable[str]:
+def _lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
