@@ -88,7 +88,8 @@ class Corpus:
 
     def clip_hash(self, clip: str) -> str:
         """Return the SHA-256 of the file of the clip with id `clip`, as it is now; FedexitError if there is none."""
-        return self._hashes.of(self._path(clip))
+        path = self._path(clip)
+        return self._hashes.of(path)
 
     def waveform(self, clip: str) -> torch.Tensor:
         """Return the waveform (T,) float32 in [-1, 1] at 16 kHz of the clip with id `clip`.
