@@ -129,7 +129,7 @@ def test_split_names_and_decimal_commas_of_others_are_read(folder):
     [
         ("a,a.wav,,,,,0.05,train\nb,./a.wav,,,,,0.05,test\n", r"'a' \(train\) and 'b' \(test\) are the same file"),
         ("a,a.wav,,,,,0.05,train\nb,link.wav,,,,,0.05,test\n", r"'a' \(train\) and 'b' \(test\) are the same file"),
-        ("a,a.wav,,g,,,0.05,train\nb,b.wav,,g,,,0.05,dev\n", r"'a' \(train\) and 'b' \(dev\) are of one group, 'g'"),
+        ("a,a.wav,,g,hi,,0.05,train\nb,b.wav,,g,,x,0.05,dev\n", r"'a' \(train\) and 'b' \(dev\) are of one group, 'g'"),
         ("a,a.wav,,,,,0.01,train\n", r"'a' is shorter than 0\.025 s"),
     ],
 )
@@ -148,10 +148,13 @@ def test_a_column_group_lets_a_speaker_be_on_both_sides(folder):
     assert list(converted(folder, head.replace("\n", ",group\n") + rows).group) == ["g1", "g2"]
 
 
-def test_wrong_seconds_are_named_when_the_clip_is_read(folder):
+def test_wrong_seconds_and_rates_are_named_when_a_folder_is_opened(folder):
     (folder / "manifest.csv").write_text(OWN + "a,a.wav,,,,,2.0,train\n")
     with pytest.raises(FedexitError, match=r"clip 'a' lasts 0\.050 s, not 2\.000 s"):
-        open_corpus(folder).waveform("a")
+        open_corpus(folder)
+    sf.write(folder / "a.wav", np.zeros(16_000), 8_000)
+    with pytest.raises(FedexitError, match=r"a\.wav: 8000 Hz with 1 channel"):
+        open_corpus(folder)
 
 
 def test_names_meet_whatever_their_unicode_form(folder):

@@ -46,6 +46,7 @@ from fedexit.support.files import replacing
 from fedexit.support.paths import data_dir
 from fedexit.support.reads import note_read, recording
 
+_TRIED = 16  # clips of a user's corpus that are decoded when it is opened, evenly spaced
 _SECONDS_OFF = 0.05  # by how much a manifest may misstate a clip's length
 
 
@@ -136,15 +137,20 @@ class Corpus:
 def open_corpus(name_or_folder: str | Path) -> Corpus:
     """Open a known corpus by name, or a folder or .tar that holds a `manifest.csv`, and check all of its manifest.
 
-    Audio is not decoded here. A `Path`, or a text such as `./queen`, is always a folder or .tar of your own.
+    A `Path`, or a text such as `./queen`, is always a folder or .tar of your own. A few of its clips are decoded, so
+    another rate, wrong seconds or files that are not audio are found here and not during training.
 
     Raises:
         FedexitError: the corpus is unknown, not fetched yet or at fault; or its name is that of a known corpus and of a
             folder here.
     """
     place = named_or_own(name_or_folder)
-    name = _own_name(place) if isinstance(place, Path) else place
-    return _opened(place_of(name_or_folder), name, str(name_or_folder))
+    if isinstance(place, str):
+        return _opened(place_of(name_or_folder), place, place)
+    corpus = _opened(place_of(name_or_folder), _own_name(place), str(name_or_folder))
+    for clip in corpus.dataset["id"][:: -(-len(corpus.dataset) // _TRIED)]:
+        corpus.waveform(clip)
+    return corpus
 
 
 def list_corpora() -> pd.DataFrame:
@@ -217,8 +223,7 @@ def _opened(place: Path, name: str, named: str) -> Corpus:
     """Open and check the folder or .tar `place` as the corpus `name`, which the user calls `named`."""
     folder = folder_of(place)
     table = check_manifest(read_manifest(folder), folder)
-    if name != UNLABELLED:  # its groups are packages, each with clips for development
-        check_groups(table, folder)
+    check_groups(table, folder)
     corpus = Corpus(name, folder, _dataset(table, folder))
     if recording():
         note_read("corpus", named, corpus.checksum)
