@@ -157,7 +157,7 @@ BAD = {
     "empty": r"ann/2\.wav: the file is empty",
     "short": r"ann/2\.wav: 399 samples at 16 kHz are too short",
     "short at 48 kHz": r"ann/2\.wav: 200 samples at 16 kHz are too short",
-    "cancelling channels": r"ann/2\.wav: its 2 channels cancel each other",
+    "cancelling channels": r"ann/2\.wav: its 2 channels cancel out",
     "link to nothing": r"ann/2\.wav: cannot be read, or a link to nothing",
     "link to itself": r"ann/2\.wav: cannot be read, or a link to nothing",
     "not UTF-8": r"ann/gr\\xfc\.wav: the name is not UTF-8",

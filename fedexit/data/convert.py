@@ -10,11 +10,10 @@ import pandas as pd
 import soundfile as sf
 import torch
 
-from fedexit.data.audio import SAMPLE_RATE, decode_audio, to_16k_mono, write_audio
+from fedexit.data.audio import SAMPLE_RATE, read_clip, write_audio
 from fedexit.data.folder import (
     COLUMNS,
     MANIFEST,
-    MIN_SECONDS,
     as_manifest,
     check_groups,
     check_manifest,
@@ -49,7 +48,6 @@ AUDIO_ENDINGS = {f".{name.lower()}" for name in _FORMATS} | {
 
 FULL_SCALE = 32767 / 32768
 _QUIET = 2**-10  # a peak below 32 of the 32,768 steps of 16 bits
-_CANCELLED = 0.01  # level of the mean of the channels relative to the channels
 _SHOWN = 5
 
 
@@ -139,10 +137,7 @@ def _converted(table: pd.DataFrame, folder: Path, part: Path, report: Report) ->
 
 def _usable(file: Path, name: str, report: Report) -> torch.Tensor:
     """Return the waveform (T,) of `file` at 16 kHz, at a level that 16 bits hold."""
-    samples, rate = decode_audio(file, printable(file))
-    waveform = to_16k_mono(samples, rate)
-    check_length(waveform, file)
-    check_level(samples, waveform, file)
+    waveform = read_clip(file, printable(file))
     peak = float(waveform.abs().max())
     if peak == 0:
         report.note("kept, but silent", name)
@@ -153,25 +148,6 @@ def _usable(file: Path, name: str, report: Report) -> torch.Tensor:
         report.note("scaled up, because too quiet for 16 bits", name)
         waveform = waveform * (FULL_SCALE / peak)
     return waveform
-
-
-def check_length(waveform: torch.Tensor, file: Path) -> None:
-    """Raise FedexitError if the waveform (T,) at 16 kHz is shorter than one frame of a model."""
-    if len(waveform) < MIN_SECONDS * SAMPLE_RATE:
-        raise FedexitError(
-            f"{printable(file)}: {len(waveform)} samples at 16 kHz are too short for any model, expected at least "
-            f"{MIN_SECONDS * SAMPLE_RATE:.0f} ({MIN_SECONDS} s); remove it"
-        )
-
-
-def check_level(samples: torch.Tensor, waveform: torch.Tensor, file: Path) -> None:
-    """Raise FedexitError if the channels `samples` (C, T) cancel each other in their mean `waveform`."""
-    level, mean_level = samples.square().mean().sqrt(), waveform.square().mean().sqrt()
-    if len(samples) > 1 and mean_level < _CANCELLED * level:
-        raise FedexitError(
-            f"{printable(file)}: its {len(samples)} channels cancel each other, so their mean is silent; "
-            "keep one channel"
-        )
 
 
 def _checked_rows(table: pd.DataFrame, folder: Path, report: Report) -> pd.DataFrame:

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from fedexit.data import table as csv_table
+from fedexit.data.audio import MIN_SAMPLES, SAMPLE_RATE
 from fedexit.support.errors import FedexitError
 
 COLUMNS = ["id", "path", "speaker", "group", "text", "label", "seconds", "split"]
 SHORT_COLUMNS = ["path", "speaker", "label", "transcript"]
 SPLITS = ["train", "dev", "test"]
 MANIFEST = "manifest.csv"
-MIN_SECONDS = 0.025  # one frame of wav2vec 2.0: 400 samples
+MIN_SECONDS = MIN_SAMPLES / SAMPLE_RATE
 _SPLIT_NAMES = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
 
 
