@@ -21,9 +21,14 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files in a model folder that hold its weights: the safetensors files, else the old `.bin` files."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
 def weights_hash(folder: Path) -> str:
     """Return `file_hash` of the weights in a model folder, joined if there are several files; "missing" without any."""
-    return "+".join(map(file_hash, sorted(folder.glob("*.safetensors")))) or "missing"
+    return "+".join(map(file_hash, weight_files(folder))) or "missing"
 
 
 @contextmanager
