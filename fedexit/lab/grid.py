@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedexit.central.fine_tuning import Recipe
-from fedexit.data.places import folder_of, manifest_checksum
+from fedexit.data.places import corpus_checksum
 from fedexit.devices.profiles import profiles
 from fedexit.federated.clients import LocalTraining
 from fedexit.federated.partition import tier_of
@@ -67,7 +67,7 @@ def _key(setting: Setting, central: bool) -> str:
     weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
     federated = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining(), evaluations=0)
     used = replace(setting, **(federated if central else dict(central=Recipe())))
-    facts = f"{options_set(used)!r} {manifest_checksum(folder_of(setting.corpus))} {weights}"
+    facts = f"{options_set(used)!r} {corpus_checksum(setting.corpus)} {weights}"
     if setting.policy is not None:  # what the devices of the fleet are stands in a table that readers may change
         facts += f" {[profiles()[name] for name in setting.fleet]!r}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
