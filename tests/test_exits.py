@@ -80,7 +80,7 @@ def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_cli
 def test_one_clip_has_no_spread_to_standardise_by():
     model = MultiExitModel(load_backbone("nano"), ["low", "high"])
     before = model.checksum()
-    with pytest.raises(FedexitError, match="on one clip: give two or more"):
+    with pytest.raises(FedexitError, match="on one clip; give two or more"):
         model.standardise(torch.randn(1, 8000), torch.tensor([8000]))
     assert model.checksum() == before
 

@@ -14,7 +14,8 @@ from fedexit.federated.clients import Client, LocalTraining, local_round
 from fedexit.model import features as frozen
 from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
-from fedexit.model.features import feature_files, freezer
+from fedexit.model.features import freezer
+from fedexit.support.cache import feature_files, lock, make_room
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import on_workers
 
@@ -109,10 +110,10 @@ def test_making_room_and_other_processes(folder, cache, monkeypatch):
     (cache / "frozen-gone.f32").symlink_to(cache / "nowhere")
     assert list(feature_files()) == [file]
     monkeypatch.setenv("FEDEXIT_CACHE_GB", "0")
-    with frozen._alone(file.with_suffix(".lock")):
-        frozen._make_room(1)
+    with lock(file):
+        make_room(1)
         assert file.exists()
-    frozen._make_room(1)
+    make_room(1)
     assert not feature_files()
 
 

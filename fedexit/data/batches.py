@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedexit.data.checks import as_target, check_example, check_finite
 from fedexit.support.errors import FedexitError
 
 Example = tuple[Tensor, int | list[int]]
@@ -27,39 +28,16 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         FedexitError: for an empty clip, NaN or infinite samples, other shapes or types, and other targets.
     """
-    for position, (clip, _) in enumerate(examples):
-        _check_clip(clip, position)
+    for position, example in enumerate(examples):
+        check_example(example, position)
+        check_finite(example[0], position)
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
     batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
-    targets = [_target(target) for _, target in examples]
+    targets = [as_target(target) for _, target in examples]
     if len({target.dim() for target in targets}) > 1:
         raise FedexitError("a batch holds labels and texts; give every clip the same kind of target")
     return batch, lengths, torch.nn.utils.rnn.pad_sequence(targets, True) if targets[0].dim() else torch.stack(targets)
-
-
-def _check_clip(clip: object, position: int) -> None:
-    """Raise FedexitError unless `clip` is a finite float tensor (T,) or (C, F)."""
-    about = f"clip {position} of the batch (from 0)"
-    if not isinstance(clip, Tensor):
-        raise FedexitError(f"{about} is a {type(clip).__name__}; give a float tensor (T,), e.g. torch.from_numpy(clip)")
-    if not clip.is_floating_point():
-        raise FedexitError(f"{about} holds {clip.dtype}; give floats in [-1, 1], e.g. 16-bit samples / 32768")
-    if clip.dim() not in (1, 2) or (clip.dim() == 2 and len(clip) < 3):
-        raise FedexitError(f"{about} has the shape {tuple(clip.shape)}; a clip is (T,): mix channels with clip.mean(0)")
-    if not torch.isfinite(clip).all():
-        raise FedexitError(f"{about} holds NaN or infinite samples; fix it or drop it")
-
-
-def _target(target: object) -> Tensor:
-    """Return a label (an index) or a text (a list of characters) as a tensor of integers."""
-    try:
-        found = torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None or found.dim() > 1 or (found.numel() and (found.is_floating_point() or found.is_complex())):
-        raise FedexitError(f"target {target!r} is neither the index of a label nor a list of characters from 1")
-    return found.long()
 
 
 def normalised(clip: Tensor) -> Tensor:
@@ -75,9 +53,8 @@ def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
     Lengths are similar if they differ by less than a factor of about 1.4; similar ones keep their order. So little of
     a batch is padding. Raises FedexitError for an example that is not a pair.
     """
-    for example in examples:
-        if not isinstance(example, tuple | list) or len(example) != 2:
-            raise FedexitError(f"an example is a pair (clip, target), not a {type(example).__name__}")
+    for position, example in enumerate(examples):
+        check_example(example, position)
     order = sorted(
         range(len(examples)), key=lambda position: round(2 * math.log2(examples[position][0].shape[-1] or 1))
     )

@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,14 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import cached_file
 
-from fedexit.model.inputs import checked_batch
+from fedexit.data.checks import checked_batch
 from fedexit.model.pretrained import MASK_VECTOR, check_family, pretrained_model
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import weights_hash
-from fedexit.support.paths import backbones_dir
+from fedexit.support.paths import backbones_dir, named_or_folder
 from fedexit.support.reads import note_read
 from fedexit.support.streams import seeded
 
-Count = TypeVar("Count", int, Tensor)
 _NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0)
 # Geometries with random weights. All have 12 layers, so exits 3/6/9/12 mean the same in each.
 # `tiny-random` is the control of `tiny`, which was pre-trained here (notebook 05) and ships with its weights; `base` is
@@ -48,11 +46,8 @@ def default_exits(layers: int) -> list[int]:
     return sorted({max(1, round(layers * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
-def frame_counts(config: PretrainedConfig, samples: Count) -> list[Count]:
-    """Return the number of frames after each convolution of the encoder, for `samples` (an int or a tensor (B,)).
-
-    A number below 1 means that the clip is too short.
-    """
+def frame_counts(config: PretrainedConfig, samples: int | Tensor) -> list:
+    """Return the frames after each convolution, for `samples` (int, or (B,)); below 1 if the clip is too short."""
     counts = []
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
@@ -63,9 +58,8 @@ def frame_counts(config: PretrainedConfig, samples: Count) -> list[Count]:
 class Backbone(nn.Module):
     """A `transformers` speech encoder of any depth: per call (run fewer layers) or permanently (`truncated`).
 
-    The convolutional encoder and the mask vector are frozen on every client, and so are the statistics of a batch norm
-    before the positional convolution (some HuBERT models). The paper leaves the first open; the last two serve
-    pre-training only.
+    Frozen on every client: the convolutional encoder (the paper leaves this open), the mask vector, and the statistics
+    of a batch norm before the positional convolution, which some HuBERT models have.
 
     Attributes:
         model: the encoder of `transformers`.
@@ -110,11 +104,8 @@ class Backbone(nn.Module):
         shallow.model.config.num_hidden_layers = depth
         return shallow
 
-    def frame_lengths(self, lengths: Count) -> Count:
-        """Return the number of frames of clips of `lengths` samples (an int or a tensor (B,)).
-
-        All layers have as many frames as the convolutional encoder; a number below 1 means a clip that is too short.
-        """
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Return the frames of clips of `lengths` samples (int, or (B,)), in every layer; below 1 if too short."""
         return frame_counts(self.model.config, lengths)[-1]
 
     def hidden_states(
@@ -127,14 +118,12 @@ class Backbone(nn.Module):
         and equal `hidden_states[l]` of the full `transformers` model on that clip alone.
 
         Args:
-            waveforms: (B, T) at 16 kHz, normalised as by `collate` and zero-padded; or the output (B, C, F) of
-                `convolve`.
-            lengths: (B,) samples of each clip, or frames of convolved clips; default all of T or F.
+            waveforms: (B, T) at 16 kHz, normalised as by `collate` and zero-padded; or features of `convolve`.
+            lengths: (B,) samples of each clip, or frames of features; default all of T or F.
             depth: 1..layers, default all.
 
         Raises:
-            FedexitError: for a depth beyond the layers, clips shorter than one frame, impossible shapes or lengths, and
-                NaN or infinite samples (checked on the CPU only, as a GPU would have to wait).
+            FedexitError: for a depth beyond the layers and for what `checked_batch` refuses.
         """
         depth = self._checked_depth(self.layers if depth is None else depth)
         states, frames = self.layer_by_layer(waveforms, lengths)
@@ -146,14 +135,12 @@ class Backbone(nn.Module):
         A layer runs when its state is requested, so a caller that stops early does not run the layers above. Arguments
         and errors are those of `hidden_states`.
         """
-        features, frames = self._features(*checked_batch(self, waveforms, lengths))
+        lengths = self._lengths(waveforms, lengths)
+        if waveforms.dim() == 3:
+            features, frames = waveforms.to(self.model.dtype), lengths
+        else:
+            features, frames = self._convolved(waveforms, lengths), self.frame_lengths(lengths)
         return self._states(*self._layer_input(features, frames)), frames
-
-    def _features(self, clips: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (B, C, F) and frame lengths (B,) of waveforms, or of features as they are."""
-        if clips.dim() == 3:
-            return clips, lengths
-        return self._convolved(clips, lengths), self.frame_lengths(lengths)
 
     def _states(self, hidden: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         """Yield the input of layer 1 (B, F, D), then each layer's output."""
@@ -201,15 +188,15 @@ class Backbone(nn.Module):
         return embed.activation(embed.padding(embed.conv(hidden))).transpose(1, 2)
 
     def convolve(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Return the frozen convolutional encoder's output (B, C, F) for waveforms (B, T) of `lengths` (B,) samples.
+        """Return the frozen encoder's features (B, C, F). Arguments and errors are those of `hidden_states`."""
+        return self._convolved(waveforms, self._lengths(waveforms, lengths))
 
-        Errors are those of `hidden_states`.
-        """
-        return self._convolved(*checked_batch(self, waveforms, lengths))
+    def _lengths(self, clips: Tensor, lengths: Tensor | None) -> Tensor:
+        return checked_batch(clips, lengths, self.channels, self.frame_lengths, self.name)
 
     @torch.no_grad()  # frozen: no graph, no activations kept
     def _convolved(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        features = waveforms[:, None]
+        features = waveforms[:, None].to(self.model.dtype)
         for layer in self.model.feature_extractor.conv_layers:
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
@@ -229,8 +216,8 @@ class Backbone(nn.Module):
 def _normalise_over_time(features: Tensor, norm: nn.GroupNorm, valid: Tensor) -> Tensor:
     """Apply `norm` to features (B, C, F) with statistics over each clip's own `valid` frames (B,).
 
-    "Base" models normalise each channel over the whole time axis, so the zeros that pad a clip would change plain
-    GroupNorm's result. The models were pre-trained without padding.
+    Plain GroupNorm takes its statistics over the whole time axis, so the zeros that pad a clip would change them. The
+    models were pre-trained without padding.
     """
     inside = torch.arange(features.shape[-1], device=features.device) < valid[:, None, None]  # (B, 1, F)
     count = valid[:, None, None].to(features.dtype)
@@ -244,8 +231,8 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
     """Load a backbone by preset, name in data/backbones/, local folder or hub id.
 
     Args:
-        name_or_path: a preset with random weights (`nano`, `tiny-random`, `base`), a model that ships in
-            data/backbones/ (`tiny`), a folder in the Hugging Face format, or a hub id.
+        name_or_path: preset with random weights (`nano`, `tiny-random`, `base`), model that ships in data/backbones/
+            (`tiny`), folder in the Hugging Face format, or hub id. A `Path` and `./NAME` always mean a folder.
         seed: draws the weights of a preset; ignored otherwise.
 
     Returns:
@@ -254,14 +241,10 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
     Raises:
         FedexitError: if there is no such model, its family is another one, its files are damaged, its weights do not
             fit its config, or it reads another sampling rate.
-
-    Example:
-        >>> load_backbone("nano").layers
-        12
     """
     name = str(name_or_path)
     source = _source(name_or_path)
-    if source is None:
+    if source in PRESETS:
         with seeded(seed, "backbone", name):
             model = AutoModel.from_config(AutoConfig.for_model(**PRESETS[name]))
         return Backbone(model.eval(), name, pretrained=False)
@@ -278,17 +261,16 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
     return backbone
 
 
-def _source(name_or_path: str | Path) -> Path | str | None:
-    """Return the folder to read, the hub id, or None for a preset."""
-    name, folder = str(name_or_path), Path(name_or_path)
-    known = name in PRESETS or name in shipped_backbones()
-    if known and folder.is_dir() and not isinstance(name_or_path, Path):
-        raise FedexitError(f"{name} is a model of this project and also a folder here; write ./{name} for your folder")
-    if known and not folder.is_dir():
-        return None if name in PRESETS else backbones_dir() / name
-    if folder.is_file():
+def _source(name_or_path: str | Path) -> Path | str:
+    """Return the folder to read, a preset's name or a hub id. Raises FedexitError for a name with two meanings."""
+    name, shipped = str(name_or_path), shipped_backbones()
+    own = backbones_dir() / name if name in shipped else None
+    found = named_or_folder(name_or_path, [*PRESETS, *shipped], "backbone", own)
+    if isinstance(found, Path) and found.is_file():
         raise FedexitError(f"{name} is a file; name the folder that holds it and config.json")
-    return folder if folder.is_dir() else name
+    if isinstance(found, Path):
+        return found if found.is_dir() else name
+    return own or name
 
 
 def shipped_backbones() -> list[str]:

@@ -103,15 +103,9 @@ def _lora_macs(config: PretrainedConfig, frames: int, depth: int, rank: int) -> 
 def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFrame:
     """Return the costs of a client that trains to each exit, one row per exit.
 
-    Args:
-        model: its exits are the depths.
-        samples: length of each clip at 16 kHz.
-        batch: clips per training step.
-
-    Returns:
-        Columns `depth`; `parameters`, `bytes` (sent one way); `macs_frozen, macs_forward, macs_backward` of a training
-        step (forward without the frozen convolutions); bytes of memory: `forward`, `training`, and the parts of the
-        latter: `weights, gradients, optimiser, activations` (the rest).
+    A training step reads a `batch` of clips of `samples` at 16 kHz. Columns: `depth`; `parameters`, `bytes` (sent one
+    way); `macs_frozen, macs_forward, macs_backward` of a step (forward without the frozen convolutions); bytes of
+    memory: `forward`, `training`, and the parts of the latter: `weights, gradients, optimiser, activations` (the rest).
     """
     rows = []
     for depth in model.exits:

@@ -39,8 +39,7 @@ class MultiExitModel(nn.Module):
         FedexitError: for an exit that the backbone lacks, no exits, no labels and an unknown head.
 
     Example:
-        >>> model = MultiExitModel(load_backbone("nano"), ["yes", "no"])
-        >>> logits = model(*collate(clips)[:2])[12]  # (B, 2)
+        >>> logits = MultiExitModel(load_backbone("nano"), ["yes", "no"])(*collate(clips)[:2])[12]  # (B, 2)
     """
 
     def __init__(
@@ -73,15 +72,12 @@ class MultiExitModel(nn.Module):
         """Return the logits at each of `exits`, from one pass that stops at the deepest of them.
 
         Args:
-            waveforms: (B, T) at 16 kHz, normalised as by `collate` and zero-padded, or features (B, C, F).
-            lengths: (B,) samples, or frames of features; default all of T or F.
+            waveforms: as for `Backbone.hidden_states`, which also names the errors.
+            lengths: likewise.
             exits: some of the model's exits; default all.
 
         Returns:
             By exit: (B, labels), or (B, F, 1 + labels) of a CTC head.
-
-        Raises:
-            FedexitError: for unknown or no exits, and for what `Backbone.hidden_states` refuses.
         """
         asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
@@ -110,13 +106,7 @@ class MultiExitModel(nn.Module):
         Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
         spread), so a head that reads them unscaled first learns the most frequent class and stays there for long.
         This is ours, not the paper's. No labels are needed.
-
-        Args:
-            waveforms: (B, T) at 16 kHz, normalised as by `collate` and zero-padded; B of at least 2, better many.
-            lengths: (B,) samples.
-
-        Raises:
-            FedexitError: for one clip, which has no spread.
+        Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
         for name, head in self.heads.items():
@@ -128,14 +118,9 @@ class MultiExitModel(nn.Module):
             head.scale.copy_(read.std(0) + 1e-3)
 
     def client_model(self, depth: int, exits: Iterable[int] | None = None) -> "MultiExitModel":
-        """Return an independent copy for a client of this depth: layers 1..depth and the heads of `exits`.
+        """Return an independent copy for a client: layers 1..depth and the heads of `exits` (default `depth` alone).
 
-        Args:
-            depth: layers that the client holds.
-            exits: exits that it trains, at most `depth`; default `depth` alone.
-
-        Raises:
-            FedexitError: for a depth or exit that the model lacks, and an exit deeper than `depth`.
+        Raises FedexitError for a depth or exit that the model lacks, and for an exit deeper than `depth`.
         """
         exits = self._asked([depth] if exits is None else exits)
         backbone = self.backbone.truncated(depth)

@@ -37,9 +37,6 @@ def predict(
     Returns:
         One row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`. The last two are indices
         of labels, or texts.
-
-    Raises:
-        FedexitError: for unknown exits and clips that a batch refuses.
     """
     rows = []
     for group, outputs, targets in forward(model, data, exits, batch_size):
@@ -76,11 +73,7 @@ def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: 
     For labels, `n` counts clips and `value` is the share of wrong ones. For texts, `n` counts the units of all texts of
     the group and `value` is the CER or WER over them. With insertions it may exceed 1. If the texts are empty and a
     prediction is not, it is infinite.
-
-    Args:
-        predictions: table of `predict`, with further columns if `by` names them.
-        by: columns that make a group.
-        unit: `character` or `word`; ignored for labels.
+    `unit` is `character` or `word`; labels ignore it.
     """
     counted = predictions.assign(**_counts(predictions, unit))
     sums = counted.groupby(list(by), sort=True)[["errors", "n"]].sum().reset_index()
@@ -129,13 +122,8 @@ def majority_error(labels: Sequence[int]) -> float:
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
     """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
 
-    The score of a trial is the cosine between the embeddings of its clips.
-
-    Args:
-        model: has pooled heads; put into evaluation mode.
-        data: clips (T,) at 16 kHz in the order of `ids`; targets are ignored.
-        ids: names of the clips.
-        trials: columns `first`, `second` (names of clips) and `same` (whether one speaker says both).
+    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips called `ids`, targets
+    ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
     """
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()

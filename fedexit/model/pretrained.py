@@ -1,6 +1,5 @@
 """Read speech encoders of `transformers` from a folder or the hub, and check every weight against its file."""
 
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
@@ -15,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedexit.data.audio import SAMPLE_RATE
 from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.files import weight_files
+from fedexit.support.files import check_downloaded, read_json_object, weight_files
 from fedexit.support.streams import seeded
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
@@ -87,33 +86,15 @@ def _few(names: Collection[str]) -> str:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise FedexitError for a folder without a config and for files that were not really downloaded."""
+    """Raise FedexitError for a folder without a readable config of our families, and for weights not downloaded."""
     settings = folder / "config.json"
     if not settings.is_file():
         raise FedexitError(f"{folder} holds no config.json; expected a model folder in the Hugging Face format")
-    for file in (settings, *weight_files(folder)):
-        with file.open("rb") as opened:
-            start = opened.read(64).lstrip().lower()
-        if not start:
-            raise FedexitError(f"{file} is empty; download it again")
-        if start.startswith(b"version https://git-lfs"):
-            raise FedexitError(f"{file} is a Git LFS pointer, not the file itself; get it with: git lfs pull")
-        if start.startswith((b"<!doctype", b"<html")):
-            raise FedexitError(f"{file} is a web page; download the file itself")
-    config = _json_object(settings)
-    if config.get("model_type") not in FAMILIES:
-        kind = config.get("model_type", "no model_type")
+    kind = read_json_object(settings).get("model_type", "no model_type")
+    if kind not in FAMILIES:
         raise FedexitError(f"{settings} names {kind}; expected one of {', '.join(FAMILIES)}")
-
-
-def _json_object(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FedexitError(f"{file} is not JSON ({first_line(error)}); download it again") from error
-    if not isinstance(content, dict):
-        raise FedexitError(f"{file} holds a JSON {type(content).__name__}, not an object; download it again")
-    return content
+    for file in weight_files(folder):
+        check_downloaded(file)
 
 
 def _check_weights(model: PreTrainedModel, report: dict, name: str) -> None:
@@ -146,7 +127,7 @@ def _check_input(name_or_path: str | Path) -> None:
         file = cached_file(str(name_or_path), "preprocessor_config.json")
     except OSError:  # there is none
         return
-    settings = _json_object(Path(file))
+    settings = read_json_object(Path(file))
     if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise FedexitError(f"{file}: sampling_rate is {rate!r}, but all audio here has {SAMPLE_RATE} Hz; take another")
     if settings.get("do_normalize", True) is not True:
