@@ -56,14 +56,8 @@ def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
 def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -> Macs:
     """Return the multiply-accumulates of one clip; only matrix products and convolutions count.
 
-    Args:
-        backbone: its geometry and adapters decide.
-        samples: length of the clip at 16 kHz.
-        depth: layers that run.
-        heads: heads that read the clip on the way, if any.
-
-    Raises:
-        FedexitError: for less than one frame.
+    The clip has `samples` at 16 kHz and runs through layers 1..depth and the `heads`, if any. Raises FedexitError for
+    less than one frame.
     """
     config = backbone.model.config
     lengths = _lengths(config, samples)

@@ -71,14 +71,9 @@ def too_long(frames: Iterable[int], texts: Iterable[Sequence[int]]) -> list[int]
 
 
 def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean over clips of -log p(text) per character.
+    """Return the mean over clips of -log p(text) per character, for logits of a `CTCHead` and targets (B, L).
 
-    Args:
-        logits: (B, F, 1 + characters) of a `CTCHead`.
-        targets: (B, L) characters from 1, zero-padded.
-
-    Raises:
-        FedexitError: for a text with more characters than its clip can spell, naming its position in the batch.
+    Raises FedexitError for a text with more characters than its clip can spell, naming its position in the batch.
     """
     lengths = (targets > 0).sum(1)
     texts = [text[:length] for text, length in zip(targets.tolist(), lengths.tolist(), strict=True)]

@@ -73,19 +73,10 @@ def _edit_rate(one: str, other: str) -> float:
 
 @torch.no_grad()
 def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tuple[int, Tensor]:
-    """Run one clip layer by layer up to the first exit at which `rule` is at least `threshold`, or the deepest.
+    """Run one clip (T,) layer by layer up to the first exit at which `rule` is at least `threshold`, or the deepest.
 
-    Args:
-        model: in evaluation mode.
-        clip: (T,) at 16 kHz.
-        rule: a name in `RULES`.
-        threshold: least confidence, in the rule's own unit.
-
-    Returns:
-        That exit and its logits, (1, labels) or (1, F, C).
-
-    Raises:
-        FedexitError: for an unknown rule and a clip that a batch refuses.
+    Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`, and `threshold` has its unit.
+    The model must be in evaluation mode. Raises FedexitError for an unknown rule and a clip that a batch refuses.
     """
     if rule not in RULES:
         raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")

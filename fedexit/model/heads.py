@@ -53,15 +53,10 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def task_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean loss of a batch: cross-entropy of labels, CTC of texts.
+    """Return the mean loss of a batch: cross-entropy of labels, CTC of texts (which ignores `label_smoothing`).
 
-    Args:
-        logits: (B, labels), or (B, F, 1 + characters) of a CTC head.
-        targets: (B,) indices of labels, or (B, L) characters from 1, zero-padded.
-        label_smoothing: share of the target that is spread over all labels; CTC ignores it.
-
-    Raises:
-        FedexitError: for a label that does not exist and a text that its clip is too short for.
+    Logits are (B, labels), with targets (B,) from 0; or (B, F, 1 + characters), with targets (B, L) from 1, zero-padded.
+    Raises FedexitError for a label that does not exist and for a clip that is too short for its text.
     """
     if logits.dim() == 3:
         return ctc_loss(logits, targets)

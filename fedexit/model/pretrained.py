@@ -40,16 +40,11 @@ def check_family(config: PretrainedConfig, name: str) -> None:
 
 
 def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedModel:
-    """Load an encoder in single precision, without its adapter, with every weight as it is in the file.
+    """Load an encoder by folder or hub id, in single precision and without its adapter; its file must hold all weights.
 
-    A mask vector that the file lacks is drawn from the random stream "mask vector", with a warning.
-
-    Args:
-        name_or_path: model folder in the Hugging Face format, or hub id.
-        options: options of `AutoModel.from_pretrained`, and entries of the config to replace.
-
-    Raises:
-        FedexitError: for unreadable files, another kind of model, missing, unexpected or misshapen tensors, and NaN.
+    A mask vector that the file lacks is drawn from the random stream "mask vector", with a warning. `options` are those
+    of `AutoModel.from_pretrained`, and entries of the config to replace. Raises FedexitError for unreadable files,
+    another kind of model, missing, unexpected or misshapen tensors, NaN, and another sampling rate.
     """
     if Path(name_or_path).is_dir():
         _check_files(Path(name_or_path))
@@ -67,7 +62,8 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
             "code; convert the model to model.safetensors"
         ) from error
     except Exception as error:  # whatever transformers meets in a user's files
-        raise FedexitError(f"{name_or_path}: {first_line(error)}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise FedexitError(f"{name_or_path} cannot be read ({reason}); check config.json and weights") from error
     check_family(model.config, str(name_or_path))
     _check_weights(model, report, str(name_or_path))
     _check_input(name_or_path)
