@@ -55,7 +55,7 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 def task_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the mean loss of a batch: cross-entropy of labels, CTC of texts (which ignores `label_smoothing`).
 
-    Logits are (B, labels), with targets (B,) from 0; or (B, F, 1 + characters), with targets (B, L) from 1, zero-padded.
+    Logits are (B, labels) with targets (B,), or (B, F, 1 + characters) with targets (B, L) from 1, zero-padded.
     Raises FedexitError for a label that does not exist and for a clip that is too short for its text.
     """
     if logits.dim() == 3:
