@@ -75,7 +75,7 @@ def _edit_rate(one: str, other: str) -> float:
 def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tuple[int, Tensor]:
     """Run one clip (T,) layer by layer up to the first exit at which `rule` is at least `threshold`, or the deepest.
 
-    Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`, and `threshold` has its unit.
+    Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; `threshold` has its unit.
     The model must be in evaluation mode. Raises FedexitError for an unknown rule and a clip that a batch refuses.
     """
     if rule not in RULES:
