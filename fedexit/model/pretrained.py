@@ -51,7 +51,7 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
     try:
         with quiet_transformers():
             config, _ = PretrainedConfig.get_config_dict(name_or_path)
-            if config.get("add_adapter"):  # it shortens the output of the last layer; exits read the layers themselves
+            if config.get("add_adapter"):  # above the last layer, which no exit reads
                 options["add_adapter"] = False
             model, report = AutoModel.from_pretrained(
                 name_or_path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -65,6 +65,8 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise FedexitError(f"{name_or_path} cannot be read ({reason}); check config.json and weights") from error
     check_family(model.config, str(name_or_path))
+    if "add_adapter" in options:
+        model.adapter = torch.nn.Identity()
     _check_weights(model, report, str(name_or_path))
     _check_input(name_or_path)
     return model
