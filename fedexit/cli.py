@@ -176,7 +176,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _data_list(args: argparse.Namespace) -> None:
     from fedexit.data.corpora import list_corpora
-    from fedexit.model.features import feature_files, limit
+    from fedexit.support.cache import feature_files, limit
 
     print(list_corpora().to_string(index=False))
     held = sum(feature_files().values())

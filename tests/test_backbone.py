@@ -1,13 +1,20 @@
 import json
+import os
+import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCTC, AutoModelForPreTraining
 
+from fedexit.data.batches import by_length, collate
 from fedexit.model.backbone import PRESETS, default_exits, load_backbone
+from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import backbones_dir
+from fedexit.support.streams import stream_seed
 
 LENGTHS = [16000, 9000, 4321]
 TINY = dict(
@@ -189,3 +196,227 @@ def test_other_families_and_missing_models_are_refused(tmp_path):
 def test_a_clip_shorter_than_one_frame_is_refused():
     with pytest.raises(FedexitError, match="399 samples"):
         load_backbone("nano").hidden_states(torch.randn(2, 16000), torch.tensor([16000, 399]))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+WRONG_WEIGHTS = {
+    "1 missing: encoder.layer_norm.bias": lambda w: {n: t for n, t in w.items() if n != "encoder.layer_norm.bias"},
+    "1 unexpected: encoder.extra": lambda w: {**w, "encoder.extra": torch.zeros(1)},
+    "1 of another shape: encoder.layer_norm.bias": lambda w: {**w, "encoder.layer_norm.bias": torch.zeros(3)},
+    "missing: .* unexpected: other.encoder": lambda w: {f"other.{n}": t for n, t in w.items()},
+    "NaN or infinity in encoder.layer_norm.bias": lambda w: {**w, "encoder.layer_norm.bias": torch.full((24,), np.nan)},
+}
+
+
+@pytest.mark.parametrize("words", WRONG_WEIGHTS)
+def test_weights_that_do_not_fit_the_config_are_named(words, tmp_path):
+    saved_model(tmp_path, "hubert", num_hidden_layers=1)
+    change_weights(tmp_path, WRONG_WEIGHTS[words])
+    with pytest.raises(FedexitError, match=words) as caught:
+        load_backbone(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [AutoModelForCTC, AutoModelForPreTraining])
+def test_heads_of_other_models_are_ignored_without_a_word(kind, tmp_path, capfd):
+    config = AutoConfig.for_model("wav2vec2", **{**TINY, "num_hidden_layers": 1})
+    kind.from_config(config).save_pretrained(tmp_path)
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_backbone(tmp_path).layers == 1
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
+def test_a_missing_mask_vector_is_drawn_the_same_each_time_with_a_warning(family, tmp_path):
+    saved_model(tmp_path, family, num_hidden_layers=1)
+    change_weights(tmp_path, lambda weights: {n: t for n, t in weights.items() if n != "masked_spec_embed"})
+    sums = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with pytest.warns(UserWarning, match="no mask vector"):
+            sums.add(MultiExitModel(load_backbone(tmp_path), ["a", "b"]).checksum())
+    assert len(sums) == 1
+
+
+BROKEN_FILES = {
+    "Git LFS pointer": ("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+    "safetensors is a web page": ("model.safetensors", "<!DOCTYPE html>"),
+    "safetensors is empty": ("model.safetensors", ""),
+    "JSON list, not an object": ("config.json", "[]"),
+    "config.json is not JSON": ("config.json", "{"),
+    "names no model_type": ("config.json", "{}"),
+    "hidden_dropout.*got NoneType": ("config.json", '{"model_type": "hubert", "hidden_dropout": null}'),
+    "sampling_rate is 8000": ("preprocessor_config.json", '{"sampling_rate": 8000}'),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN_FILES)
+def test_broken_files_are_refused_in_one_line(words, tmp_path):
+    saved_model(tmp_path, "hubert", num_hidden_layers=1)
+    name, content = BROKEN_FILES[words]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FedexitError, match=words) as caught:
+        load_backbone(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+class Touch:
+    """Make a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("content", ["empty", "page", "foreign"])
+def test_a_bin_file_is_never_unpickled(content, tmp_path):
+    saved_model(tmp_path, "hubert", num_hidden_layers=1)
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    if content == "foreign":
+        torch.save({"model": Touch(tmp_path / "made")}, file)
+    else:
+        file.write_text("" if content == "empty" else "not a pickle")
+    with pytest.raises(FedexitError, match=r"pytorch_model\.bin|\.bin file"):
+        load_backbone(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_raw_waveforms_of_the_preprocessor_are_reported(tmp_path):
+    saved_model(tmp_path, "hubert", num_hidden_layers=1)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false, "sampling_rate": 16000}')
+    with pytest.warns(UserWarning, match="do_normalize"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "wavlm"])
+def test_the_adapter_above_the_layers_is_neither_run_nor_held(family, tmp_path):
+    full = saved_model(tmp_path, family, num_hidden_layers=2, add_adapter=True, output_hidden_size=16)
+    backbone, wave = load_backbone(tmp_path), torch.randn(1, 16000)
+    with torch.no_grad():
+        states, frames = backbone.hidden_states(wave)
+        expected = full(wave, output_hidden_states=True).hidden_states
+    assert frames.tolist() == [49] and not [name for name in backbone.state_dict() if "adapter" in name]
+    for state, other in zip(states, expected, strict=True):
+        torch.testing.assert_close(state, other, rtol=1e-4, atol=2e-5)
+
+
+def test_batch_norm_before_the_positions_ignores_padding_and_keeps_its_statistics(padded, tmp_path):
+    full = saved_model(tmp_path, "hubert", num_hidden_layers=2, conv_pos_batch_norm=True)
+    norm = full.encoder.pos_conv_embed.batch_norm
+    norm.running_mean.fill_(0.5)
+    norm.running_var.fill_(2.0)
+    full.save_pretrained(tmp_path)
+    backbone, (waveforms, lengths) = load_backbone(tmp_path).train(), padded
+    before = {name: tensor.clone() for name, tensor in backbone.named_buffers()}
+    backbone.hidden_states(waveforms, lengths)
+    assert before and all(torch.equal(before[name], tensor) for name, tensor in backbone.named_buffers())
+    backbone.eval()
+    with torch.no_grad():
+        states, frames = backbone.hidden_states(waveforms, lengths)
+        for i, length in enumerate(LENGTHS):
+            alone = full(waveforms[i : i + 1, :length], output_hidden_states=True).hidden_states
+            torch.testing.assert_close(states[-1][i, : frames[i]], alone[-1][0], rtol=1e-4, atol=2e-5)
+    assert len(MultiExitModel(backbone, ["a", "b"]).checksum()) == 64
+
+
+def test_other_strides_give_their_own_frame_lengths(tmp_path):
+    """40 ms frames; `transformers` is the reference."""
+    strides = dict(conv_dim=(8,) * 8, conv_stride=(5, *[2] * 7), conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2))
+    full = saved_model(tmp_path, "hubert", num_hidden_layers=1, num_feat_extract_layers=8, **strides)
+    backbone = load_backbone(tmp_path)
+    for samples in (800, 4000, 16001):
+        with torch.no_grad():
+            frames = full(torch.randn(1, samples)).last_hidden_state.shape[1]
+        assert backbone.frame_lengths(samples) == frames == int(backbone.frame_lengths(torch.tensor([samples])))
+
+
+def test_double_precision_weights_work(padded):
+    waveforms, lengths = padded
+    single = MultiExitModel(load_backbone("nano"), ["a", "b"]).eval()
+    double = MultiExitModel(load_backbone("nano").double(), ["a", "b"]).eval()
+    double.load_state_dict(single.state_dict())
+    with torch.no_grad():
+        logits = double(waveforms, lengths)[12]
+        assert logits.dtype == torch.float64
+        torch.testing.assert_close(logits.float(), single(waveforms, lengths)[12], rtol=1e-3, atol=1e-4)
+
+
+WAVES = torch.zeros(2, 4000)
+WRONG_BATCHES = {
+    "lengths are 4000 to 4001, but the batch allows 1 to 4000": (WAVES, torch.tensor([4000, 4001])),
+    "lengths are 0 to 4000": (WAVES, torch.tensor([0, 4000])),
+    "tensor of 2 integers, one per clip, not tensor.*4000": (WAVES, torch.tensor([4000])),
+    "one per clip, not": (WAVES, torch.tensor([4000.0, 4000.0])),
+    "tensor of 2 integers": (WAVES, [4000, 4000]),
+    "clip 1 of the batch .from 0. holds NaN": (torch.stack([WAVES[0], WAVES[0] / 0]), None),
+    r"shape \(4000,\)": (WAVES[0], None),
+    r"shape \(2, 1, 4000\)": (WAVES[:, None], None),
+    r"shape \(0, 4000\)": (WAVES[:0], None),
+    r"waveforms are torch\.int16": (WAVES.short(), None),
+    "waveforms are ndarray": (WAVES.numpy(), None),
+}
+
+
+@pytest.mark.parametrize("words", WRONG_BATCHES)
+def test_batches_that_cannot_be_right_are_refused(words):
+    with pytest.raises(FedexitError, match=words):
+        load_backbone("nano").hidden_states(*WRONG_BATCHES[words])
+
+
+WRONG_EXAMPLES = {
+    "clip 0 of the batch .from 0. is a ndarray": (np.zeros(400, np.float32), 0),
+    "holds torch.int16": (torch.zeros(400, dtype=torch.int16), 0),
+    r"shape \(2, 400\); a clip is \(T,\)": (torch.zeros(2, 400), 0),
+    r"shape \(1, 400\)": (torch.zeros(1, 400), 0),
+    "holds NaN or infinite": (torch.full((400,), np.inf), 0),
+    "target 0.7 is neither": (torch.zeros(400), 0.7),
+    "target None is neither": (torch.zeros(400), None),
+    "target 'yes' is neither": (torch.zeros(400), "yes"),
+    "a pair .clip, target., not a dict": {"audio": torch.zeros(400), "label": 1},
+}
+
+
+@pytest.mark.parametrize("words", WRONG_EXAMPLES)
+def test_examples_that_cannot_be_right_are_refused(words):
+    with pytest.raises(FedexitError, match=words):
+        by_length([WRONG_EXAMPLES[words]], 1)
+        collate([WRONG_EXAMPLES[words]])
+
+
+def test_numpy_numbers_are_numbers():
+    clips, _, targets = collate([(torch.randn(400).double(), np.int64(1)), (torch.randn(400), 0)])
+    assert targets.tolist() == [1, 0] and torch.isfinite(clips).all()
+    assert stream_seed(3, "a") == stream_seed(np.int64(3), np.str_("a")) == stream_seed(torch.tensor(3), "a")
+    assert stream_seed(0, "sampling", 1) == 6427923069427358521 and stream_seed(True) == stream_seed(1)
+    backbone = load_backbone("nano", seed=np.int64(0)).truncated(np.int64(3))
+    assert type(backbone.model.config.num_hidden_layers) is int and backbone.layers == 3
+
+
+def test_a_folder_of_a_reserved_name_is_never_shadowed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDEXIT_ROOT", str(backbones_dir().parents[1]))
+    monkeypatch.chdir(tmp_path)
+    saved_model(tmp_path / "nano", "hubert", num_hidden_layers=1)
+    with pytest.raises(FedexitError, match=r"write \./nano for yours"):
+        load_backbone("nano")
+    assert load_backbone("./nano").layers == load_backbone(tmp_path / "nano").layers == 1
+    assert load_backbone("tiny").layers == 12
+
+
+def test_reading_a_folder_is_recorded(tmp_path, monkeypatch):
+    from fedexit.support.files import file_hash
+    from fedexit.support.reads import read_notes
+
+    saved_model(tmp_path / "own", "hubert", num_hidden_layers=1)
+    monkeypatch.setenv("FEDEXIT_READS", str(tmp_path / "reads"))
+    load_backbone(tmp_path / "own")
+    noted = read_notes(tmp_path / "reads")["backbone"][str(tmp_path / "own")]
+    assert noted["checksum"] == file_hash(tmp_path / "own" / "model.safetensors")

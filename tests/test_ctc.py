@@ -11,7 +11,7 @@ from torch import nn
 from fedexit.data.batches import collate
 from fedexit.data.text import CHARACTERS, characters, frames_needed, spell, unspelled, words
 from fedexit.model.backbone import load_backbone
-from fedexit.model.ctc import CTCHead, beam_decoder, ctc_loss, greedy
+from fedexit.model.ctc import CTCHead, beam_decoder, beam_search_available, ctc_loss, greedy, too_long, within
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import HEADS
 from fedexit.support.errors import FedexitError
@@ -121,7 +121,7 @@ def test_decoders_read_a_certain_path():
     assert beam_decoder(["it's", "me", "we"])(logits_of(path)) == ["it's me"]
 
 
-def test_beam_search_mends_what_is_no_word():
+def test_beam_search_corrects_a_word_that_it_does_not_know():
     pytest.importorskip("flashlight.lib.text", reason="flashlight-text is not installed")
     path = [code for code in characters("helo we") for code in (code, 0)]
     assert greedy(logits_of(path)) == ["helo we"]
@@ -134,8 +134,20 @@ def test_beam_search_without_its_library_is_refused(monkeypatch):
     for name in ("ctc_decoder", "_ctc_decoder"):
         monkeypatch.delitem(vars(torchaudio.models.decoder), name, raising=False)
     monkeypatch.delitem(sys.modules, "torchaudio.models.decoder._ctc_decoder", raising=False)
+    assert not beam_search_available()
     with pytest.raises(FedexitError, match="needs flashlight-text; install it"):
         beam_decoder(["yes"])
+
+
+def test_a_clip_too_short_for_its_text_is_named_beside_longer_ones():
+    head, frames = CTCHead(8, 5), torch.tensor([9, 3])
+    logits = head(torch.randn(2, 9, 8), frames)
+    assert torch.isfinite(ctc_loss(logits, torch.tensor([[1, 2, 0], [1, 2, 3]])))
+    with pytest.raises(FedexitError, match=r"clip 1 of the batch \(from 0\) has 3 frames, too few to spell its 3 char"):
+        ctc_loss(logits, torch.tensor([[1, 2, 0], [1, 2, 2]]))
+    assert too_long([9, 3], [[1, 2], [1, 2, 2]]) == [1]
+    half = head(torch.randn(2, 9, 8), frames).bfloat16()
+    assert within(half).sum(1).tolist() == [9, 3] and within(half * torch.nan).all()
 
 
 def test_every_head_counts_its_products():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_corpus import write_small_corpus
 
-from fedexit import MultiExitModel, load_backbone, open_corpus
+from fedexit import FedexitError, MultiExitModel, load_backbone, open_corpus
 from fedexit.central.fine_tuning import Recipe
 from fedexit.data.batches import normalised
 from fedexit.data.tasks import make_task
@@ -220,3 +220,11 @@ def test_a_sweep_goes_from_the_first_exit_to_the_last():
     found = sweep(table, "entropy", steps=3)
     assert (found["macs"] / found["clips"]).tolist() == [30, 40, 50, 60]
     assert found["errors"].tolist() == [2, 2, 2, 1] and set(found["n"]) == set(found["clips"]) == {3}
+
+
+def test_an_unknown_rule_and_a_clip_with_channels_are_refused():
+    model = MultiExitModel(load_backbone("nano"), ["a", "b"]).eval()
+    wrong = (torch.randn(8000), "margin", "known: entropy"), (torch.randn(1, 8000), "entropy", "shape")
+    for clip, rule, words in wrong:
+        with pytest.raises(FedexitError, match=words):
+            run(model, clip, rule, 0.5)

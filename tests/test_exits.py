@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
-from fedexit.model.heads import statistics_pooling
+from fedexit.model.heads import statistics_pooling, task_loss
 from fedexit.support.errors import FedexitError
 
 
@@ -80,7 +81,7 @@ def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_cli
 def test_one_clip_has_no_spread_to_standardise_by():
     model = MultiExitModel(load_backbone("nano"), ["low", "high"])
     before = model.checksum()
-    with pytest.raises(FedexitError, match="on one clip: give two or more"):
+    with pytest.raises(FedexitError, match="on one clip; give two or more"):
         model.standardise(torch.randn(1, 8000), torch.tensor([8000]))
     assert model.checksum() == before
 
@@ -128,3 +129,39 @@ def test_unknown_exits_are_refused(model):
         model(torch.randn(1, 8000), exits=[5])
     with pytest.raises(FedexitError, match="exit 13"):
         MultiExitModel(load_backbone("nano"), ["a"], exits=[13])
+
+
+def test_no_exits_and_no_list_of_exits_are_refused(model):
+    for exits, words in (([], "exits is empty; give at least one of 3, 6, 9, 12"), (3, r"e\.g\. \[3\]")):
+        with pytest.raises(FedexitError, match=words):
+            model(torch.randn(1, 8000), exits=exits)
+    with pytest.raises(FedexitError, match="exits is empty"):
+        MultiExitModel(load_backbone("nano"), ["a", "b"], exits=[])
+
+
+@pytest.mark.parametrize("labels", [np.array([3, 5]), np.array(["a", "b"]), [False, True], [1.5, None]])
+def test_labels_of_numpy_survive_saving(labels, tmp_path):
+    exits = np.array([3, 6])
+    MultiExitModel(load_backbone("nano"), labels, exits).save_pretrained(tmp_path)
+    again = MultiExitModel.from_pretrained(tmp_path)
+    assert again.labels == list(labels) and again.exits == [3, 6]
+
+
+def test_labels_that_cannot_be_saved_and_no_labels_are_refused_at_once():
+    for labels, words in (([], "labels is empty"), ([object()], "is a object; give strings or numbers")):
+        with pytest.raises(FedexitError, match=words):
+            MultiExitModel(load_backbone("nano"), labels)
+
+
+def test_saved_weights_that_do_not_fit_are_named(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "exits": [3]}))
+    with pytest.raises(FedexitError, match=r"12 unexpected: heads\.12\.centre.* and 8 more"):
+        MultiExitModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_beyond_the_head_is_refused(label):
+    with pytest.raises(FedexitError, match=f"{label}.*takes 0 to 2"):
+        task_loss(torch.zeros(2, 3), torch.tensor([0, label]))

@@ -26,7 +26,8 @@ from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.central.model_card import write_card
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool
-from fedexit.model.backbone import PRESETS, Backbone, load_backbone, pretrained_model, quiet_transformers
+from fedexit.model.backbone import PRESETS, Backbone, load_backbone
+from fedexit.model.pretrained import pretrained_model, quiet_transformers
 from fedexit.model.training import schedule
 from fedexit.support.checkpoints import MOMENTS
 from fedexit.support.errors import FedexitError

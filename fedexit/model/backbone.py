@@ -1,4 +1,4 @@
-"""Elastic SSL backbone: wav2vec 2.0, HuBERT or WavLM, cut for real at depth k (paper, sec. 2.1 and 2.2).
+"""Elastic speech encoder: wav2vec 2.0, HuBERT or WavLM, cut at depth k (paper, sec. 2.1 and 2.2).
 
 A backbone of depth k holds the convolutional encoder, the projection, the positional convolution and Transformer layers
 1..k. Layers above k do not exist in it: they are not run, trained, sent or kept in memory.
@@ -8,23 +8,24 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import logging as transformers_logging
+from transformers.utils import cached_file
 
-from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.paths import backbones_dir
+from fedexit.data.checks import checked_batch
+from fedexit.model.pretrained import MASK_VECTOR, check_family, pretrained_model
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import weights_hash
+from fedexit.support.paths import backbones_dir, named_or_folder
+from fedexit.support.reads import note_read
 from fedexit.support.streams import seeded
 
-FAMILIES = ("wav2vec2", "hubert", "wavlm")
 _NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0)
-# Geometries with random weights, side by side. All have 12 layers, so exits 3/6/9/12 mean the same in each.
+# Geometries with random weights. All have 12 layers, so exits 3/6/9/12 mean the same in each.
 # `tiny-random` is the control of `tiny`, which was pre-trained here (notebook 05) and ships with its weights; `base` is
 # wav2vec2-base (94.4 M parameters; its trained weights are the hub id "facebook/wav2vec2-base").
 PRESETS: dict[str, dict] = {
@@ -41,31 +42,40 @@ PRESETS: dict[str, dict] = {
 
 
 def default_exits(layers: int) -> list[int]:
-    """Exits at the four quarter depths: 3, 6, 9, 12 for 12 layers (paper, sec. 2.1)."""
+    """Return exits at the four quarter depths: 3, 6, 9, 12 for 12 layers (paper, sec. 2.1)."""
     return sorted({max(1, round(layers * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
+def frame_counts(config: PretrainedConfig, samples: int | Tensor) -> list:
+    """Return the frames after each convolution, for `samples` (int, or (B,)); below 1 if the clip is too short."""
+    counts = []
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+        counts.append(samples)
+    return counts
+
+
 class Backbone(nn.Module):
-    """A `transformers` speech encoder of any depth: per call (run fewer layers) or for good (`truncated`)."""
+    """A `transformers` speech encoder of any depth: per call (run fewer layers) or permanently (`truncated`).
+
+    Frozen on every client: the convolutional encoder (the paper leaves this open), the mask vector, and the statistics
+    of a batch norm before the positional convolution, which some HuBERT models have.
+
+    Attributes:
+        model: the encoder of `transformers`.
+        name: preset, folder or hub id, for messages.
+        pretrained: whether the weights were trained, not drawn at random.
+        lora: rank and alpha of its adapters (`fedexit.model.lora`), None without any.
+    """
 
     def __init__(self, model: PreTrainedModel, name: str, pretrained: bool):
         super().__init__()
-        config = model.config
-        if config.model_type not in FAMILIES:
-            raise FedexitError(f"{name} is a {config.model_type} model; expected one of {', '.join(FAMILIES)}")
-        if config.do_stable_layer_norm:
-            raise FedexitError(
-                f"{name} is a stable-layer-norm ('large') model: its layers are normalised only at the very top, so a "
-                "shallow exit would read states that the full model never shows; take a post-norm ('base') model"
-            )
+        check_family(model.config, name)
         self.model, self.name, self.pretrained = model, name, pretrained
-        self.lora: tuple[int, float] | None = (
-            None  # rank and alpha of its adapters (`fedexit.model.lora`), if it has them
-        )
-        # The paper's open choice, our default: the convolutional encoder stays as it is, on every client.
+        self.lora: tuple[int, float] | None = None
         self.model.feature_extractor.requires_grad_(False)
-        if hasattr(self.model, "masked_spec_embed"):
-            self.model.masked_spec_embed.requires_grad_(False)  # input masking is part of pre-training only
+        if hasattr(self.model, MASK_VECTOR):
+            self.model.masked_spec_embed.requires_grad_(False)
 
     @property
     def layers(self) -> int:
@@ -83,8 +93,8 @@ class Backbone(nn.Module):
         return self.model.config.conv_dim[-1]
 
     def truncated(self, depth: int) -> "Backbone":
-        """A copy of its own that holds layers 1..depth only. Raises FedexitError when depth is not in 1..layers."""
-        self._check_depth(depth)
+        """Return an independent copy with layers 1..depth only. Raises FedexitError unless depth is in 1..layers."""
+        depth = self._checked_depth(depth)
         encoder, layers = self.model.encoder, self.model.encoder.layers
         encoder.layers = layers[:depth]  # so that the layers above are never copied
         try:
@@ -95,41 +105,45 @@ class Backbone(nn.Module):
         return shallow
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Number of frames (B,) that the convolutional encoder makes of `lengths` samples (B,)."""
-        return self.model._get_feat_extract_output_lengths(lengths)
+        """Return the frames of clips of `lengths` samples (int, or (B,)), in every layer; below 1 if too short."""
+        return frame_counts(self.model.config, lengths)[-1]
 
     def hidden_states(
         self, waveforms: Tensor, lengths: Tensor | None = None, depth: int | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Hidden states up to layer `depth`.
+        """Return the hidden states up to layer `depth`, and the frame lengths (B,).
 
-        waveforms: (B, T) float32 at 16 kHz, zero-padded; lengths: (B,) samples, default T for all; depth: default all.
-        Instead of waveforms, what `convolve` made of them (B, C, F) will do; then lengths are frames.
-        Returns depth + 1 tensors (B, F, D) and the frame lengths (B,): index 0 is the input of layer 1, index l the
-        output of layer l. Frames beyond a clip's length are padding and hold nothing of meaning; the others do not
-        depend on what else is in the batch. Equals `hidden_states[l]` of the full `transformers` model on that clip.
-        Raises FedexitError for a depth that the backbone has not, and for clips shorter than one frame.
+        The states are depth + 1 tensors (B, F, D): index 0 is the input of layer 1, index l the output of layer l.
+        Frames beyond a clip's length are padding without meaning. The others do not depend on the rest of the batch,
+        and equal `hidden_states[l]` of the full `transformers` model on that clip alone.
+
+        Args:
+            waveforms: (B, T) at 16 kHz, normalised as by `collate` and zero-padded; or features of `convolve`.
+            lengths: (B,) samples of each clip, or frames of features; default all of T or F.
+            depth: 1..layers, default all.
+
+        Raises:
+            FedexitError: for a depth beyond the layers and for what `checked_batch` refuses.
         """
-        depth = self.layers if depth is None else depth
-        self._check_depth(depth)
+        depth = self._checked_depth(self.layers if depth is None else depth)
         states, frames = self.layer_by_layer(waveforms, lengths)
         return list(itertools.islice(states, depth + 1)), frames
 
     def layer_by_layer(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Iterator[Tensor], Tensor]:
-        """The same hidden states one at a time, and the frame lengths (B,): a layer runs when its state is asked for.
+        """Return the same hidden states one at a time, and the frame lengths (B,).
 
-        So whoever stops asking has not run the layers above. Arguments and errors as for `hidden_states`.
+        A layer runs when its state is requested, so a caller that stops early does not run the layers above. Arguments
+        and errors are those of `hidden_states`.
         """
-        full = waveforms.new_full((len(waveforms),), waveforms.shape[-1], dtype=torch.long)
-        lengths = full if lengths is None else lengths.to(full)
+        lengths = self._lengths(waveforms, lengths)
         if waveforms.dim() == 3:
-            features, frames = waveforms, lengths
+            features, frames = waveforms.to(self.model.dtype), lengths
         else:
-            features, frames = self.convolve(waveforms, lengths), self.frame_lengths(lengths)
+            features, frames = self._convolved(waveforms, lengths), self.frame_lengths(lengths)
         return self._states(*self._layer_input(features, frames)), frames
 
     def _states(self, hidden: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
-        """The input of layer 1 (B, F, D), then each layer's output."""
+        """Yield the input of layer 1 (B, F, D), then each layer's output."""
         yield hidden
         position_bias = None
         for index, layer in enumerate(self.model.encoder.layers):
@@ -140,30 +154,49 @@ class Backbone(nn.Module):
             yield hidden
 
     def _layer_input(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What layer 1 reads (B, F, D), and the attention mask its family wants (None when nothing is padded)."""
+        """Return the input of layer 1 (B, F, D) and the attention mask of its family (None if nothing is padded)."""
         hidden = self.model.feature_projection(features.transpose(1, 2))  # (B, C, F) -> (B, F, D)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-        mask = None
+        valid = mask = None
         if (frames < hidden.shape[1]).any():
             valid = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]  # (B, F)
-            hidden = hidden * valid[..., None]  # the positional convolution must see silence beyond the end
-            mask = valid
-            if self.model.config.model_type != "wavlm":
-                mask = create_bidirectional_mask(self.model.config, inputs_embeds=hidden, attention_mask=valid)
+            hidden = hidden * valid[..., None]  # the positional convolution must read zeros beyond the end
+            mask = self._attention_mask(hidden, valid)
         encoder = self.model.encoder
-        return encoder.dropout(encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))), mask
+        return encoder.dropout(encoder.layer_norm(hidden + self._positions(hidden, valid))), mask
+
+    def _attention_mask(self, hidden: Tensor, valid: Tensor) -> Tensor:
+        """Return the mask that the layers expect, from the `valid` frames (B, F)."""
+        if self.model.config.model_type == "wavlm":
+            return valid
+        return create_bidirectional_mask(self.model.config, inputs_embeds=hidden, attention_mask=valid)
+
+    def _positions(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the positional convolution's output (B, F, D).
+
+        A batch norm before it would turn the zeros of the padding into something else, so they are set again after it.
+        It always applies the stored statistics: a client's few clips must not move them.
+        """
+        embed = self.model.encoder.pos_conv_embed
+        norm = getattr(embed, "batch_norm", None)
+        if norm is None:
+            return embed(hidden)
+        hidden = nn.functional.batch_norm(
+            hidden.transpose(1, 2), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+        hidden = hidden if valid is None else hidden * valid[:, None]
+        return embed.activation(embed.padding(embed.conv(hidden))).transpose(1, 2)
+
+    def convolve(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Return the frozen encoder's features (B, C, F). Arguments and errors are those of `hidden_states`."""
+        return self._convolved(waveforms, self._lengths(waveforms, lengths))
+
+    def _lengths(self, clips: Tensor, lengths: Tensor | None) -> Tensor:
+        return checked_batch(clips, lengths, self.channels, self.frame_lengths, self.name)
 
     @torch.no_grad()  # frozen: no graph, no activations kept
-    def convolve(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Output (B, C, F) of the frozen convolutional encoder for waveforms (B, T) of `lengths` (B,) samples.
-
-        Raises FedexitError for clips shorter than one frame.
-        """
-        if (self.frame_lengths(lengths) < 1).any():
-            raise FedexitError(
-                f"a clip of {int(lengths.min())} samples is shorter than one frame of {self.name}; drop it"
-            )
-        features = waveforms[:, None]
+    def _convolved(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        features = waveforms[:, None].to(self.model.dtype)
         for layer in self.model.feature_extractor.conv_layers:
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
@@ -174,16 +207,17 @@ class Backbone(nn.Module):
                 features = layer(features)
         return features
 
-    def _check_depth(self, depth: int) -> None:
-        if not 1 <= depth <= self.layers:
+    def _checked_depth(self, depth: int) -> int:
+        if depth not in range(1, self.layers + 1):
             raise FedexitError(f"depth {depth} does not exist: {self.name} holds layers 1 to {self.layers}")
+        return int(depth)
 
 
 def _normalise_over_time(features: Tensor, norm: nn.GroupNorm, valid: Tensor) -> Tensor:
-    """`norm` with its statistics taken over each clip's own `valid` frames (B,); features: (B, C, F).
+    """Apply `norm` to features (B, C, F) with statistics over each clip's own `valid` frames (B,).
 
-    "Base" models normalise each channel over the whole time axis, so plain GroupNorm would let the zeros that pad a
-    clip change what the clip means. The models were pre-trained without padding: this is what they know.
+    Plain GroupNorm takes its statistics over the whole time axis, so the zeros that pad a clip would change them. The
+    models were pre-trained without padding.
     """
     inside = torch.arange(features.shape[-1], device=features.device) < valid[:, None, None]  # (B, 1, F)
     count = valid[:, None, None].to(features.dtype)
@@ -194,51 +228,53 @@ def _normalise_over_time(features: Tensor, norm: nn.GroupNorm, valid: Tensor) ->
 
 
 def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
-    """A backbone by preset (random weights drawn from `seed`), name in data/backbones/, local folder or hub id.
+    """Load a backbone by preset, name in data/backbones/, local folder or hub id.
 
-    Presets are `nano`, `tiny-random` and `base`; `tiny`, pre-trained, ships in data/backbones/.
-    Raises FedexitError when there is no such model, it is of another family or it is a stable-layer-norm model.
+    Args:
+        name_or_path: preset with random weights (`nano`, `tiny-random`, `base`), model that ships in data/backbones/
+            (`tiny`), folder in the Hugging Face format, or hub id. A `Path` and `./NAME` always mean a folder.
+        seed: draws the weights of a preset; ignored otherwise.
+
+    Returns:
+        The backbone in evaluation mode and single precision. Two loads of the same files give the same weights.
+
+    Raises:
+        FedexitError: if there is no such model, its family is another one, its files are damaged, its weights do not
+            fit its config, or it reads another sampling rate.
     """
     name = str(name_or_path)
-    if name in PRESETS:
+    source = _source(name_or_path)
+    if source in PRESETS:
         with seeded(seed, "backbone", name):
             model = AutoModel.from_config(AutoConfig.for_model(**PRESETS[name]))
         return Backbone(model.eval(), name, pretrained=False)
-    folder = Path(name)
-    if name in shipped_backbones():
-        folder = backbones_dir() / name
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FedexitError(f"{name} holds no config.json; expected a model folder in the Hugging Face format")
     try:
-        model = pretrained_model(folder if folder.is_dir() else name)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        backbone = Backbone(pretrained_model(source).eval(), name, pretrained=True)
+    except FedexitError as error:
+        if isinstance(source, Path):
+            raise FedexitError(f"cannot load backbone: {error}") from error
+        known = ", ".join([*PRESETS, *shipped_backbones()])
         raise FedexitError(
-            f"cannot load backbone {name!r}: not one of {', '.join([*PRESETS, *shipped_backbones()])}, and as a folder "
-            f"or hub id: {first_line(error)}"
+            f"cannot load backbone {name!r}: not one of {known}, no folder, and as a hub id: {error}"
         ) from error
-    return Backbone(model.eval(), name, pretrained=True)
+    note_read("backbone", name, weights_hash(Path(cached_file(str(source), "config.json")).parent))
+    return backbone
 
 
-def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedModel:
-    """`AutoModel.from_pretrained` in single precision, however it is stored."""
-    with quiet_transformers():
-        return AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **options)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars for the milliseconds in which `transformers` reads and writes a small model."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+def _source(name_or_path: str | Path) -> Path | str:
+    """Return the folder to read, a preset's name or a hub id. Raises FedexitError for a name with two meanings."""
+    name, shipped = str(name_or_path), shipped_backbones()
+    own = backbones_dir() / name if name in shipped else None
+    found = named_or_folder(name_or_path, [*PRESETS, *shipped], "backbone", own)
+    if isinstance(found, Path) and found.is_file():
+        raise FedexitError(f"{name} is a file; name the folder that holds it and config.json")
+    if isinstance(found, Path):
+        return found if found.is_dir() else name
+    return own or name
 
 
 def shipped_backbones() -> list[str]:
-    """Names in data/backbones/ that `load_backbone` takes; none outside the project's folder."""
+    """Return the names in data/backbones/; none outside the project's folder."""
     try:
         return sorted(file.parent.name for file in backbones_dir().glob("*/config.json"))
     except FedexitError:
@@ -246,10 +282,10 @@ def shipped_backbones() -> list[str]:
 
 
 def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:
-    """A backbone of the geometry `config` (a `transformers` config as a dict), to be filled from a state dict."""
+    """Return a backbone of the geometry `config` (of `config_of`), whose weights are still to be loaded."""
     return Backbone(AutoModel.from_config(AutoConfig.for_model(**config)).eval(), name, pretrained)
 
 
 def config_of(backbone: Backbone) -> dict:
-    """The `transformers` config as a plain dict, ready for JSON."""
+    """Return the `transformers` config as a plain dict, ready for JSON."""
     return json.loads(backbone.model.config.to_json_string(use_diff=False))

@@ -1,8 +1,7 @@
-"""What a client's round costs by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3, and more).
+"""Costs of a client's round by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3, and more).
 
-Everything here is arithmetic on a model's geometry. Tests hold it against `torch.utils.flop_counter`, the serialised
-size, the tensors that autograd keeps and the peak memory of processes of their own (`fedexit.devices.probe`). From
-there, what a round would take on a device with given speeds.
+Everything here is arithmetic on a model's geometry. Tests compare it with `torch.utils.flop_counter`, the serialised
+size, the tensors that autograd keeps and the peak memory of separate processes (`fedexit.devices.probe`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,21 +11,24 @@ import pandas as pd
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from fedexit.model.backbone import Backbone
+from fedexit.model.backbone import Backbone, frame_counts
 from fedexit.model.exits import MultiExitModel, check_exit
 from fedexit.model.names import layer_of
 from fedexit.support.errors import FedexitError
 
 _FLOAT = 4  # bytes
-_NORM_COPIES = 4  # of the first convolution's output, the largest there is, while `Backbone.convolve` normalises it
-_OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors of the parameter's size that the optimiser keeps for each
+_NORM_COPIES = 4  # of the first convolution's output, the largest of all, while `Backbone.convolve` normalises it
+_OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors that the optimiser keeps per parameter, of its size
 
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of one clip's forward pass: in the `frozen` convolutions, and in what is `trained`.
+    """Multiply-accumulates of one clip's forward pass.
 
-    `spared`: gradients that nobody needs, as weights are frozen beside adapters.
+    Attributes:
+        frozen: in the frozen convolutions.
+        trained: in all other parts.
+        spared: of the backward pass, for gradients of weights that are frozen beside adapters; 0 without adapters.
     """
 
     frozen: int
@@ -35,14 +37,15 @@ class Macs:
 
     @property
     def backward(self) -> int:
-        """Those of the backward pass: each product of the trained part twice, for the gradients of its two factors."""
+        """Multiply-accumulates of the backward pass: each trained product twice, for the gradients of its factors."""
         return 2 * self.trained - self.spared
 
 
 def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Columns `part, parameters, bytes` of the named `weights`: a row per layer, `layer 3`, and one for `outside` them.
+    """Return the size of the named `weights`: columns `part, parameters, bytes`.
 
-    Of `trainable_weights()` that is what a client receives, and sends back.
+    There is a row per layer, such as `layer 3`, and one for all `outside` the layers. For `trainable_weights()` these
+    are the sizes that a client receives and sends back.
     """
     parts = {name: f"layer {layer_of(name)}" if layer_of(name) else "outside" for name in weights}
     rows = [(parts[name], tensor.numel(), tensor.numel() * tensor.element_size()) for name, tensor in weights.items()]
@@ -51,9 +54,10 @@ def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
 
 
 def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -> Macs:
-    """Multiply-accumulates of a clip of `samples` at 16 kHz, run to `depth`, with the `heads` on the way, if any.
+    """Return the multiply-accumulates of one clip; only matrix products and convolutions count.
 
-    Matrix products and convolutions only, as flop counters count. Raises FedexitError for less than one frame.
+    The clip has `samples` at 16 kHz and runs through layers 1..depth and the `heads`, if any. Raises FedexitError for
+    less than one frame.
     """
     config = backbone.model.config
     lengths = _lengths(config, samples)
@@ -64,7 +68,7 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -
     projection = frames * config.conv_dim[-1] * width
     position = (frames + (kernel % 2 == 0)) * kernel * width * width // config.num_conv_pos_embedding_groups
     layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
-    if config.model_type == "wavlm":  # the gate of the relative positions: eight outputs per head and frame
+    if config.model_type == "wavlm":  # gate of the relative positions: eight outputs per head and frame
         layer += 8 * frames * width
     added, spared = 0, 0
     if backbone.lora:
@@ -75,9 +79,10 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -
 
 
 def _lora_macs(config: PretrainedConfig, frames: int, depth: int, rank: int) -> tuple[int, int]:
-    """What adapters add to the forward pass of the layers, and the gradients there that frozen weights spare.
+    """Return the products that adapters add to the layers' forward pass, and those that frozen weights spare.
 
-    These are the weights' own in each layer; in layer 1, whose input needs no gradient, also all before its adapters.
+    Each layer spares the gradients of its weights. Layer 1, whose input needs no gradient, also spares all gradients
+    before its adapters.
     """
     square, inner = frames * config.hidden_size**2, frames * config.hidden_size * config.intermediate_size
     attention, reads = frames**2 * config.hidden_size, frames * config.hidden_size * rank
@@ -85,16 +90,16 @@ def _lora_macs(config: PretrainedConfig, frames: int, depth: int, rank: int) -> 
     if config.model_type != "wavlm":
         return depth * 4 * reads, depth * weights + 3 * square + attention + 2 * reads
     gate = 8 * frames * config.hidden_size
-    below = 4 * square + gate + 4 * attention + inner + reads  # its adapters are in the feed-forward part
+    below = 4 * square + gate + 4 * attention + inner + reads  # WavLM's adapters are in the feed-forward part
     return depth * 2 * (reads + frames * config.intermediate_size * rank), depth * (weights + gate) + below
 
 
 def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFrame:
-    """A row per exit: what a client who trains to it exchanges, computes and holds.
+    """Return the costs of a client that trains to each exit, one row per exit.
 
-    Columns `depth, parameters, bytes` (one way), `macs_frozen, macs_forward, macs_backward` of a training step on a
-    `batch` of clips of `samples` (forward without the frozen convolutions), and bytes of memory: `forward` and
-    `training`, the latter's parts `weights, gradients, optimiser` and `activations`, the rest.
+    A training step reads a `batch` of clips of `samples` at 16 kHz. Columns: `depth`; `parameters`, `bytes` (sent one
+    way); `macs_frozen, macs_forward, macs_backward` of a step (forward without the frozen convolutions); bytes of
+    memory: `forward`, `training`, and the parts of the latter: `weights, gradients, optimiser, activations` (the rest).
     """
     rows = []
     for depth in model.exits:
@@ -113,10 +118,16 @@ def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFr
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a client's process needs beyond the libraries, by what they are for.
+    """Bytes that a client's process needs beyond the libraries, by purpose.
 
-    `activations` are what a training step keeps for its backward pass; `convolving`, `passing` and `updating` the most
-    that the frozen convolutions, a forward pass without gradients and the optimiser work with at a time.
+    Attributes:
+        weights: weights that the client holds.
+        gradients: gradients of the trained weights.
+        optimiser: state of the optimiser.
+        activations: tensors that a training step keeps for its backward pass.
+        convolving: peak of the frozen convolutions.
+        passing: peak of a forward pass without gradients, after the convolutions.
+        updating: peak of the optimiser's step.
     """
 
     weights: int
@@ -134,9 +145,9 @@ class Memory:
 
     @property
     def training(self) -> int:
-        """Peak of training: gradients and optimiser state of one step are there while the next one runs forward.
+        """Peak of training: gradients and optimiser state of one step exist while the next one runs forward.
 
-        The backward pass needs no more: that step's gradients are let go before it, and what it works with is smaller.
+        The backward pass needs no more: the old gradients are freed before it, and its temporary tensors are smaller.
         """
         return self.weights + self.gradients + self.optimiser + max(self.convolving, self.activations, self.updating)
 
@@ -150,15 +161,23 @@ def memory(
     cached: bool = False,
     exits: Sequence[int] = (),
 ) -> Memory:
-    """The memory model: a batch of `batch` clips of `samples` at 16 kHz, trained to `depth` in single precision.
+    """Return the memory of a client that trains to `depth` in single precision.
 
-    `cached`: the clips come as features, so nothing is convolved. `exits`: whose heads are trained, unless at `depth`
-    alone.
+    It counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config
+    and torch's own attention, for clips of one length. A server in the same process needs memory beyond that, and so do
+    the clips.
 
-    Counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config and
-    torch's own attention, for clips of one length. The weights are the client's own: what a server in the same process
-    holds comes on top, and so do the clips. `optimiser` is `adam` or `sgd`. Raises FedexitError when `depth` is no exit
-    and for clips shorter than one frame.
+    Args:
+        model: holds `depth` as an exit.
+        samples: length of each clip at 16 kHz.
+        batch: clips per training step.
+        depth: layers of the client.
+        optimiser: `adam` or `sgd`.
+        cached: the clips come as features, so nothing is convolved.
+        exits: exits whose heads are trained; default `depth` alone.
+
+    Raises:
+        FedexitError: if `depth` is no exit, and for clips shorter than one frame.
     """
     check_exit(depth, model.exits, model.backbone.name)
     exits = exits or [depth]
@@ -178,10 +197,10 @@ def memory(
 
 
 def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -> int:
-    """Numbers that autograd keeps of a training step, in tensors of their own; weights and a few per frame not counted.
+    """Return how many numbers autograd keeps for a backward pass, without the weights and a few numbers per frame.
 
-    Read from the layers of `transformers`: each product keeps its input, each normalisation and GELU as well, each
-    dropout its mask, each head the frames it reads. A product with frozen weights keeps nothing.
+    Taken from the layers of `transformers`: each product, normalisation and GELU keeps its input, each dropout its
+    mask, each head its frames. A product with frozen weights keeps nothing.
     """
     config = backbone.model.config
     states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
@@ -189,13 +208,13 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
     masked = {
         name: getattr(config, f"{name}_dropout") > 0 for name in ("feat_proj", "hidden", "attention", "activation")
     }
-    wavlm = config.model_type == "wavlm"  # copies what attention reads, and keeps its scores with no dropout as well
+    wavlm = config.model_type == "wavlm"  # copies the input of attention, and keeps its scores even without dropout
     attention = (3 if masked["attention"] else 1 if wavlm else 0) * scores
     if backbone.lora:
         copies = 6 if wavlm else 7 - masked["attention"]
         layer = (copies + 2 * masked["hidden"]) * states + (1 + wavlm + masked["activation"]) * inner + attention
         layer += 2 * batch * frames * backbone.lora[0]
-        below = masked["attention"] * states  # the first layer's keys and what lies before need no gradient
+        below = masked["attention"] * states  # the first layer's keys and all before them need no gradient
         if wavlm:  # nor does its attention
             below = (4 + masked["hidden"]) * states + attention - (depth > 1) * scores
         return depth * layer - below + heads * states
@@ -207,30 +226,27 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
 
 
 def _position_kernel(config: PretrainedConfig) -> int:
-    """Size of the positional convolution's kernel, which each forward pass makes of its direction and its length."""
+    """Return the size of the positional convolution's kernel; each forward pass makes one from direction and length."""
     return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
 
 
 def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Tensor]:
-    """Those of a model's named `weights` that a client with these `exits` holds (`MultiExitModel.client_model`)."""
+    """Return the named `weights` that a client with these `exits` holds (`MultiExitModel.client_model`)."""
     depth, own = max(exits), tuple(f"heads.{exit}." for exit in [*exits, "shared"])
     foreign = {name for name in weights if name.startswith("heads.") and not name.startswith(own)}
     return {n: tensor for n, tensor in weights.items() if (layer_of(n) or 0) <= depth and n not in foreign}
 
 
 def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
-    """Frames after each convolution of the encoder. Raises FedexitError when the last of them has none."""
-    lengths = []
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        samples = (samples - kernel) // stride + 1
-        lengths.append(samples)
-    if samples < 1:
-        raise FedexitError("a clip is shorter than one frame; drop it")
+    """Return the frames after each convolution of the encoder. Raises FedexitError if there is none in the end."""
+    lengths = frame_counts(config, samples)
+    if lengths[-1] < 1:
+        raise FedexitError(f"a clip of {samples} samples is shorter than one frame; drop it")
     return lengths
 
 
 def _samples(config: PretrainedConfig, frames: int) -> int:
-    """Fewest samples that make so many frames."""
+    """Return the fewest samples that make so many `frames`."""
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         frames = (frames - 1) * stride + kernel
     return frames

@@ -1,16 +1,16 @@
-"""Characters by CTC (Graves et al. 2006): targets, head, loss and decoders. The paper's ASR head, sec. 3.
+"""Characters by CTC (Graves et al. 2006): head, loss and decoders. The paper's ASR head, sec. 3.
 
-A head gives a clip's frames beyond its end to the blank with certainty: they change neither loss nor decoding, so that
-nothing but the head need know where a clip in a padded batch ends.
+Frames beyond a clip's end get the blank with certainty: they change neither loss nor decoding, so only the head needs
+to know where a clip in a padded batch ends.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fedexit.data.text import BLANK, CHARACTERS, spell
+from fedexit.data.text import BLANK, CHARACTERS, frames_needed, spell
 from fedexit.model.training import lacks_bfloat16
 from fedexit.support.errors import FedexitError
 
@@ -18,7 +18,7 @@ _SURE = 1e4  # logit of the blank beyond a clip's end
 
 
 class CTCHead(nn.Module):
-    """A linear layer on every frame, with a bidirectional LSTM of the same width below it if `recurrent`.
+    """A linear layer on every frame; if `recurrent`, a bidirectional LSTM of the same width comes before it.
 
     `centre` and `scale` (D,) standardise the frames (`MultiExitModel.standardise`).
     """
@@ -31,24 +31,24 @@ class CTCHead(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
-        """What is standardised: all frames of all clips (sum of F_i, D)."""
+        """Return all frames of all clips (sum of F_i, D): they are standardised."""
         return torch.cat([state[:length] for state, length in zip(states, frames.tolist(), strict=True)])
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
-        """(B, F, D), (B,) -> logits (B, F, 1 + characters)."""
+        """Return logits (B, F, 1 + characters) for states (B, F, D) and frame lengths (B,)."""
         hidden = (states - self.centre) / self.scale
         if self.recurrent is not None:
             packed = nn.utils.rnn.pack_padded_sequence(hidden, frames.cpu(), batch_first=True, enforce_sorted=False)
-            half = torch.is_autocast_enabled("cpu") and not lacks_bfloat16()  # else single precision, as `hidden` is
+            half = torch.is_autocast_enabled("cpu") and not lacks_bfloat16()  # else single precision, like `hidden`
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                heard = self.recurrent(packed)[0]
-            hidden = nn.utils.rnn.pad_packed_sequence(heard, batch_first=True, total_length=states.shape[1])[0]
+                output = self.recurrent(packed)[0]
+            hidden = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=states.shape[1])[0]
         outside = torch.arange(states.shape[1], device=states.device) >= frames.to(states.device)[:, None]
         blank = nn.functional.one_hot(torch.tensor(BLANK), self.linear.out_features).to(hidden) * _SURE
         return torch.where(outside[..., None], blank, self.linear(hidden))
 
     def macs(self, frames: int) -> int:
-        """Multiply-accumulates of a clip of so many frames."""
+        """Return the multiply-accumulates of a clip of `frames` frames."""
         width = self.linear.in_features
         per_frame = width * self.linear.out_features
         if self.recurrent is not None:  # four gates read the input and the state, in two directions
@@ -57,32 +57,64 @@ class CTCHead(nn.Module):
 
 
 def within(logits: Tensor) -> Tensor:
-    """Which frames (B, F) of a head's logits (B, F, C) are not beyond their clip's end."""
-    return logits[..., BLANK] < _SURE
+    """Return which frames (B, F) of a head's logits (B, F, C) lie within their clip."""
+    return ~(logits[..., BLANK] >= _SURE / 2)  # bfloat16 rounds it; NaN is within
+
+
+def too_long(frames: Iterable[int], texts: Iterable[Sequence[int]]) -> list[int]:
+    """Return the positions of the `texts` (characters from 1) that CTC cannot spell in so many `frames`.
+
+    `Backbone.frame_lengths` gives the frames of a clip.
+    """
+    pairs = zip(frames, texts, strict=True)
+    return [position for position, (held, text) in enumerate(pairs) if frames_needed(text) > held]
 
 
 def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over clips of -log p(text) per character. logits: (B, F, C); targets: (B, L), zeros after the text."""
+    """Return the mean over clips of -log p(text) per character, for logits of a `CTCHead` and targets (B, L).
+
+    Raises FedexitError for a text with more characters than its clip can spell, naming its position in the batch.
+    """
+    lengths = (targets > 0).sum(1)
+    texts = [text[:length] for text, length in zip(targets.tolist(), lengths.tolist(), strict=True)]
+    own = within(logits).sum(1).tolist()
+    for position in too_long(own, texts):
+        raise FedexitError(
+            f"clip {position} of the batch (from 0) has {own[position]} frames, too few to spell its "
+            f"{len(texts[position])} characters {spell(texts[position])[:20]!r}...; give longer clips or drop it"
+        )
     log_probs = logits.log_softmax(-1).transpose(0, 1)
     frames = torch.full((len(logits),), logits.shape[1])
-    return nn.functional.ctc_loss(log_probs, targets, frames, (targets > 0).sum(1), BLANK)
+    return nn.functional.ctc_loss(log_probs, targets, frames, lengths, BLANK)
 
 
 def greedy(logits: Tensor) -> list[str]:
-    """The most probable character of each frame (B, F, C), repetitions and blanks taken out."""
+    """Return the most probable character of each frame (B, F, C), without repetitions and blanks."""
     return [spell(best.unique_consecutive().tolist()).strip() for best in logits.argmax(-1)]
 
 
-def beam_decoder(words: Sequence[str]) -> Callable[[Tensor], list[str]]:
-    """A decoder by beam search (torchaudio's, on flashlight-text) that knows only `words`.
+def beam_search_available() -> bool:
+    """Return whether `beam_decoder` works: it needs flashlight-text, an optional library."""
+    return _ctc_decoder() is not None
 
-    Without a language model: every word is as likely as any other. Raises FedexitError without flashlight-text.
-    """
+
+def _ctc_decoder() -> Callable | None:
+    """Return torchaudio's decoder, or None without flashlight-text."""
     try:
-        from torchaudio.models.decoder import ctc_decoder  # compiled, and needed by those alone who search
-    except (ImportError, RuntimeError) as error:
-        raise FedexitError("beam search needs flashlight-text; install it, under Python 3.11 or 3.12") from error
+        from torchaudio.models.decoder import ctc_decoder  # compiled, and optional
+    except (ImportError, RuntimeError):
+        return None
+    return ctc_decoder
 
+
+def beam_decoder(words: Sequence[str]) -> Callable[[Tensor], list[str]]:
+    """Return a decoder by beam search (torchaudio's, on flashlight-text) that knows only `words`.
+
+    There is no language model: every word is equally likely. Raises FedexitError without flashlight-text.
+    """
+    ctc_decoder = _ctc_decoder()
+    if ctc_decoder is None:
+        raise FedexitError("beam search needs flashlight-text; install it, under Python 3.11 or 3.12")
     tokens = ["-", *CHARACTERS[:-1], "|"]
     with tempfile.NamedTemporaryFile("w", suffix=".lexicon") as lexicon:
         lexicon.writelines(f"{word} {' '.join(word)} |\n" for word in words)

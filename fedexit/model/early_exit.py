@@ -1,8 +1,8 @@
-"""Exits taken at run time: a clip leaves at the first exit that is sure enough, and the layers above are not run.
+"""Early exit at run time: a clip stops at the first exit that is confident enough, and the layers above are not run.
 
-Three ways to be sure: little entropy (BranchyNet, Teerapittayanon et al. 2016; HuBERT-EE, Yoon et al. 2022), a high
-probability, and successive exits that agree (Zhou et al. 2020, "BERT loses patience"). In CTC most frames are blank,
-and of the blank a head is nearly always sure; so a text is judged by its other frames alone (ours).
+Three confidence rules: low entropy (BranchyNet, Teerapittayanon et al. 2016; HuBERT-EE, Yoon et al. 2022), high
+probability, and agreement of successive exits (Zhou et al. 2020, "BERT loses patience"). In CTC most frames are blank,
+and a head is nearly always confident about the blank; so a text is judged by its other frames only (ours).
 """
 
 import math
@@ -17,23 +17,25 @@ from fedexit.data.batches import collate
 from fedexit.data.text import BLANK
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
+from fedexit.support.errors import FedexitError
 
 
 def entropy(seen: Sequence[Tensor]) -> Tensor:
-    """Minus the entropy of the last exit's answer, as a share of the largest there is: -1 is guessing, 0 is sure."""
+    """Return minus the entropy of the last exit's answer, as a share of the largest: -1 is guessing, 0 is certain."""
     log_probs = seen[-1].log_softmax(-1)
     return _where_it_speaks((log_probs.exp() * log_probs).sum(-1) / math.log(log_probs.shape[-1]), seen[-1])
 
 
 def probability(seen: Sequence[Tensor]) -> Tensor:
-    """Probability of the last exit's answer; of a text, the mean over the frames that say something."""
+    """Return the probability of the last exit's answer; for a text, the mean over the frames that are not blank."""
     return _where_it_speaks(seen[-1].softmax(-1).amax(-1), seen[-1])
 
 
 def agreement(seen: Sequence[Tensor]) -> Tensor:
-    """Labels: how often in a row the answer has stayed the same. Texts: minus the edits per character since last time.
+    """Return how well the last answer agrees with the earlier ones, per clip.
 
-    A first answer agrees with nothing, and two empty texts say nothing: -inf, as for labels that just changed.
+    For labels it is the number of exits in a row that repeat the answer; for texts minus the edits per character since
+    the exit before. A first answer, a label that just changed and two empty texts give -inf.
     """
     if len(seen) < 2:
         return torch.full((len(seen[-1]),), -math.inf)
@@ -52,9 +54,9 @@ RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 
 
 def _where_it_speaks(values: Tensor, logits: Tensor) -> Tensor:
-    """Of labels the values (B,); of frames (B, F) the mean over those that are not blank, -inf if all are.
+    """Return values (B,) of labels as they are; of values (B, F), the mean over frames that are not blank.
 
-    So an exit that hears nothing is never sure: it may be silence, and it may be a head that has learned nothing yet.
+    If all frames are blank it is -inf: the clip may be silent, but the head may also have learned nothing yet.
     """
     if values.dim() == 1:
         return values
@@ -64,17 +66,20 @@ def _where_it_speaks(values: Tensor, logits: Tensor) -> Tensor:
 
 
 def _edit_rate(one: str, other: str) -> float:
-    """Edits from one text to the other, as a share of the longer one's characters; inf if both are empty."""
+    """Return the edits between two texts, as a share of the longer one's characters; inf if both are empty."""
     longer, shorter = sorted([one, other], key=len, reverse=True)
     return jiwer.cer(longer, shorter) if longer else math.inf
 
 
 @torch.no_grad()
 def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tuple[int, Tensor]:
-    """Run one clip (T,), layer by layer, up to the first exit at which `rule` is at least `threshold`, or the deepest.
+    """Run one clip (T,) layer by layer up to the first exit at which `rule` is at least `threshold`, or the deepest.
 
-    Returns that exit and its logits, (1, labels) or (1, F, C). The model must be in evaluation mode.
+    Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; `threshold` has its unit.
+    The model must be in evaluation mode. Raises FedexitError for an unknown rule and a clip that a batch refuses.
     """
+    if rule not in RULES:
+        raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
     waveforms, lengths, _ = collate([(clip, 0)])
     states, frames = model.backbone.layer_by_layer(waveforms, lengths)
     seen = []
@@ -87,7 +92,7 @@ def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tup
 
 
 def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
-    """Position (N,) of the first exit that is at least `threshold` sure (N, exits), or else of the last."""
+    """Return the position (N,) of the first exit that is at least `threshold` confident (N, exits), else the last."""
     enough = sure >= threshold
     enough[:, -1] = True
     return enough.argmax(1)

@@ -1,4 +1,4 @@
-"""Prediction heads on the exits, and the multi-exit model they make with a backbone (paper, sec. 2.1 and 3)."""
+"""The multi-exit model: a backbone with a prediction head on each exit (paper, sec. 2.1 and 3)."""
 
 import copy
 import hashlib
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,16 +15,31 @@ from torch import Tensor, nn
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits
 from fedexit.model.heads import HEADS
 from fedexit.model.lora import merged, with_lora
+from fedexit.model.pretrained import misfits
 from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.files import replacing, write_text
 from fedexit.support.streams import seeded
 
 
 class MultiExitModel(nn.Module):
-    """A backbone with an independent head on each exit, or a `shared_head` for all of them.
+    """A backbone with an independent head on each exit, or one head for all of them.
 
-    `labels` are the class names, in the order of the logits; `head`, one of `HEADS`, is what reads them. Parameters are
-    named `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, or `heads.shared.*`, the same at every depth:
-    aggregation goes by them. Raises FedexitError for an exit that the backbone has not and an unknown head.
+    Parameters are named `backbone.model.encoder.layers.{l-1}.*` and `heads.{exit}.*`, or `heads.shared.*`, the same at
+    every depth: aggregation relies on the names.
+
+    Args:
+        backbone: layers that the exits read; held, not copied.
+        labels: names of the classes, or characters, in the order of the logits. NumPy scalars become Python ones.
+        exits: layers (from 1) with a head; default the four quarter depths.
+        seed: draws the heads' weights.
+        head: a name in `HEADS`: `pooled` for labels of whole clips, `ctc` or `ctc-bilstm` for texts.
+        shared_head: one head for all exits.
+
+    Raises:
+        FedexitError: for an exit that the backbone lacks, no exits, no labels and an unknown head.
+
+    Example:
+        >>> logits = MultiExitModel(load_backbone("nano"), ["yes", "no"])(*collate(clips)[:2])[12]  # (B, 2)
     """
 
     def __init__(
@@ -38,26 +54,30 @@ class MultiExitModel(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise FedexitError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
-        self.backbone, self.labels, self.head, self.shared_head = backbone, list(labels), head, shared_head
-        self.exits = sorted(exits) if exits is not None else default_exits(backbone.layers)
-        for depth in self.exits:
-            check_exit(depth, range(1, backbone.layers + 1), backbone.name)
+        self.backbone, self.labels, self.head, self.shared_head = backbone, _plain(labels), head, shared_head
+        exits = default_exits(backbone.layers) if exits is None else exits
+        self.exits = check_exits(exits, range(1, backbone.layers + 1), backbone.name)
         with seeded(seed, "heads"):
             names = ["shared"] if shared_head else map(str, self.exits)
             self.heads = nn.ModuleDict({name: HEADS[head](backbone.width, len(self.labels)) for name in names})
+        self.heads.to(backbone.model.dtype)
 
     def head_at(self, depth: int) -> nn.Module:
-        """The head that reads exit `depth`."""
+        """Return the head that reads exit `depth`."""
         return self.heads["shared" if self.shared_head else str(depth)]
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
     ) -> dict[int, Tensor]:
-        """Logits at each of `exits` (default all), in one pass that stops at the deepest of them.
+        """Return the logits at each of `exits`, from one pass that stops at the deepest of them.
 
-        (B, labels) each; by a CTC head (B, frames, 1 + labels).
+        Args:
+            waveforms: as for `Backbone.hidden_states`, which also names the errors.
+            lengths: likewise.
+            exits: some of the model's exits; default all.
 
-        waveforms: (B, T) float32 at 16 kHz, zero-padded; lengths: (B,) samples. Raises FedexitError for unknown exits.
+        Returns:
+            By exit: (B, labels), or (B, F, 1 + labels) of a CTC head.
         """
         asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
@@ -67,7 +87,7 @@ class MultiExitModel(nn.Module):
     def embeddings(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
     ) -> dict[int, Tensor]:
-        """What the linear layer reads at each of `exits`: standardised pooled statistics (B, 2D), for verification.
+        """Return the linear layer's input at each of `exits`: standardised pooled statistics (B, 2D), for verification.
 
         Arguments and errors as for `forward`.
         """
@@ -77,32 +97,30 @@ class MultiExitModel(nn.Module):
         return {d: (head.reads(states[d], frames) - head.centre) / head.scale for d, head in heads.items()}
 
     def _asked(self, exits: Iterable[int] | None) -> list[int]:
-        asked = self.exits if exits is None else sorted(exits)
-        for depth in asked:
-            check_exit(depth, self.exits, self.backbone.name)
-        return asked
+        return self.exits if exits is None else check_exits(exits, self.exits, self.backbone.name)
 
     @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
-        """Let each head read what has mean 0 and variance 1 over these clips (B, T), (B,) at its exit, or all of them.
+        """Set `centre` and `scale` of each head so that its input has mean 0 and variance 1 over these clips.
 
         Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
-        spread), so a head that reads them raw learns the most frequent class first and stays there for long. Ours, not
-        the paper's. No labels are needed. Raises FedexitError for one clip, which has no spread.
+        spread), so a head that reads them unscaled first learns the most frequent class and stays there for long.
+        This is ours, not the paper's. No labels are needed.
+        Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
         for name, head in self.heads.items():
             exits = self.exits if self.shared_head else [int(name)]
             read = torch.cat([head.reads(states[depth], frames) for depth in exits])
             if len(read) < 2:
-                raise FedexitError("a head cannot be standardised on one clip: give two or more, the more the better")
+                raise FedexitError("a head cannot be standardised on one clip; give two or more")
             head.centre.copy_(read.mean(0))
             head.scale.copy_(read.std(0) + 1e-3)
 
     def client_model(self, depth: int, exits: Iterable[int] | None = None) -> "MultiExitModel":
-        """What a client of this depth holds, as a copy of its own: layers 1..depth and the heads of `exits`.
+        """Return an independent copy for a client: layers 1..depth and the heads of `exits` (default `depth` alone).
 
-        These are, unless given, `depth` alone. Raises FedexitError for what is no exit, or lies deeper.
+        Raises FedexitError for a depth or exit that the model lacks, and for an exit deeper than `depth`.
         """
         exits = self._asked([depth] if exits is None else exits)
         backbone = self.backbone.truncated(depth)
@@ -112,36 +130,37 @@ class MultiExitModel(nn.Module):
         return shallow
 
     def merged(self) -> "MultiExitModel":
-        """A copy with its LoRA adapters in the weights (`lora.merged`). Raises FedexitError without any."""
+        """Return a copy with its LoRA adapters merged (`lora.merged`). Raises FedexitError without any."""
         plain = copy.deepcopy(self)
         plain.backbone = merged(self.backbone)
         return plain
 
     def trainable_weights(self) -> dict[str, Tensor]:
-        """The weights that training changes, by name, detached but not copied: what a client receives and sends."""
+        """Return the weights that training changes, by name, not copied. A client receives and sends these."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy in those of `weights` (by name) that the model holds. Raises KeyError when one of its own is missing."""
+        """Copy in those of `weights` (by name) that the model holds. Raises KeyError if one of its own is missing."""
         with torch.no_grad():
             for name, parameter in self.trainable_weights().items():
                 parameter.copy_(weights[name])
 
     def checksum(self) -> str:
-        """SHA-256 of all weights and their names."""
+        """Return the SHA-256 of all weights and their names."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def save_heads(self, file: str | Path) -> None:
         """Write the heads of all exits to a safetensors file."""
-        save_file({k: v.contiguous() for k, v in self.heads.state_dict().items()}, file)
+        _save_tensors(self.heads.state_dict(), Path(file))
 
     def load_heads(self, file: str | Path) -> None:
-        """Take the exits' heads from a file of `save_heads`, a shared one from that of the deepest exit.
+        """Read the exits' heads from a file of `save_heads`; a shared head is that of the deepest exit.
 
-        Raises FedexitError when they do not fit.
+        Raises FedexitError if they do not fit.
         """
         last = f"{self.exits[-1]}."
         try:
@@ -153,9 +172,7 @@ class MultiExitModel(nn.Module):
             ) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` to `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `config.json` and `model.safetensors` to `folder`, each whole or not at all."""
         config = {
             "backbone": config_of(self.backbone),
             "backbone_name": self.backbone.name,
@@ -166,12 +183,16 @@ class MultiExitModel(nn.Module):
             "shared_head": self.shared_head,
             "lora": self.backbone.lora,
         }
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        text = json.dumps(config, indent=2) + "\n"
+        _save_tensors(self.state_dict(), Path(folder) / "model.safetensors")
+        write_text(Path(folder) / "config.json", text)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MultiExitModel":
-        """Read back what `save_pretrained` wrote. Raises FedexitError for a missing, foreign or damaged folder."""
+        """Read a folder of `save_pretrained`, in evaluation mode.
+
+        Raises FedexitError for a missing, foreign or damaged folder and for weights that do not fit its config.
+        """
         folder = Path(folder)
         try:
             config = json.loads((folder / "config.json").read_text())
@@ -180,15 +201,49 @@ class MultiExitModel(nn.Module):
                 with_lora(backbone, *config["lora"])
             kind = dict(head=config["head"], shared_head=config.get("shared_head", False))  # older folders lack it
             model = cls(backbone, config["labels"], config["exits"], **kind)
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            weights = load_file(folder / "model.safetensors")
+            own = model.state_dict()
+            shapes = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+            if wrong := misfits(own.keys() - weights.keys(), weights.keys() - own.keys(), shapes):
+                raise ValueError(f"its weights do not fit its config.json: {wrong}")
+            model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
+        except Exception as error:  # whatever a damaged or foreign folder makes the libraries raise
             raise FedexitError(
                 f"{folder} is not a multi-exit model written by save_pretrained: {first_line(error)}"
             ) from error
         return model.eval()
 
 
+def check_exits(exits: Iterable[int], known: Iterable[int], name: str) -> list[int]:
+    """Return `exits` as sorted integers. Raises FedexitError unless each is among the `known` ones of model `name`."""
+    try:
+        exits = list(exits)
+    except TypeError:
+        raise FedexitError(f"exits must be a list of layers, e.g. [{exits}], not {exits!r}") from None
+    if not exits:
+        raise FedexitError(f"exits is empty; give at least one of {', '.join(map(str, known))}")
+    for depth in exits:
+        check_exit(depth, known, name)
+    return sorted({int(depth) for depth in exits})
+
+
 def check_exit(depth: int, known: Iterable[int], name: str) -> None:
-    """Raise FedexitError when `depth` is not among the `known` exits of the model `name`."""
+    """Raise FedexitError if `depth` is not among the `known` exits of the model `name`."""
     if depth not in known:
         raise FedexitError(f"exit {depth} does not exist in {name}; known: {', '.join(map(str, known))}")
+
+
+def _plain(labels: Iterable[object]) -> list:
+    """Return the labels as Python objects. Raises FedexitError for none, and for what JSON cannot keep."""
+    found = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    if not found:
+        raise FedexitError("labels is empty; name at least one class")
+    for label in found:
+        if not isinstance(label, str | int | float | None):
+            raise FedexitError(f"label {label!r} is a {type(label).__name__}; give strings or numbers")
+    return found
+
+
+def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    with replacing(file) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fedexit.model.ctc import CTCHead, ctc_loss
+from fedexit.support.errors import FedexitError
 
 
 def statistics_pooling(states: Tensor, frames: Tensor) -> Tensor:
-    """Mean and standard deviation over a clip's own frames: (B, F, D), (B,) -> (B, 2D)."""
+    """Return mean and standard deviation over a clip's own frames: (B, F, D), (B,) -> (B, 2D)."""
     inside = (torch.arange(states.shape[1], device=states.device) < frames[:, None])[..., None]  # (B, F, 1)
     count = frames[:, None].to(states.dtype)
     mean = (states * inside).sum(1) / count  # (B, D)
@@ -21,7 +22,7 @@ def statistics_pooling(states: Tensor, frames: Tensor) -> Tensor:
 class Head(nn.Module):
     """Statistics pooling, then one linear layer: the paper's utterance-level head.
 
-    Between the two, `centre` and `scale` (2D,) can standardise the pooled statistics (`MultiExitModel.standardise`).
+    Between the two, `centre` and `scale` (2D,) standardise the pooled statistics (`MultiExitModel.standardise`).
     """
 
     def __init__(self, width: int, labels: int):
@@ -31,19 +32,19 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.ones(2 * width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
-        """What is standardised: the pooled statistics (B, 2D)."""
+        """Return the pooled statistics (B, 2D) that are standardised."""
         return statistics_pooling(states, frames)
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
-        """(B, F, D), (B,) -> logits (B, labels)."""
+        """Return logits (B, labels) for states (B, F, D) and frame lengths (B,)."""
         return self.linear((self.reads(states, frames) - self.centre) / self.scale)
 
     def macs(self, frames: int) -> int:
-        """Multiply-accumulates of a clip of any number of `frames`."""
+        """Return the multiply-accumulates of a clip, whatever its number of `frames`."""
         return self.linear.weight.numel()
 
 
-# what a task's head is made by, from the backbone's width and the number of labels
+# Makers of a task's head, from the backbone's width and the number of labels.
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "pooled": Head,
     "ctc": CTCHead,
@@ -52,7 +53,15 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def task_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits (B, labels) and (B,) indices, or the CTC loss of (B, F, labels) and (B, L) characters."""
+    """Return the mean loss of a batch: cross-entropy of labels, CTC of texts (which ignores `label_smoothing`).
+
+    Logits are (B, labels) with targets (B,), or (B, F, 1 + characters) with targets (B, L) from 1, zero-padded.
+    Raises FedexitError for a label that does not exist and for a clip that is too short for its text.
+    """
     if logits.dim() == 3:
         return ctc_loss(logits, targets)
+    if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        raise FedexitError(
+            f"labels are {targets.tolist()}; a head of {logits.shape[1]} labels takes 0 to {logits.shape[1] - 1}"
+        )
     return nn.functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)

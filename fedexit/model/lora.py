@@ -1,11 +1,11 @@
-"""LoRA (Hu et al., ICLR 2022), by the library `peft`: small matrices are trained beside the backbone's frozen weights.
+"""LoRA (Hu et al., ICLR 2022) by the library `peft`: small matrices are trained beside the backbone's frozen weights.
 
     y = W x + (alpha / rank) B A x,  A: (rank, in), random at first; B: (out, rank), zero at first, so nothing changes
 
-Adapters are named as parameters of their layer. So a client of depth L_i trains and sends those of layers 1..L_i and
-its heads, and the server averages them by layer, by Eq. (1) or any other rule. As in FedIT (Zhang et al., ICASSP 2024),
-A and B are averaged each by itself, and the product of the means is not the mean of the clients' products B A. FFA-LoRA
-(Sun et al., ICLR 2024) trains B alone, where the two agree; that is not done here.
+Adapters are named as parameters of their layer. So a client of depth L_i trains and sends the adapters of layers 1..L_i
+and its heads, and the server averages them by layer, by Eq. (1) or any other rule. As in FedIT (Zhang et al., ICASSP
+2024), A and B are averaged separately, so the product of the means differs from the mean of the clients' products B A.
+FFA-LoRA (Sun et al., ICLR 2024) trains B alone, where the two agree; we do not.
 """
 
 import copy
@@ -14,7 +14,7 @@ from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import seeded
 
-# Which linear layers get adapters. The attention of `transformers`' WavLM reads the weights of its projections without
+# Linear layers that get adapters. The attention of `transformers`' WavLM reads the weights of its projections without
 # calling them, so adapters would have no effect there.
 TARGETS = {
     "hubert": ("q_proj", "v_proj"),
@@ -24,15 +24,25 @@ TARGETS = {
 
 
 def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, seed: int = 0) -> Backbone:
-    """`backbone`, changed in place: adapters in every layer, as its family has them in `TARGETS`; the rest is frozen.
+    """Add adapters to every layer of `backbone` (in place), freeze the rest and return it.
 
-    alpha: what B A counts for is alpha / rank; unless given, twice the rank. `seed` draws A. Adapters want a larger
-    learning rate than all weights do.
-    Raises FedexitError without the library, for rank or alpha below 1 and for a backbone that has adapters already.
+    Adapters need a larger learning rate than full fine-tuning.
+
+    Args:
+        backbone: changed; its family decides which linear layers get adapters (`TARGETS`).
+        rank: rows of A, at least 1.
+        alpha: B A is scaled by alpha / rank; at least 1, default twice the rank.
+        seed: draws A.
+
+    Raises:
+        FedexitError: without the library, for rank or alpha below 1, and for a backbone that has adapters already.
     """
     alpha = 2 * rank if alpha is None else alpha
-    if min(rank, alpha) < 1 or backbone.lora:
-        raise FedexitError(f"LoRA needs rank and alpha >= 1 and a backbone without it, not {rank}, {alpha}")
+    if backbone.lora:
+        raise FedexitError(f"{backbone.name} has adapters already; merge them first (see `merged`)")
+    if not (rank >= 1 and alpha >= 1 and rank == int(rank)):
+        raise FedexitError(f"LoRA needs a whole rank >= 1 and alpha >= 1, not rank {rank}, alpha {alpha}")
+    rank, alpha = int(rank), alpha.item() if hasattr(alpha, "item") else alpha
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -47,9 +57,9 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
 
 
 def merged(backbone: Backbone) -> Backbone:
-    """A copy without adapters: B A is added to the weights they stand beside, so it says the same to float rounding.
+    """Return a copy with each B A added to its weights: the same outputs, to float rounding, without adapters.
 
-    It is an ordinary backbone, all of whose layers train. Raises FedexitError when there are no adapters.
+    The copy is an ordinary backbone whose layers all train. Raises FedexitError if there are no adapters.
     """
     if not backbone.lora:
         raise FedexitError(f"{backbone.name} has no adapters to merge; see with_lora")

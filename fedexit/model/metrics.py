@@ -1,4 +1,4 @@
-"""Predictions of every exit from one pass, and error rates with the number of clips, or words, behind them."""
+"""Predictions of every exit from one pass, and error rates with their numbers of clips, characters or words."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,7 +14,7 @@ from fedexit.data.text import spell
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
 
-UNITS = {"CER": "character", "WER": "word"}  # what the rates of texts count
+UNITS = {"CER": "character", "WER": "word"}  # unit of each error rate of texts
 
 
 @torch.no_grad()
@@ -25,10 +25,18 @@ def predict(
     batch_size: int = 32,
     decode: Callable[[Tensor], list[str]] = greedy,
 ) -> pd.DataFrame:
-    """What every exit says of every clip, from one pass over `data`.
+    """Return the predictions of every exit for every clip, from one pass over `data`.
 
-    Returns one row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`: indices of labels, or
-    texts, which `decode` makes of a CTC head's logits (B, F, C).
+    Args:
+        model: put into evaluation mode.
+        data: pairs (clip (T,) at 16 kHz, target).
+        exits: some of the model's exits; default all.
+        batch_size: clips per batch; it changes memory and speed only.
+        decode: makes texts of a CTC head's logits (B, F, C).
+
+    Returns:
+        One row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`. The last two are indices
+        of labels, or texts.
     """
     rows = []
     for group, outputs, targets in forward(model, data, exits, batch_size):
@@ -39,7 +47,7 @@ def predict(
 
 
 def answers(logits: Tensor, targets: Tensor, decode: Callable[[Tensor], list[str]] = greedy) -> list[tuple]:
-    """What a head says of each clip, and what is true: indices of labels, or texts."""
+    """Return the pairs (predicted, true) of each clip: indices of labels, or texts."""
     if logits.dim() == 3:
         return list(zip(decode(logits), map(spell, targets.tolist()), strict=True))
     return list(zip(logits.argmax(1).tolist(), targets.tolist(), strict=True))
@@ -49,7 +57,7 @@ def answers(logits: Tensor, targets: Tensor, decode: Callable[[Tensor], list[str
 def forward(
     model: MultiExitModel, data: Sequence[Example], exits: Iterable[int] | None = None, batch_size: int = 32
 ) -> Iterator[tuple[list[int], dict[int, Tensor], Tensor]]:
-    """Batches of clips of like length: their positions in `data`, their logits at each exit, their targets."""
+    """Yield batches of clips of similar length: positions in `data`, logits at each exit, targets."""
     model.eval()
     device = next(model.parameters()).device
     for start in range(0, len(data), WINDOW * batch_size):
@@ -60,11 +68,12 @@ def forward(
 
 
 def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: str = "character") -> pd.DataFrame:
-    """Error per group: columns `by`, `value` and `n`; value * n are the errors.
+    """Return the error per group: columns `by`, `value` and `n`; value * n is the number of errors.
 
-    `n` are clips, and `value` the share of those with a wrong label. Of texts, `value` is the error rate (CER or WER,
-    by `unit`, `character` or `word`), counted over all texts together, and `n` the units that they have: with
-    insertions it may exceed 1, and it is infinite if something was heard where nothing is said at all.
+    For labels, `n` counts clips and `value` is the share of wrong ones. For texts, `n` counts the units of all texts of
+    the group and `value` is the CER or WER over them. With insertions it may exceed 1. If the texts are empty and a
+    prediction is not, it is infinite.
+    `unit` is `character` or `word`; labels ignore it.
     """
     counted = predictions.assign(**_counts(predictions, unit))
     sums = counted.groupby(list(by), sort=True)[["errors", "n"]].sum().reset_index()
@@ -73,7 +82,7 @@ def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: 
 
 
 def all_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.DataFrame:
-    """`error_rates` with the column `metric`: `error` of labels; `CER` and `WER` of texts."""
+    """Return `error_rates` with the column `metric`: `error` for labels; `CER` and `WER` for texts."""
     if _are_labels(predictions):
         return error_rates(predictions, by).assign(metric="error")
     return pd.concat(
@@ -82,7 +91,7 @@ def all_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.Da
 
 
 def item_errors(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Errors of every clip at every exit: `exit, item, metric, errors, n`; of texts once for CER and once for WER."""
+    """Return the errors of every clip at every exit: `exit, item, metric, errors, n`; texts have CER and WER rows."""
     about = predictions[["exit", "item"]]
     if _are_labels(predictions):
         return about.assign(metric="error", **_counts(predictions, "character"))
@@ -94,7 +103,7 @@ def _are_labels(predictions: pd.DataFrame) -> bool:
 
 
 def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
-    """Errors, and what could be wrong, of each prediction."""
+    """Return the number of errors and of units (clips, characters or words) of each prediction."""
     if _are_labels(predictions):
         return {"errors": (predictions["predicted"] != predictions["label"]).astype(int), "n": 1}
     process = {"character": jiwer.process_characters, "word": jiwer.process_words}[unit]
@@ -106,14 +115,15 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
 
 
 def majority_error(labels: Sequence[int]) -> float:
-    """Error of always answering the most frequent of `labels`: what a classifier must beat."""
+    """Return the error of always answering the most frequent of `labels`; a useful classifier has less."""
     return 1.0 - np.bincount(np.asarray(labels)).max() / len(labels)
 
 
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
-    """EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
+    """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
 
-    data: the clips called `ids`, targets unused. A trial's score is the cosine of its clips' embeddings.
+    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips called `ids`, targets
+    ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
     """
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()
@@ -133,7 +143,7 @@ def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], t
 
 
 def equal_error_rate(scores: np.ndarray, same: np.ndarray) -> float:
-    """Where misses and false alarms are equally frequent, by a straight line between the two nearest thresholds."""
+    """Return the rate at which misses and false alarms are equal, interpolated between the two nearest thresholds."""
     alarms, hits, _ = roc_curve(same, scores, drop_intermediate=False)
     gap = (1 - hits) - alarms  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
@@ -142,9 +152,9 @@ def equal_error_rate(scores: np.ndarray, same: np.ndarray) -> float:
 
 
 def min_dcf(scores: np.ndarray, same: np.ndarray, prior: float = 0.05) -> float:
-    """Least detection cost over thresholds (NIST SRE; misses and false alarms cost 1 each), over that of no system.
+    """Return the least detection cost over thresholds, divided by that of a system that always answers the same.
 
-    prior: of a trial being of one speaker.
+    A miss and a false alarm cost 1 each (NIST SRE); `prior` is the probability that one speaker says both clips.
     """
     alarms, hits, _ = roc_curve(same, scores, drop_intermediate=False)
     return float((prior * (1 - hits) + (1 - prior) * alarms).min() / min(prior, 1 - prior))

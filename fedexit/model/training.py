@@ -1,4 +1,4 @@
-"""What every training loop shares: checks, the learning-rate schedule, bfloat16."""
+"""Parts that every training loop shares: checks, the learning-rate schedule, bfloat16."""
 
 import math
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ from fedexit.support.errors import FedexitError
 
 
 def lacks_bfloat16() -> bool:
-    """Whether the processor is without bfloat16.
+    """Return whether the processor lacks bfloat16.
 
-    Products in it take some fifty times as long as in single precision then (AMD Zen 3, torch 2.14); no LSTM runs.
+    Matrix products in bfloat16 then take about fifty times as long as in single precision (AMD Zen 3, torch 2.14), and
+    an LSTM does not run at all.
     """
     return torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
 
 
 @contextmanager
 def for_bfloat16(backbone: Backbone, wanted: bool = True) -> Iterator[None]:
-    """Attention by plain products in here, if `wanted`: the rest of bfloat16 is `torch.autocast`'s.
+    """Compute attention by plain products inside the block, if `wanted`; `torch.autocast` does the rest of bfloat16.
 
-    torch's fused attention for the CPU takes several times as long backward in bfloat16 as in single precision.
+    The backward pass of torch's fused CPU attention is several times slower in bfloat16 than in single precision.
     """
     model, usual = backbone.model, backbone.model.config._attn_implementation
     if wanted:
@@ -38,7 +39,7 @@ _WARM_UP = 0.05  # share of all updates in which a learning rate rises
 
 
 def check_numbers(training: object) -> None:
-    """Raise FedexitError for numbers by which nothing trains, here or centrally: NaN is one."""
+    """Raise FedexitError for values of a training recipe that are out of range, NaN included."""
     above = training.learning_rate, training.head_learning_rate, training.clip_norm
     if min(training.epochs, training.batch_size) < 1 or not all(number > 0 for number in above):
         raise FedexitError(
@@ -47,5 +48,5 @@ def check_numbers(training: object) -> None:
 
 
 def schedule(done: float) -> float:
-    """Share of the learning rate when a share `done` of the updates is: linear warm-up, then half a cosine to zero."""
+    """Return the share of the learning rate at a share `done` of all updates: linear warm-up, then half a cosine."""
     return min(done / _WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2

@@ -9,5 +9,6 @@ class FedexitError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, in one line; its type when it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of a library's error, with the second if that explains it; its type if it is empty."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

@@ -1,11 +1,14 @@
 """Hashes of files and trees, and writing a file so that it is either the old one or the whole new one."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fedexit.support.errors import FedexitError, first_line
 
 _BLOCK = 1 << 20
 
@@ -21,9 +24,40 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_downloaded(file: Path) -> None:
+    """Raise FedexitError for a file that is missing, empty, a web page or a Git LFS pointer instead of the real one."""
+    if not file.is_file():
+        raise FedexitError(f"{file} is not there; download it again")
+    with file.open("rb") as opened:
+        start = opened.read(64).lstrip().lower()
+    if not start:
+        raise FedexitError(f"{file} is empty; download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise FedexitError(f"{file} is a Git LFS pointer, not the file itself; get it with: git lfs pull")
+    if start.startswith((b"<!doctype", b"<html")):
+        raise FedexitError(f"{file} is a web page; download the file itself")
+
+
+def read_json_object(file: Path) -> dict:
+    """Return the JSON object in `file`. Raises FedexitError if the file holds anything else."""
+    check_downloaded(file)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{file} is not JSON ({first_line(error)}); download it again") from error
+    if not isinstance(content, dict):
+        raise FedexitError(f"{file} holds a JSON {type(content).__name__}, not an object; download it again")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files in a model folder that hold its weights: the safetensors files, else the old `.bin` files."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
 def weights_hash(folder: Path) -> str:
     """Return `file_hash` of the weights in a model folder, joined if there are several files; "missing" without any."""
-    return "+".join(map(file_hash, sorted(folder.glob("*.safetensors")))) or "missing"
+    return "+".join(map(file_hash, weight_files(folder))) or "missing"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Named random streams: every draw belongs to a name, so a resumed run or another number of workers gets the same bits.
+"""Named random streams: every draw belongs to a name, so a resumed run is bit-identical, with any number of workers.
 
-A stream is named by what it is for, e.g. `stream_seed(seed, "sampling", round)`; there is no hidden global counter that
-an interruption could move.
+A stream is named by its purpose, e.g. `stream_seed(seed, "sampling", round)`. There is no hidden global counter that an
+interruption could move.
 """
 
 import hashlib
@@ -14,21 +14,30 @@ import torch
 
 
 def stream_seed(*name: str | int | float) -> int:
-    """A 63-bit seed from the stream's name; equal names give equal seeds in every process."""
-    digest = hashlib.sha256("/".join(map(repr, name)).encode()).digest()
+    """Return a 63-bit seed for the stream `name`; equal names give equal seeds in every process.
+
+    NumPy scalars, one-element tensors and booleans count as the Python numbers that they equal.
+    """
+    digest = hashlib.sha256("/".join(repr(_plain(part)) for part in name).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def _plain(part: object) -> object:
+    """Return a scalar of NumPy or torch as a Python number or string, and a boolean as 0 or 1."""
+    part = part.item() if isinstance(part, np.generic | torch.Tensor) else part
+    return int(part) if isinstance(part, bool) else part
+
+
 def numpy_stream(*name: str | int | float) -> np.random.Generator:
-    """NumPy generator of the stream `name`."""
+    """Return the NumPy generator of the stream `name`."""
     return np.random.default_rng(stream_seed(*name))
 
 
 @contextmanager
 def seeded(*name: str | int | float) -> Iterator[None]:
-    """Seed torch, NumPy and `random` for a block, and put their states back afterwards.
+    """Seed torch, NumPy and `random` for a block, and restore their states afterwards.
 
-    All three, because `transformers` draws dropout with torch but its SpecAugment masks with NumPy.
+    `transformers` draws dropout with torch but its SpecAugment masks with NumPy.
     """
     seed = stream_seed(*name)
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002

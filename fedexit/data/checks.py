@@ -1,0 +1,90 @@
+"""Check clips, targets and batches before a model reads them: one sentence instead of an error deep in torch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedexit.support.errors import FedexitError
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+def check_example(example: object, position: int) -> None:
+    """Raise FedexitError unless `example` is a pair of a float clip, (T,) or features (C, F), and a target."""
+    about = f"clip {position} of the batch (from 0)"
+    if not isinstance(example, tuple | list) or len(example) != 2:
+        raise FedexitError(f"an example is a pair (clip, target), not a {type(example).__name__}")
+    clip = example[0]
+    if not isinstance(clip, Tensor):
+        raise FedexitError(f"{about} is a {type(clip).__name__}; give a float tensor (T,), e.g. torch.from_numpy(clip)")
+    if not clip.is_floating_point():
+        raise FedexitError(f"{about} holds {clip.dtype}; give floats in [-1, 1], e.g. 16-bit samples / 32768")
+    if clip.dim() not in (1, 2) or (clip.dim() == 2 and len(clip) < 3):
+        raise FedexitError(f"{about} has the shape {tuple(clip.shape)}; a clip is (T,): mix channels with clip.mean(0)")
+
+
+def check_finite(clip: Tensor, position: int) -> None:
+    """Raise FedexitError if the clip at `position` of a batch holds NaN or infinite samples."""
+    if not torch.isfinite(clip).all():
+        raise FedexitError(f"clip {position} of the batch (from 0) holds NaN or infinite samples; fix it or drop it")
+
+
+def as_target(target: object) -> Tensor:
+    """Return a target as integers: the index of a label (), or a text's characters (L,).
+
+    Raises FedexitError for anything else, such as 0.7, None or a string.
+    """
+    try:
+        found = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.dim() > 1 or (found.numel() and found.dtype not in (*_WHOLE, torch.bool)):
+        raise FedexitError(f"target {target!r} is neither the index of a label nor a list of characters from 1")
+    return found.long()
+
+
+def checked_batch(
+    clips: Tensor, lengths: Tensor | None, channels: int, frames: Callable[[int], int], name: str
+) -> Tensor:
+    """Return the lengths (B,) of a batch that enters a model, on the batch's device.
+
+    Args:
+        clips: waveforms (B, T) or features (B, C, F).
+        lengths: samples or frames of each clip; None for all of T or F.
+        channels: C of the model's features.
+        frames: number of frames of a clip, from its samples.
+        name: of the model, for messages.
+
+    Raises:
+        FedexitError: for shapes, types and lengths that cannot be right, clips shorter than one frame, and NaN.
+    """
+    if not isinstance(clips, Tensor) or not clips.is_floating_point():
+        kind = clips.dtype if isinstance(clips, Tensor) else type(clips).__name__
+        raise FedexitError(f"waveforms are {kind}; give a tensor of floats in [-1, 1], e.g. integers / 32768")
+    shape = tuple(clips.shape)
+    if clips.dim() not in (2, 3) or 0 in shape or (clips.dim() == 3 and shape[1] != channels):
+        raise FedexitError(
+            f"a batch of shape {shape} is neither waveforms (B, T) nor features (B, {channels}, F) of {name}; a clip "
+            "is (T,): mix its channels with clip.mean(0), add the batch axis with clip[None]"
+        )
+    if lengths is None:  # nothing to check, so a GPU need not wait
+        shortest, lengths = shape[-1], clips.new_full((shape[0],), shape[-1], dtype=torch.long)
+    else:
+        shortest = _shortest(lengths, shape[0], shape[-1])
+    if clips.dim() == 2 and frames(shortest) < 1:
+        raise FedexitError(f"a clip of {shortest} samples is shorter than one frame of {name}; drop it")
+    if clips.device.type == "cpu":  # on a GPU the check would have to wait, and `collate` has made it already
+        for position, clip in enumerate(clips):
+            check_finite(clip, position)
+    return lengths.to(clips.device, torch.long)
+
+
+def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
+    """Return the least of `lengths`. Raises FedexitError unless they are one whole number per clip, 1 to `longest`."""
+    if not isinstance(lengths, Tensor) or lengths.dtype not in _WHOLE or lengths.shape != (clips,):
+        raise FedexitError(f"lengths must be a tensor of {clips} integers, one per clip, not {str(lengths)[:80]}")
+    least, most = int(lengths.min()), int(lengths.max())
+    if least < 1 or most > longest:
+        raise FedexitError(f"lengths are {least} to {most}, but the batch allows 1 to {longest}")
+    return least

@@ -1,0 +1,150 @@
+"""Read speech encoders of `transformers` from a folder or the hub, and check every weight against its file."""
+
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from fedexit.data.audio import SAMPLE_RATE
+from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.files import check_downloaded, read_json_object, weight_files
+from fedexit.support.streams import seeded
+
+FAMILIES = ("wav2vec2", "hubert", "wavlm")
+MASK_VECTOR = "masked_spec_embed"
+# Tensors that a file may hold beyond the encoder: the heads for CTC, classification, speaker verification and
+# pre-training, the adapter above the last layer, and a mask vector that the config does not use.
+_EXTRA = re.compile(
+    r"(lm_head|quantizer|project_hid|project_q|projector|classifier|layer_weights|tdnn\.\d+|objective|final_proj"
+    rf"|adapter)\b|label_embs_concat$|{MASK_VECTOR}$|feature_extractor\.(weight|bias)$"
+)
+_NAMED = 4  # tensors named in a message
+
+
+def check_family(config: PretrainedConfig, name: str) -> None:
+    """Raise FedexitError unless a model of this `config`, called `name`, can be cut at every layer."""
+    if config.model_type not in FAMILIES:
+        raise FedexitError(f"{name} is a {config.model_type} model; expected one of {', '.join(FAMILIES)}")
+    if config.do_stable_layer_norm:
+        raise FedexitError(
+            f"{name} is a stable-layer-norm ('large') model: only its last layer is followed by a normalisation, so a "
+            "shallow exit would read states of another scale; take a post-norm ('base') model"
+        )
+
+
+def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedModel:
+    """Load an encoder by folder or hub id, in single precision and without its adapter; its file must hold all weights.
+
+    A mask vector that the file lacks is drawn from the random stream "mask vector", with a warning. `options` are those
+    of `AutoModel.from_pretrained`, and entries of the config to replace. Raises FedexitError for unreadable files,
+    another kind of model, missing, unexpected or misshapen tensors, NaN, and another sampling rate.
+    """
+    if Path(name_or_path).is_dir():
+        _check_files(Path(name_or_path))
+    try:
+        with quiet_transformers():
+            config, _ = PretrainedConfig.get_config_dict(name_or_path)
+            if config.get("add_adapter"):  # above the last layer, which no exit reads
+                options["add_adapter"] = False
+            model, report = AutoModel.from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except UnpicklingError as error:
+        raise FedexitError(
+            f"{name_or_path}: the .bin file is damaged or holds more than tensors, and reading it could run foreign "
+            "code; convert the model to model.safetensors"
+        ) from error
+    except Exception as error:  # whatever transformers meets in a user's files
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise FedexitError(f"{name_or_path} cannot be read ({reason}); check config.json and weights") from error
+    check_family(model.config, str(name_or_path))
+    if "add_adapter" in options:
+        model.adapter = torch.nn.Identity()
+    _check_weights(model, report, str(name_or_path))
+    _check_input(name_or_path)
+    return model
+
+
+def misfits(missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str] = ()) -> str:
+    """Return in words which tensors do not fit between a file and a model; "" if all fit."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    return "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names)
+
+
+def _few(names: Collection[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(sorted(names)[:_NAMED]) + more
+
+
+def _check_files(folder: Path) -> None:
+    """Raise FedexitError for a folder without a readable config of our families, and for weights not downloaded."""
+    settings = folder / "config.json"
+    if not settings.is_file():
+        raise FedexitError(f"{folder} holds no config.json; expected a model folder in the Hugging Face format")
+    kind = read_json_object(settings).get("model_type", "no model_type")
+    if kind not in FAMILIES:
+        raise FedexitError(f"{settings} names {kind}; expected one of {', '.join(FAMILIES)}")
+    for file in weight_files(folder):
+        check_downloaded(file)
+
+
+def _check_weights(model: PreTrainedModel, report: dict, name: str) -> None:
+    """Raise FedexitError unless `report` says that the file filled the model; draw a missing mask vector."""
+    missing = set(report["missing_keys"])
+    unexpected = {key for key in report["unexpected_keys"] if not _EXTRA.match(key)}
+    wrong = misfits(missing - {MASK_VECTOR}, unexpected, {key for key, *_ in report["mismatched_keys"]})
+    if wrong:
+        raise FedexitError(f"the weights of {name} are not those of its config.json: {wrong}; take a matching pair")
+    if MASK_VECTOR in missing:
+        _draw_mask_vector(model, name)
+    if bad := [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise FedexitError(f"the weights of {name} hold NaN or infinity in {_few(bad)}; take another checkpoint")
+
+
+def _draw_mask_vector(model: PreTrainedModel, name: str) -> None:
+    vector = model.masked_spec_embed
+    with torch.no_grad(), seeded("mask vector", len(vector)):
+        vector.copy_(torch.rand(len(vector)))
+    warnings.warn(
+        f"{name} holds no mask vector ({MASK_VECTOR}); it is drawn from a fixed random stream, and only pre-training "
+        "uses it",
+        stacklevel=4,
+    )
+
+
+def _check_input(name_or_path: str | Path) -> None:
+    """Raise FedexitError for a model of another sampling rate; warn about one that reads raw waveforms."""
+    try:
+        file = cached_file(str(name_or_path), "preprocessor_config.json")
+    except OSError:  # there is none
+        return
+    settings = read_json_object(Path(file))
+    if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise FedexitError(f"{file}: sampling_rate is {rate!r}, but all audio here has {SAMPLE_RATE} Hz; take another")
+    if settings.get("do_normalize", True) is not True:
+        warnings.warn(
+            f"{name_or_path} was trained on waveforms that are not normalised (do_normalize in "
+            "preprocessor_config.json); here every clip gets mean 0 and variance 1",
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide the progress bars and reports of `transformers`: our own messages name what is wrong with a model."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(max(level, transformers_logging.ERROR))
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
