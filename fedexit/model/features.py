@@ -51,6 +51,11 @@ class FrozenFeatures(Sequence[Example]):
     def __init__(self, clips: Clips, store: FeatureStore):
         self.clips, self.store, self.targets = clips, store, clips.targets
 
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of the clips and of the file of their features, whose name holds what it was made from."""
+        return hashlib.sha256(f"{self.clips.content_hash} {self.store.file.name}".encode()).hexdigest()
+
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.clips)

@@ -1,5 +1,6 @@
 """The contract of every task: which clips of a corpus take part, what is to be told of them, by what head."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,12 @@ class Clips(Sequence[Example]):
     def __init__(self, corpus: Corpus, rows: pd.DataFrame, max_seconds: float, speed: float = 1.0):
         self.corpus, self.max_samples, self.speed = corpus, int(max_seconds * SAMPLE_RATE), speed
         self.ids, self.targets = rows["id"].tolist(), rows["target"].tolist()
+
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of the corpus's content, the clips, their targets, cut and speed (see `data_digest`)."""
+        facts = [self.corpus.checksum, self.ids, self.targets, self.max_samples, self.speed]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Number of clips."""
