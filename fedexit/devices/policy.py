@@ -16,6 +16,7 @@ from fedexit.devices.dynamics import Dynamics, Faults, at_round
 from fedexit.devices.profiles import Calibration, Profile
 from fedexit.federated.clients import LocalTraining
 from fedexit.federated.ledger import Device, client_costs
+from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
@@ -29,7 +30,12 @@ class Need(NamedTuple):
     macs: float
 
 
-def needs_by_exit(model: MultiExitModel, lengths: Sequence[int], training: LocalTraining) -> dict[int, Need]:
+def needs_by_exit(
+    model: MultiExitModel,
+    lengths: Sequence[int],
+    training: LocalTraining,
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
+) -> dict[int, Need]:
     """The needs of a client with clips of these `lengths`, for each exit of `model`, shallow first.
 
     Arguments and errors are those of `fedexit.federated.ledger.client_costs`, whose memory model is the one that is
@@ -37,7 +43,7 @@ def needs_by_exit(model: MultiExitModel, lengths: Sequence[int], training: Local
     """
     found = {}
     for depth in model.exits:
-        costs = client_costs(model, depth, lengths, training)
+        costs = client_costs(model, depth, lengths, training, objective=objective)
         found[depth] = Need(costs["memory_training"], costs["bytes"], costs["macs_forward"] + costs["macs_backward"])
     return found
 

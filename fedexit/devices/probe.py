@@ -69,7 +69,7 @@ def step_seconds(model: MultiExitModel, depth: int, clips: Sequence[Example]) ->
     with one_thread():
         for steps in (1, 3):
             data = Client("timed", list(clips) * steps, depth)
-            spent.append(local_round(client, weights, data, training, ("timed",))[1]["seconds"])
+            spent.append(local_round(client, weights, data, training, ("timed",))[1].seconds)
     return (spent[1] - spent[0]) / 2
 
 

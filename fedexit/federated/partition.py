@@ -1,4 +1,4 @@
-"""Who holds which clips: the rows of a task dealt out to clients, and clients to tiers (paper, sec. 3)."""
+"""Divide the clips of a task among clients, and clients among tiers (paper, sec. 3)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ PARTITIONS = ("group", "iid", "dirichlet")
 
 
 def device_of(group: str) -> str:
-    """The device a group of clips lives on: BOB1.DOG and BOB2.DOG are one character's; other names stay."""
+    """Return the device that holds a group of clips: BOB1.DOG and BOB2.DOG belong to BOB; other names stay."""
     dialogue = re.fullmatch(r"(.*\D)\d*\.DOG", group)
     return dialogue[1] if dialogue else group
 
 
 def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int, shares: Sequence[float] = ()) -> dict:
-    """Depth of each device: a random order dealt out over `depths`, evenly (two are the paper's 50/50 tiers).
+    """Return the depth of each device: a random order divided evenly over `depths` (two are the paper's 50/50 tiers).
 
-    With `shares`, one for each depth, they get the devices in that ratio. Raises FedexitError for other shares.
+    With `shares`, one number >= 0 per depth, it is divided in that ratio. Raises FedexitError for other shares.
     """
     names = sorted(set(devices))
     order = numpy_stream(seed, "tiers").permutation(len(names))
@@ -36,13 +36,13 @@ def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int, shar
 
 
 def tier_of(group: str, depths: Mapping[str, int]) -> str:
-    """Tier of the device that `group` lives on, called by its depth ("depth 3"), or "no client"."""
+    """Return the tier of the device that holds `group`, named by its depth ("depth 3"), or "no client"."""
     device = device_of(group)
     return f"depth {depths[device]}" if device in depths else "no client"
 
 
 def client_groups(task: Task, min_clips: int = 8) -> list[str]:
-    """The groups that become clients, sorted: those with at least `min_clips` clips of the task's training part."""
+    """Return the groups that become clients, sorted: those with at least `min_clips` training clips."""
     sizes = task.rows.query("split == 'train'")["group"].value_counts()
     groups = sorted(sizes[sizes >= min_clips].index)
     if not groups:
@@ -59,13 +59,21 @@ def make_clients(
     seed: int = 0,
     alpha: float = 0.5,
 ) -> list[Client]:
-    """One client per group of `client_groups(task, min_clips)`.
+    """Return one client per group of `client_groups(task, min_clips)`.
 
-    `depths`: depth by device (see `device_of`). partition `group` leaves each group its own clips; `iid` keeps the
-    groups' sizes and shuffles the clips among them, as the paper does for speaker identification; `dirichlet` deals out
-    each label by shares drawn from Dirichlet(`alpha`), the smaller the more skewed (Hsu et al. 2019); who gets no clip
-    is left out. Raises FedexitError for an unknown partition, when no group is large enough, and for a Dirichlet that
-    has no labels or no `alpha` > 0.
+    Args:
+        task: The task, whose training rows are divided.
+        depths: Depth by device (see `device_of`).
+        partition: `group` leaves each group its own clips; `iid` keeps the sizes of the groups and shuffles the clips
+            among them, as the paper does for speaker identification; `dirichlet` divides each label by shares drawn
+            from Dirichlet(`alpha`) (Hsu et al. 2019), and leaves out groups without clips.
+        min_clips: The smallest group that becomes a client.
+        max_seconds: Clips are cut to this length.
+        seed: Seed of the shuffle or of the shares.
+        alpha: Parameter of the Dirichlet distribution, > 0; small values give skewed clients.
+
+    Raises FedexitError for an unknown partition, when no group is large enough, and for `dirichlet` without labels or
+    with alpha <= 0.
     """
     if partition not in PARTITIONS:
         raise FedexitError(f"unknown partition {partition!r}; known: {', '.join(PARTITIONS)}")
@@ -85,7 +93,7 @@ def make_clients(
 
 
 def _skewed(labels: np.ndarray, names: np.ndarray, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Which of the `names` gets each clip."""
+    """Return the name, among `names`, of the owner of each clip."""
     owners = np.empty(len(labels), dtype=names.dtype)
     for label in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == label))

@@ -19,7 +19,6 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import Example, normalised
 from fedexit.data.tasks.contract import Clips
 from fedexit.model.backbone import Backbone
@@ -50,6 +49,16 @@ class FrozenFeatures(Sequence[Example]):
 
     def __init__(self, clips: Clips, store: FeatureStore):
         self.clips, self.store, self.targets = clips, store, clips.targets
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels C."""
+        return self.store.channels
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the frames of each clip."""
+        return [self.store.places[clip][1] for clip in self.clips.ids]
 
     @property
     def content_hash(self) -> str:
@@ -103,9 +112,7 @@ def feature_files() -> dict[Path, int]:
 
 def _bytes(clips: Clips, backbone: Backbone) -> int:
     """What the features of `clips` take on disk, by the manifest's durations."""
-    seconds = clips.corpus.manifest.set_index("id")["seconds"].loc[clips.ids].to_numpy()
-    samples = (np.minimum(seconds * SAMPLE_RATE, clips.max_samples) / clips.speed).round().astype(int)
-    return 4 * backbone.channels * int(backbone.frame_lengths(torch.from_numpy(samples)).sum())
+    return 4 * backbone.channels * int(backbone.frame_lengths(torch.tensor(clips.lengths)).sum())
 
 
 def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
