@@ -13,9 +13,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedexit.devices.dynamics import Dynamics, Faults, at_round
+from fedexit.devices.fleet import Device
 from fedexit.devices.profiles import Calibration, Profile
 from fedexit.federated.clients import LocalTraining
-from fedexit.federated.ledger import Device, client_costs
+from fedexit.federated.ledger import client_costs
 from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError

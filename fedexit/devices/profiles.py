@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from fedexit.federated.ledger import Device
+from fedexit.devices.fleet import Device
 from fedexit.support.errors import FedexitError
 
 MIB = 2**20

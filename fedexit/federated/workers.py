@@ -4,9 +4,7 @@ Two threads on a busy core are ten times slower than one, and sums may round dif
 With one thread per process, results are bit-identical for any number of workers.
 """
 
-import io
 import pickle
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +13,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fedexit.federated.aggregation import Update
 from fedexit.federated.clients import Client, LocalRound, LocalTraining, RoundReport, local_round
 from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread, start_worker, worker_pool
+from fedexit.support.sharing import Shared, pickled
 
 Stream = tuple[str | int, ...]
 Round = Callable[[Iterable[Client], Stream], Iterator[tuple[Client, Update, RoundReport]]]
-_ALIGN = 64  # bytes: torch lets a tensor begin at multiples of this
 
 
 class Work(NamedTuple):
@@ -60,8 +57,8 @@ def local_rounds(model: MultiExitModel, clients: Sequence[Client], work: Work, w
             return
         if next(model.parameters()).device.type != "cpu":
             raise FedexitError("several workers share a CPU, not a GPU: take workers=1 or move the model to the CPU")
-        sent = _pickled(clients)
-        shared = _Shared.of(model.trainable_weights(), sections=1 + 2 * workers)
+        sent = pickled(list(clients))
+        shared = Shared.of(model.trainable_weights(), sections=1 + 2 * workers)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)  # because a model with weight norm cannot be pickled
             # the forkserver has imported torch: workers start at once and share the memory of the libraries
@@ -82,65 +79,7 @@ def _here(model: MultiExitModel, work: Work) -> Round:
     return run
 
 
-class _ByValue(pickle.Pickler):
-    """A pickler that copies tensors, because torch would send each by a file descriptor, of which there are few."""
-
-    def reducer_override(self, obj: object) -> object:
-        if type(obj) is Tensor and obj.dtype != torch.bfloat16:
-            return torch.from_numpy, (obj.detach().cpu().numpy(),)
-        name, main = getattr(obj, "__qualname__", ""), sys.modules["__main__"]
-        if name and getattr(obj, "__module__", "") == "__main__" and not hasattr(main, "__file__"):
-            raise FedexitError(f"{name} is defined in this notebook, where workers cannot find it; move it to a module")
-        return NotImplemented
-
-
-def _pickled(clients: Sequence[Client]) -> bytes:
-    buffer = io.BytesIO()
-    try:
-        _ByValue(buffer).dump(list(clients))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise FedexitError(
-            f"the clients' data cannot be sent to workers ({first_line(error)}); take workers=1, or data of a class in "
-            "a module"
-        ) from error
-    return buffer.getvalue()
-
-
-class _Shared(NamedTuple):
-    """Shared memory in sections of equal size: the global weights, then places for several updates."""
-
-    memory: Tensor
-    section: int
-    places: dict[str, tuple[int, torch.Size, torch.dtype]]
-
-    @classmethod
-    def of(cls, weights: dict[str, Tensor], sections: int) -> "_Shared":
-        places, end = {}, 0
-        for name, tensor in weights.items():
-            places[name] = end, tensor.shape, tensor.dtype
-            end += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
-        try:
-            memory = torch.empty(sections * end, dtype=torch.uint8).share_memory_()
-        except RuntimeError as error:
-            raise FedexitError(
-                f"the workers need {sections * end / 1e6:.0f} MB of shared memory (/dev/shm); take workers=1, or more "
-                "of it (a container's --shm-size)"
-            ) from error
-        return cls(memory, end, places)
-
-    def split(self) -> list[dict[str, Tensor]]:
-        """Return the weights of each section by name, as views of its memory."""
-        return [self._weights(start) for start in range(0, len(self.memory), self.section)]
-
-    def _weights(self, start: int) -> dict[str, Tensor]:
-        views = {}
-        for name, (offset, shape, dtype) in self.places.items():
-            size = shape.numel() * dtype.itemsize
-            views[name] = self.memory[start + offset : start + offset + size].view(dtype).view(shape)
-        return views
-
-
-def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequence[Client], shared: _Shared) -> Round:
+def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequence[Client], shared: Shared) -> Round:
     positions = {client.name: position for position, client in enumerate(clients)}
     sections = shared.split()
 
@@ -167,7 +106,7 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
 class _Inside:
     """The state of a worker. Only the sections of weights are shared with other processes."""
 
-    def __init__(self, folder: str, clients: bytes, work: Work, shared: _Shared):
+    def __init__(self, folder: str, clients: bytes, work: Work, shared: Shared):
         self.model = MultiExitModel.from_pretrained(folder)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in shared.places)
@@ -178,7 +117,7 @@ class _Inside:
 _inside: _Inside | None = None  # one per process
 
 
-def _start_inside(folder: str, clients: bytes, work: Work, shared: _Shared) -> None:
+def _start_inside(folder: str, clients: bytes, work: Work, shared: Shared) -> None:
     global _inside
     start_worker()
     _inside = _Inside(folder, clients, work, shared)
