@@ -48,9 +48,15 @@ class Aggregator:
     order of clients matters only by rounding. Sums are in float32, or in float64 for weights of that type.
     """
 
-    def __init__(self, global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0):
+    def __init__(
+        self,
+        global_weights: Mapping[str, Tensor],
+        method: str = "layerwise",
+        depth_exponent: float = 1.0,
+        layers: int | None = None,
+    ):
         self.global_weights, self.method, self.depth_exponent = global_weights, method, depth_exponent
-        self._layers = max((layer_of(name) or 0 for name in global_weights), default=0)
+        self._layers = layers or max((layer_of(name) or 0 for name in global_weights), default=0)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
         self._all_clients = 0.0
@@ -151,8 +157,8 @@ class TierAggregator:
     model, so a tier has no top block of its own.
     """
 
-    def __init__(self, global_weights: Mapping[str, Tensor]):
-        self.global_weights = global_weights
+    def __init__(self, global_weights: Mapping[str, Tensor], layers: int | None = None):
+        self.global_weights, self._layers = global_weights, layers
         self._tiers: dict[int, Aggregator] = {}
         self._clients: Counter[int] = Counter()
         self._finished = False
@@ -160,7 +166,7 @@ class TierAggregator:
     def add(self, update: Update) -> None:
         """Add one client's update. Errors are those of `Aggregator.add`."""
         _check_open(self)
-        tier = self._tiers.get(update.depth) or Aggregator(self.global_weights, "masked")
+        tier = self._tiers.get(update.depth) or Aggregator(self.global_weights, "masked", layers=self._layers)
         tier.add(update)
         self._tiers[int(update.depth)] = tier
         self._clients[int(update.depth)] += 1
@@ -175,11 +181,10 @@ class TierAggregator:
             for depth in depths
         }
         tops = [self._top(means, *pair) for pair in itertools.pairwise(depths)]
-        taught = [
-            Update({**means[depth], **top}, self._clients[depth], depth)
-            for depth, top in itertools.zip_longest(depths, tops, fillvalue={})
-        ]
-        return aggregate(old, taught, "masked")
+        server = Aggregator(old, "masked", layers=self._layers)
+        for depth, top in itertools.zip_longest(depths, tops, fillvalue={}):
+            server.add(Update({**means[depth], **top}, self._clients[depth], depth))
+        return server.result()
 
     def _top(self, means: dict[int, dict[str, Tensor]], depth: int, deeper: int) -> dict[str, Tensor]:
         """Return the top block of the tier of `depth`, mixed with the step of the next `deeper` tier."""
@@ -193,14 +198,20 @@ class TierAggregator:
 
 
 def make_aggregator(
-    global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0
+    global_weights: Mapping[str, Tensor],
+    method: str = "layerwise",
+    depth_exponent: float = 1.0,
+    layers: int | None = None,
 ) -> Aggregator | TierAggregator:
-    """Return an aggregator for the rule `method`, to which updates are added one by one. See `aggregate`."""
+    """Return an aggregator for the rule `method`, to which updates are added one by one. See `aggregate`.
+
+    layers: of the model, the bound of L_i; by default the deepest layer that the weights name.
+    """
     if method not in RULES:
         raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(RULES)}")
     if method == "inclusive":
-        return TierAggregator(global_weights)
-    return Aggregator(global_weights, method, depth_exponent)
+        return TierAggregator(global_weights, layers)
+    return Aggregator(global_weights, method, depth_exponent, layers)
 
 
 def aggregate(

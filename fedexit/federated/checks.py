@@ -88,15 +88,17 @@ def _checked(model: MultiExitModel, data: Sequence[Example], owner: str, spells:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise FedexitError(f"data of {owner} are a {type(data).__name__}; give a list of pairs (waveform, target)")
     lengths, channels, targets = [list(column) for column in zip(*_measured(data, owner), strict=True)] or [[], [], []]
-    cached = any(channels)
+    cached = any(channels[:1])
     frames = lengths if cached else model.backbone.frame_lengths(torch.tensor(lengths, dtype=torch.long)).tolist()
     for position, target in enumerate(targets):
         name = f"{owner}, clip {position}"
-        if channels[position] != (model.backbone.channels if cached else 0):
+        if channels[position] not in (0, model.backbone.channels):
+            width = model.backbone.channels
             raise FedexitError(
-                f"{name} has {channels[position]} channels; give only mono waveforms (T,), or only features of "
-                f"{model.backbone.channels} channels"
+                f"{name} has {channels[position]} channels; give a mono waveform, or features of {width}"
             )
+        if channels[position] != channels[0]:
+            raise FedexitError(f"{name} is not of the same kind as clip 0; give only waveforms, or only features")
         if frames[position] < 1:
             raise FedexitError(f"{name} is shorter than one frame ({lengths[position]} samples); leave it out")
         codes = _check_target(model, target, name)

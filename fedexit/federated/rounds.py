@@ -54,10 +54,10 @@ class Federation:
 class RoundState:
     """The progress of a federation, as its checkpoint holds it. The ledger is in a table beside it."""
 
-    round: int = 0  # number of finished rounds
-    evaluations: list[list] = field(default_factory=list)  # rows of `Federation.table`
-    depths: list[str] = field(default_factory=list)  # a hash per round of what `depths` gave
-    ledger_bytes: int = 0  # size of the ledger's table in the checkpoint
+    round: int  # number of finished rounds
+    evaluations: list[list]  # rows of `Federation.table`
+    depths: list[str]  # a hash per round of what `depths` gave
+    ledger_bytes: int  # size of the ledger's table in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ def federate(
     Example: `federate(model, [Client("ann", clips, depth=3), Client("ben", more_clips, depth=12)], rounds=2)`
     """
     way, training, given = find_method(method), training or LocalTraining(), _listed(clients)
+    check_run(given, rounds, fraction, workers, evaluate_every)
     clients = way.enlist(given)
-    check_run(clients, rounds, fraction, workers, evaluate_every)
     _check_method(model, way)
     check_depths(model, clients)
     check_data(model, clients, dev, training, way.objective)
     exponent = way.depth_exponent if depth_exponent is None else depth_exponent
     plan = Plan(way, whole_number(seed, "seed"), float(exponent), float(fraction), training)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
-    identity, state, kept = None, RoundState(), Kept()
+    identity, state, kept = None, RoundState(0, [], [], 0), Kept()
     if checkpoint is not None:
         identity = _identity(model, clients, dev, plan)
         state, kept = _resumed(model, checkpoint, identity)
@@ -160,7 +160,7 @@ def federate(
 def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitModel, run: Round, kept: Kept) -> None:
     """Train the clients `drawn` in round `number`, average their updates, and load the new weights into `model`."""
     way, weights = plan.method, model.trainable_weights()
-    server = make_aggregator(weights, way.rule, plan.depth_exponent)
+    server = make_aggregator(weights, way.rule, plan.depth_exponent, model.backbone.layers)
     drawn = [replace(client, own=kept.heads.get(client.name, {})) for client in drawn]
     for client, update, report in run(drawn, (plan.seed, "round", number, "client")):
         server.add(update)
@@ -258,7 +258,7 @@ def _identity(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Ex
 def _resumed(model: MultiExitModel, checkpoint: str | Path, identity: dict) -> tuple[RoundState, Kept]:
     """Return what the checkpoint holds, after loading its weights into `model`; an empty state without a file."""
     if not (found := load_checkpoint(checkpoint, identity)):
-        return RoundState(), Kept()
+        return RoundState(0, [], [], 0), Kept()
     with refusing_damage(checkpoint):
         state, device = RoundState(**found[0]), next(model.parameters()).device
         if [type(value) for value in vars(state).values()] != [int, list, list, int]:

@@ -57,7 +57,7 @@ class _ByValue(pickle.Pickler):
         name, main = getattr(obj, "__qualname__", ""), sys.modules["__main__"]
         if name and getattr(obj, "__module__", "") == "__main__" and not hasattr(main, "__file__"):
             raise FedexitError(
-                f"{name} is defined in this notebook, where workers cannot find it; move it to a module, or take workers=1"
+                f"{name} is defined in this notebook, out of the workers' reach; move it to a module, or take workers=1"
             )
         return NotImplemented
 
