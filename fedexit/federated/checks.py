@@ -1,20 +1,15 @@
 """Checks of a federation before its first round: numbers, clients, clips and memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import psutil
-import torch
-from torch.utils.data import ConcatDataset
 
-from fedexit.data.batches import Example, check_example
-from fedexit.data.tasks.contract import Clips
-from fedexit.data.text import frames_needed
+from fedexit.data.batches import Example
+from fedexit.data.inspection import check_clips
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.ledger import client_costs
 from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
-from fedexit.model.features import FrozenFeatures
 from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 
@@ -64,13 +59,15 @@ def check_data(
     """
     if model.head == "pooled" and len(set(model.labels)) < 2:
         raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
+    backbone, texts = model.backbone, model.head != "pooled"
+    facts = dict(channels=backbone.channels, frames=backbone.frame_lengths, labels=len(model.labels), texts=texts)
     longest: dict[int, tuple[int, Client, bool]] = {}
     for client in clients:
-        lengths, cached = _checked(model, client.data, f"client {client.name}", spells=True)
+        lengths, cached = check_clips(client.data, f"client {client.name}", **facts, spells=texts)
         if not lengths:
             raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
         longest[client.depth] = max(longest.get(client.depth, (0,)), (max(lengths), client, cached), key=lambda x: x[0])
-    _checked(model, dev, "dev", spells=False)
+    check_clips(dev, "dev", **facts)
     for depth, (length, client, cached) in longest.items():
         batch = [length] * min(training.batch_size, len(client.data))
         need = client_costs(model, depth, batch, training, cached, objective)["memory_training"]
@@ -81,59 +78,3 @@ def check_data(
                 f"client {client.name}: a batch of {len(batch)} clips of {size} needs {need / 1e9:.1f} GB of memory to "
                 f"train exit {depth}, and {free / 1e9:.1f} GB are free; cut the clips or lower batch_size"
             )
-
-
-def _checked(model: MultiExitModel, data: Sequence[Example], owner: str, spells: bool) -> tuple[list[int], bool]:
-    """Return the lengths of all clips, and whether they are features, after checking them against `model`."""
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise FedexitError(f"data of {owner} are a {type(data).__name__}; give a list of pairs (waveform, target)")
-    lengths, channels, targets = [list(column) for column in zip(*_measured(data, owner), strict=True)] or [[], [], []]
-    cached = any(channels[:1])
-    frames = lengths if cached else model.backbone.frame_lengths(torch.tensor(lengths, dtype=torch.long)).tolist()
-    for position, target in enumerate(targets):
-        name = f"{owner}, clip {position}"
-        if channels[position] not in (0, model.backbone.channels):
-            width = model.backbone.channels
-            raise FedexitError(
-                f"{name} has {channels[position]} channels; give a mono waveform, or features of {width}"
-            )
-        if channels[position] != channels[0]:
-            raise FedexitError(f"{name} is not of the same kind as clip 0; give only waveforms, or only features")
-        if frames[position] < 1:
-            raise FedexitError(f"{name} is shorter than one frame ({lengths[position]} samples); leave it out")
-        codes = _check_target(model, target, name)
-        if spells and model.head != "pooled" and (need := frames_needed(codes)) > frames[position]:
-            raise FedexitError(
-                f"{name} has {frames[position]} frames, and its text of {len(codes)} characters needs {need} (CTC); "
-                "shorten the text or leave the clip out"
-            )
-    return lengths, cached
-
-
-def _check_target(model: MultiExitModel, target: object, name: str) -> list[int]:
-    """Return the target as a list of codes, after checking it against the labels of `model`."""
-    labels, codes = len(model.labels), np.asarray(target)
-    if model.head == "pooled":
-        if codes.ndim or not 0 <= codes < labels:
-            raise FedexitError(f"{name} has target {target!r}; give the index of a label, 0 to {labels - 1}")
-        return [int(codes)]
-    if codes.ndim != 1 or not ((codes > 0) & (codes <= labels)).all():
-        raise FedexitError(f"{name} has target {target!r}; give a text's character ids, each from 1 to {labels}")
-    return codes.tolist()
-
-
-def _measured(data: Sequence[Example], owner: str, start: int = 0) -> Iterator[tuple[int, int, object]]:
-    """Yield length, channels (0 for a waveform) and target of each clip. The first clip is number `start`."""
-    if isinstance(data, ConcatDataset):
-        for part in data.datasets:
-            yield from _measured(part, owner, start)
-            start += len(part)
-    elif isinstance(data, Clips | FrozenFeatures):
-        for length, target in zip(data.lengths, data.targets, strict=True):
-            yield length, data.channels, target
-    else:
-        for position in range(len(data)):
-            example = data[position]
-            check_example(example, f"{owner}, clip {start + position}")
-            clip, target = example
-            yield clip.shape[-1], len(clip) if clip.dim() == 2 else 0, target

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -70,8 +71,7 @@ class Kept:
     heads: Heads = field(default_factory=dict)  # that clients kept
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Settings that are equal in all rounds of a federation: see `federate`."""
 
     method: Method
@@ -145,12 +145,13 @@ def federate(
         if state.round in due - {row[0] for row in state.evaluations}:
             state = replace(state, evaluations=state.evaluations + evaluated(model, dev, state.round))
         for number in progress(range(state.round + 1, rounds + 1), f"{way.name}, seed {seed}"):
-            drawn, new_depths, rows = sample(clients, fraction, plan.seed, number), None, len(kept.ledger)
+            drawn, hashes, rows = sample(clients, fraction, plan.seed, number), state.depths, len(kept.ledger)
             if depths is not None:
-                new_depths = _depths_in(number, depths, given)
-                drawn = _arriving(drawn, new_depths, model, way)
+                changed = _depths_in(number, depths, given)
+                drawn, hashes = _arriving(drawn, changed, model, way), [*hashes, _hash_of(changed)]
             _train(number, drawn, plan, model, run, kept)
-            state = _after(state, number, evaluated(model, dev, number) if number in due else [], new_depths)
+            errors = evaluated(model, dev, number) if number in due else []
+            state = RoundState(number, state.evaluations + errors, hashes, state.ledger_bytes)
             if checkpoint is not None:
                 state = _saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
     table = pd.DataFrame(state.evaluations, columns=CURVE)
@@ -290,14 +291,6 @@ def _continued(state: RoundState, rounds: int, due: set[int], depths: Depths | N
             "file"
         )
     return replace(state, evaluations=evaluations)
-
-
-def _after(
-    state: RoundState, number: int, evaluations: list[list], depths: Mapping[str, int | None] | None
-) -> RoundState:
-    """Return the state after round `number`."""
-    hashes = state.depths if depths is None else [*state.depths, _hash_of(depths)]
-    return RoundState(number, state.evaluations + evaluations, hashes, state.ledger_bytes)
 
 
 def _saved(
