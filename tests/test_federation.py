@@ -302,6 +302,7 @@ def test_bad_input_is_refused_in_one_line(changes, says):
         ({"optimiser": "lion"}, "lion.*adam, sgd"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
         ({"head_learning_rate": 0.0}, "learning rates"),
         ({"learning_rate": float("nan")}, "learning rates"),
         ({"clip_norm": 0.0}, "clip_norm"),

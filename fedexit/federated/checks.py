@@ -1,5 +1,6 @@
 """Checks of a federation before its first round: numbers, clients, clips and memory."""
 
+import numbers
 from collections.abc import Sequence
 
 import psutil
@@ -26,12 +27,14 @@ def check_run(
         if not isinstance(client.name, str) or not client.name or not isinstance(client.tier, str):
             found = f"{client.name!r} and {client.tier!r}"
             raise FedexitError(f"a client's name and tier must be texts, and the name not empty; they are {found}")
+        if any("\ud800" <= letter <= "\udfff" for letter in client.name):
+            raise FedexitError(f"client name {client.name!r} is not valid Unicode; rename the client")
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
     for name, number in (("rounds", rounds), ("workers", workers), ("evaluate_every", evaluate_every)):
         whole_number(number, name, 1)
-    if not 0 < fraction <= 1:
+    if not isinstance(fraction, numbers.Real) or not 0 < fraction <= 1:
         raise FedexitError(f"fraction must be in (0, 1], not {fraction}")
 
 

@@ -16,6 +16,7 @@ from fedexit.federated.objectives import Objective, objective_loss
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import masked_features
 from fedexit.model.training import check_numbers, for_bfloat16
+from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream, seeded
 
@@ -38,7 +39,7 @@ class Client:
     own: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.depth, numbers.Integral):  # NumPy's integers as well
+        if isinstance(self.depth, numbers.Integral) and not isinstance(self.depth, bool):  # NumPy's as well
             object.__setattr__(self, "depth", int(self.depth))
 
 
@@ -61,6 +62,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
             raise FedexitError(f"unknown optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}")
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, 1))
         check_numbers(self)
 
 

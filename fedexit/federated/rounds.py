@@ -1,6 +1,7 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -132,8 +133,17 @@ def federate(
     clients = way.enlist(given)
     _check_method(model, way)
     check_depths(model, clients)
-    check_data(model, clients, dev, training, way.objective)
     exponent = way.depth_exponent if depth_exponent is None else depth_exponent
+    if (
+        not isinstance(training, LocalTraining)
+        or not math.isfinite(exponent)
+        or not (depths is None or callable(depths))
+    ):
+        raise FedexitError(
+            "training must be a LocalTraining, depth_exponent a finite number and depths a function, not "
+            f"{type(training).__name__}, {exponent} and {type(depths).__name__}"
+        )
+    check_data(model, clients, dev, training, way.objective)
     plan = Plan(way, whole_number(seed, "seed"), float(exponent), float(fraction), training)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity, state, kept = None, RoundState(0, [], [], 0), Kept()
@@ -223,7 +233,10 @@ def _check_method(model: MultiExitModel, way: Method) -> None:
 
 def _depths_in(number: int, depths: Depths, clients: Sequence[Client]) -> dict[str, int | None]:
     """Return the depths of round `number` that differ from the clients' own."""
-    found = dict(depths(number))
+    found = depths(number)
+    if not isinstance(found, Mapping):
+        raise FedexitError(f"depths gave a {type(found).__name__} for round {number}; give depths by client name")
+    found = dict(found)
     if unknown := set(found) - {client.name for client in clients}:
         raise FedexitError(f"depths of round {number} name {min(unknown, key=str)!r}, which is not a client")
     return found
@@ -280,7 +293,7 @@ def _continued(state: RoundState, rounds: int, due: set[int], depths: Depths | N
     """
     if state.round > rounds:
         raise FedexitError(f"checkpoint {name} holds {state.round} rounds already, not {rounds}")
-    if state.depths != [_hash_of(depths(number)) for number in range(1, state.round + 1) if depths]:
+    if state.depths != [_hash_of(depths(number)) for number in range(1, state.round + 1) if depths is not None]:
         raise FedexitError(f"checkpoint {name} has other depths in its rounds; name another file")
     # a shorter run evaluated its last round, which a longer one need not do
     evaluations = [row for row in state.evaluations if row[0] in due]

@@ -123,7 +123,7 @@ def _written(file: str | Path) -> Iterator[None]:
 
 
 def _hashed(identity: object) -> str:
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
 
 
 def options_set(options: object) -> dict:
