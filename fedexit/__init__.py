@@ -20,6 +20,9 @@ _EXPORTS = {
     "LocalTraining": "fedexit.federated.clients",
     "local_round": "fedexit.federated.clients",
     "federate": "fedexit.federated.rounds",
+    "METHODS": "fedexit.federated.methods",
+    "Policy": "fedexit.devices.policy",
+    "with_lora": "fedexit.model.lora",
 }
 
 __all__ = ["FedexitError", "__version__", *_EXPORTS]

@@ -202,9 +202,9 @@ def test_a_clients_masks_are_the_same_with_and_without_stored_features(longer):
     training, weights = LocalTraining(spec_augment=True, optimiser="sgd"), model().trainable_weights()
     sent = []
     for data in (convolved(longer), longer, longer):
-        update, told = local_round(model(), weights, Client("c", data, 3), training, (0, "c"))
+        update, report = local_round(model(), weights, Client("c", data, 3), training, (0, "c"))
         sent.append(update.weights)
-        assert told["cached"] == (data is not longer) and sum(told["lengths"]) == sum(d.shape[-1] for d, _ in data)
+        assert report.cached == (data is not longer) and sum(report.lengths) == sum(d.shape[-1] for d, _ in data)
     unmasked, _ = local_round(model(), weights, Client("c", longer, 3), LocalTraining(optimiser="sgd"), (0, "c"))
     for name, tensor in sent[0].items():
         torch.testing.assert_close(sent[1][name], tensor, rtol=1e-4, atol=1e-5)

@@ -10,8 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, load_backbone, local_round
+from fedexit.devices.fleet import Device, on_devices
 from fedexit.devices.probe import measured_memory
-from fedexit.federated.ledger import Device, client_costs, on_devices
+from fedexit.federated.ledger import client_costs
+from fedexit.federated.objectives import Objective
 from fedexit.model.backbone import Backbone
 from fedexit.model.costs import clip_macs, memory, sizes_by_layer
 
@@ -148,10 +150,12 @@ def test_costs_of_a_round_add_up_over_clips_and_epochs():
 
 
 def test_a_client_of_several_exits_sends_computes_and_keeps_what_its_heads_need():
-    whole, training = MultiExitModel(small(attention=None), ["a", "b", "c"], [2, 3, 4]), LocalTraining(objective="all")
-    costs = client_costs(whole, 3, [24_000], training)
+    whole, all_exits = MultiExitModel(small(attention=None), ["a", "b", "c"], [2, 3, 4]), Objective("all")
+    training = LocalTraining()
+    costs = client_costs(whole, 3, [24_000], training, objective=all_exits)
     client = whole.client_model(3, [2, 3])
-    update, _ = local_round(client, whole.trainable_weights(), Client("c", [(torch.randn(24_000), 0)], 3), training, ())
+    deep = Client("c", [(torch.randn(24_000), 0)], 3)
+    update, _ = local_round(client, whole.trainable_weights(), deep, training, (), all_exits)
     data = save({name: tensor.contiguous() for name, tensor in update.weights.items()})
     assert costs["bytes"] == len(data) - 8 - int.from_bytes(data[:8], "little")
     assert {name.split(".")[1] for name in update.weights if name.startswith("heads.")} == {"2", "3"}

@@ -8,6 +8,7 @@ import torch
 
 from fedexit import FedexitError, LocalTraining, MultiExitModel, load_backbone
 from fedexit.devices.dynamics import Dynamics, Faults, at_round, charge, load
+from fedexit.devices.fleet import Device, on_devices
 from fedexit.devices.policy import (
     Need,
     Policy,
@@ -22,7 +23,7 @@ from fedexit.devices.policy import (
 )
 from fedexit.devices.profiles import MIB, Calibration, Profile, calibrate, device_table, profiles
 from fedexit.federated.aggregation import Update, aggregate
-from fedexit.federated.ledger import Device, client_costs, on_devices
+from fedexit.federated.ledger import client_costs
 
 # 100 bytes, 10 bytes each way and 50 MACs for each three layers; 8 bits per second are a byte per second
 NEEDS = {depth: Need(100 * part, 10 * part, 50 * part) for part, depth in enumerate((3, 6, 9, 12), 1)}

@@ -10,7 +10,6 @@ from test_grid import setting
 
 from fedexit import (
     FedexitError,
-    LocalTraining,
     MultiExitModel,
     Update,
     aggregate,
@@ -20,7 +19,8 @@ from fedexit import (
     local_round,
 )
 from fedexit.federated.clients import Client
-from fedexit.federated.methods import METHODS, find_method
+from fedexit.federated.methods import METHODS, Method, find_method
+from fedexit.federated.objectives import Objective
 from fedexit.lab.cells import run_cell
 from fedexit.lab.setting import Cell
 from fedexit.model.names import in_layer
@@ -139,10 +139,10 @@ def test_a_shared_head_is_everybodys_at_every_exit_on_any_number_of_workers():
 
 def test_fedra_trains_the_layers_it_draws_and_skips_the_rest():
     whole, [client, *_] = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True), two_tiers()
-    training = find_method("fedra").training(TRAINING)
+    fedra = find_method("fedra")
     weights, seen = whole.trainable_weights(), set()
     for number in range(8):
-        update, _ = local_round(whole.client_model(3), weights, client, training, (0, number))
+        update, _ = fedra.local_round(whole.client_model(3), weights, client, TRAINING, (0, number), fedra.objective)
         drawn = sorted({layer_of(name) for name in update.weights} - {None})
         assert len(drawn) == 3 and update.depth == 12
         seen.update(drawn)
@@ -185,10 +185,10 @@ def test_exponents_of_entries_and_arguments_are_the_same():
         assert all(torch.equal(entry[name], argument[name]) for name in entry)
 
 
-def test_what_a_method_sets_of_the_local_training_stands_and_the_rest_stays():
-    training = find_method("depthfl").training(LocalTraining(epochs=3, objective="last"))
-    assert (training.epochs, training.objective, training.distillation) == (3, "all", "mutual")
-    assert find_method("masked").training(LocalTraining(objective="all")).objective == "all"
+def test_a_method_of_ones_own_is_one_as_well():
+    mine = Method("mine", "here", "n_i, and the loss at all exits", "masked", objective=Objective("all"))
+    own, named = after_a_round(mine), after_a_round("masked-all")
+    assert all(torch.equal(own[name], named[name]) for name in own)
 
 
 def test_unknown_methods_are_refused_with_the_known_ones():

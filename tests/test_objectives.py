@@ -5,8 +5,9 @@ import pytest
 import torch
 from test_federation import TRAINING, assert_same, make_clients, make_model, tones
 
-from fedexit import FedexitError, LocalTraining, federate, local_round
-from fedexit.federated.objectives import divergence, objective_loss
+from fedexit import FedexitError, federate, local_round
+from fedexit.federated.methods import Method
+from fedexit.federated.objectives import Objective, divergence, objective_loss
 from fedexit.model.ctc import CTCHead
 
 SHALLOW, DEEP = np.array([[1.0, -0.5, 0.2], [0.3, 0.1, -2.0]]), np.array([[0.1, 0.9, 0.0], [-1.0, 2.0, 0.5]])
@@ -30,13 +31,13 @@ def teaching_gradient(teacher, student, temperature):
 def found(**changes):
     """Gradients at the shallow and the deep exit."""
     logits = {3: torch.tensor(SHALLOW, requires_grad=True), 6: torch.tensor(DEEP, requires_grad=True)}
-    objective_loss(logits, torch.tensor(LABELS), **changes).backward()
+    objective_loss(logits, torch.tensor(LABELS), Objective(**changes)).backward()
     return [tensor.grad.numpy() for tensor in logits.values()]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_mutual_teaching_has_the_gradients_computed_by_hand(temperature):
-    shallow, deep = found(objective="all", distillation="mutual", strength=0.7, temperature=temperature)
+    shallow, deep = found(losses="all", distillation="mutual", strength=0.7, temperature=temperature)
     taught = 0.7 * teaching_gradient(DEEP, SHALLOW, temperature)
     np.testing.assert_allclose(shallow, (cross_entropy_gradient(SHALLOW) + taught) / 2, rtol=1e-9)
     taught = 0.7 * teaching_gradient(SHALLOW, DEEP, temperature)
@@ -44,14 +45,14 @@ def test_mutual_teaching_has_the_gradients_computed_by_hand(temperature):
 
 
 def test_the_deepest_exit_teaches_and_is_not_taught_and_weighs_twice():
-    shallow, deep = found(objective="depth-weighted", distillation="deepest", strength=0.5, temperature=2.0)
+    shallow, deep = found(losses="depth-weighted", distillation="deepest", strength=0.5, temperature=2.0)
     taught = 0.5 * teaching_gradient(DEEP, SHALLOW, 2.0)
     np.testing.assert_allclose(shallow, (cross_entropy_gradient(SHALLOW) + taught) / 3, rtol=1e-9)
     np.testing.assert_allclose(deep, cross_entropy_gradient(DEEP) * 2 / 3, rtol=1e-9)
 
 
 def test_without_teachers_exits_do_not_see_each_other():
-    shallow, deep = found(objective="all")
+    shallow, deep = found(losses="all")
     np.testing.assert_allclose(shallow, cross_entropy_gradient(SHALLOW) / 2, rtol=1e-9)
     np.testing.assert_allclose(deep, cross_entropy_gradient(DEEP) / 2, rtol=1e-9)
 
@@ -71,15 +72,15 @@ def test_an_exit_that_agrees_learns_nothing_from_its_teacher_and_padding_does_no
 @pytest.mark.parametrize(
     "kind",
     [
-        dict(objective="all"),
-        dict(objective="all", distillation="mutual"),
-        dict(objective="depth-weighted", distillation="deepest"),
+        dict(losses="all"),
+        dict(losses="all", distillation="mutual"),
+        dict(losses="depth-weighted", distillation="deepest"),
     ],
 )
 def test_a_deep_client_trains_all_its_exits_to_the_same_bits_on_any_number_of_workers(kind):
-    training = LocalTraining(batch_size=4, learning_rate=3e-3, **kind)
+    method = Method("own", "here", "", objective=Objective(**kind))
     one, two = (
-        federate(make_model(), make_clients(), rounds=2, training=training, dev=tones(99, 6), workers=workers)
+        federate(make_model(), make_clients(), method, rounds=2, training=TRAINING, dev=tones(99, 6), workers=workers)
         for workers in (1, 2)
     )
     assert_same(one, two)
@@ -88,9 +89,9 @@ def test_a_deep_client_trains_all_its_exits_to_the_same_bits_on_any_number_of_wo
 def test_with_the_last_exit_alone_the_others_keep_their_heads_with_all_they_learn():
     model, deep = make_model(), make_clients()[3]
     start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
-    for training, learned in ((TRAINING, {"12"}), (LocalTraining(objective="all"), {"3", "6", "9", "12"})):
-        scratch = model.client_model(12, training.exits(12, model.exits))
-        update, _ = local_round(scratch, start, deep, training, (0,))
+    for objective, learned in ((Objective(), {"12"}), (Objective("all"), {"3", "6", "9", "12"})):
+        scratch = model.client_model(12, objective.exits(12, model.exits))
+        update, _ = local_round(scratch, start, deep, TRAINING, (0,), objective)
         heads = {name for name in update.weights if name.startswith("heads.")}
         assert {name.split(".")[1] for name in heads} == learned
         assert not any(torch.equal(update.weights[name], start[name]) for name in heads)
@@ -99,13 +100,14 @@ def test_with_the_last_exit_alone_the_others_keep_their_heads_with_all_they_lear
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"objective": "first"}, "first.*last, all, depth-weighted"),
-        ({"objective": "all", "distillation": "peer"}, "peer.*mutual, deepest"),
+        ({"losses": "first"}, "first.*last, all, depth-weighted"),
+        ({"losses": "all", "distillation": "peer"}, "peer.*mutual, deepest"),
         ({"distillation": "mutual"}, "needs several exits"),
         ({"strength": -1.0}, "strength"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
     ],
 )
 def test_objectives_that_cannot_be_are_refused(changes, says):
     with pytest.raises(FedexitError, match=says):
-        LocalTraining(**changes)
+        Objective(**changes)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from test_federation import SGD, assert_same, make_clients, make_model, run
 
-from fedexit import FedexitError, LocalTraining, federate, layer_of, local_round
+from fedexit import FedexitError, federate, layer_of, local_round
 from fedexit.data.batches import batches
 from fedexit.federated.aggregation import FedAdam
 from fedexit.federated.clients import make_optimiser
 from fedexit.federated.ledger import client_costs
+from fedexit.federated.objectives import Objective
 from fedexit.support.streams import numpy_stream
 
 
@@ -56,7 +57,7 @@ def test_fedadam_leaves_layers_that_nobody_trained():
     assert {name[:8] for name in moved if name.startswith("heads.")} == {"heads.3.", "heads.6."}
 
 
-def proximal_by_autograd(model, client, training):
+def proximal_by_autograd(model, client, training, proximal):
     """The objective of the FedProx paper, written into the loss."""
     start, local = copy.deepcopy(model), copy.deepcopy(model)
     optimiser = make_optimiser(local, training)
@@ -65,7 +66,7 @@ def proximal_by_autograd(model, client, training):
         for waveforms, lengths, labels in batches(client.data, training.batch_size, rng):
             loss = torch.nn.functional.cross_entropy(local(waveforms, lengths)[client.depth], labels)
             for parameter, old in zip(local.parameters(), start.parameters(), strict=True):
-                loss = loss + training.proximal / 2 * (parameter - old.detach()).square().sum()
+                loss = loss + proximal / 2 * (parameter - old.detach()).square().sum()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(local.parameters(), training.clip_norm)
@@ -74,9 +75,9 @@ def proximal_by_autograd(model, client, training):
 
 
 def trained(proximal, client, epochs=3, **changes):
-    model, training = make_model().client_model(client.depth), replace(SGD, proximal=proximal, epochs=epochs, **changes)
+    model, training = make_model().client_model(client.depth), replace(SGD, epochs=epochs, **changes)
     start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
-    update, _ = local_round(model, start, client, training, (0,))
+    update, _ = local_round(model, start, client, training, (0,), Objective(proximal=proximal))
     distance = sum((update.weights[name] - start[name]).square().sum() for name in start).sqrt().item()
     return update.weights, distance, training
 
@@ -85,7 +86,7 @@ def test_fedprox_is_its_objective_without_it_plain_and_with_much_of_it_stays_nea
     client = make_clients()[1]
     for proximal in (0.0, 2.0):
         weights, _, training = trained(proximal, client)
-        expected = proximal_by_autograd(make_model().client_model(6), client, training)
+        expected = proximal_by_autograd(make_model().client_model(6), client, training, proximal)
         for name, tensor in expected.items():
             torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
     longer = dict(epochs=10, head_learning_rate=0.1, clip_norm=float("inf"))
@@ -95,11 +96,11 @@ def test_fedprox_is_its_objective_without_it_plain_and_with_much_of_it_stays_nea
 
 def test_fedprox_keeps_the_weights_it_is_pulled_back_to():
     model = make_model()
-    plain, pulled = (client_costs(model, 3, [3200], LocalTraining(proximal=mu)) for mu in (0.0, 0.1))
+    plain, pulled = (client_costs(model, 3, [3200], SGD, objective=Objective(proximal=mu)) for mu in (0.0, 0.1))
     assert pulled["memory_training"] - plain["memory_training"] == plain["bytes"]
     assert {**pulled, "memory_training": 0} == {**plain, "memory_training": 0}
     with pytest.raises(FedexitError, match="proximal"):
-        LocalTraining(proximal=-1.0)
+        Objective(proximal=-1.0)
 
 
 def test_fedprox_gives_the_same_bits_on_any_number_of_workers():

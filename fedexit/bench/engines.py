@@ -1,12 +1,11 @@
 """The engines without a peer's code: the bare loop, which is the floor, and fedexit's own."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import SupportsIndex
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,9 +23,9 @@ from fedexit.bench.workload import (
 )
 from fedexit.data.batches import Example, normalised
 from fedexit.federated import rounds as federation
-from fedexit.federated import workers
 from fedexit.federated.aggregation import Update
-from fedexit.federated.clients import Client, LocalTraining
+from fedexit.federated.clients import Client, LocalTraining, RoundReport
+from fedexit.federated.methods import find_method
 from fedexit.model.backbone import Backbone
 from fedexit.model.exits import MultiExitModel
 
@@ -120,8 +119,10 @@ def fedexit(workload: Workload, processes: int, started: float) -> dict:
     training = LocalTraining(1, workload.batch, LEARNING_RATE, LEARNING_RATE, clip_norm=float("inf"), optimiser="sgd")
     clock = _Clock(clients)
     startup, since = time.time() - started, time.perf_counter()
-    with _untrained(workload) if workload.kind == "empty" else nullcontext():
-        federation.federate(model, clock, "masked", workload.rounds, SEED, training=training, workers=processes)
+    method = find_method("masked")
+    if workload.kind == "empty":
+        method = replace(method, local_round=partial(_untrained, workload.samples))
+    federation.federate(model, clock, method, workload.rounds, SEED, training=training, workers=processes)
     marks = [since, *clock.marks[1:]]
     rounds = [end - begin for begin, end in pairwise(marks)]
     if len(rounds) != workload.rounds - 1:
@@ -150,15 +151,10 @@ def _convolved(data: Sequence[Example], backbone: Backbone) -> list[Example]:
     return [(backbone.convolve(clip[None], torch.tensor([len(clip)]))[0], label) for clip, label in clips]
 
 
-@contextmanager
-def _untrained(workload: Workload) -> Iterator[None]:
-    """Within the block a local round receives and sends as ever, and trains nothing."""
-
-    def local_round(model: MultiExitModel, weights: dict, client: Client, training: LocalTraining, stream: tuple):
-        model.load_weights(weights)
-        sent = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
-        told = {"loss": 0.0, "seconds": 0.0, "lengths": [workload.samples] * len(client.data), "cached": False}
-        return Update(sent, len(client.data), client.depth), told
-
-    with patch.object(workers, "local_round", local_round):
-        yield
+def _untrained(
+    samples: int, model: MultiExitModel, weights: dict, client: Client, *_: object
+) -> tuple[Update, RoundReport]:
+    """Take the place of a local round: receive and send weights as it does, and train nothing."""
+    model.load_weights(weights)
+    sent = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
+    return Update(sent, len(client.data), client.depth), RoundReport(0.0, 0.0, [samples] * len(client.data))

@@ -88,7 +88,7 @@ def fine_tune(
         with seeded(seed, "central", "dropout", epoch), for_bfloat16(model.backbone, recipe.bfloat16):
             for step, batch in enumerate(batches(crops, recipe.batch_size, rng)):
                 for group in optimiser.param_groups:
-                    group["lr"] = group["full"] * schedule((epoch * steps + step) / (recipe.epochs * steps))
+                    group["lr"] = group["full"] * schedule(epoch * steps + step, recipe.epochs * steps)
                 _step(model, optimiser, batch, exits, recipe)
         if checkpoint is not None:
             _save(model, optimiser, identity, epoch + 1, checkpoint)

@@ -171,7 +171,7 @@ class _Run:
     def update(self, number: int) -> None:
         """One update."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * schedule(number / self.settings.updates)
+            group["lr"] = self.settings.learning_rate * schedule(number, self.settings.updates)
         measures = self._predict(self.train, "train", number)
         weights = torch.tensor([weight for _, _, weight in _codebooks(self.settings)])
         self.optimiser.zero_grad()

@@ -1,1 +1,1 @@
-"""Devices: profiles, the depth policy and its dynamics, from a device to its depth L_i."""
+"""Devices: profiles, their load and faults, and the policy that chooses the depth L_i of a device."""

@@ -1,4 +1,4 @@
-"""How devices change over rounds: load, battery and faults."""
+"""Simulate how devices change over rounds: load, battery and faults."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,20 +13,18 @@ from fedexit.support.streams import numpy_stream
 
 @dataclass(frozen=True)
 class Dynamics:
-    """How a device changes from round to round; all of it is assumed.
+    """Changes of a device from round to round. All values are assumptions.
 
-    Other programs take a share of memory and of speed, between none and `busiest`, which stays alike for some rounds
-    (`persistence`, its correlation from one to the next). A battery is charged from a random hour on for the share
-    `charging` of each day, and ends the day with a charge within `ends`; a round may take `round_share` of what is
-    left, and anything on the charger. Raises FedexitError for what is no share, and ends that are not in order.
+    Other programs take a share of memory and speed. A battery is charged each day from a random hour on; then
+    energy is not limited. Raises FedexitError for shares outside [0, 1) and ends that are not in order.
     """
 
-    busiest: float = 0.6
-    persistence: float = 0.8
-    rounds_per_day: float = 24.0
-    charging: float = 0.3
-    ends: tuple[float, float] = (0.1, 0.6)
-    round_share: float = 0.02
+    busiest: float = 0.6  # largest share of memory and speed that other programs take
+    persistence: float = 0.8  # correlation of that share between consecutive rounds
+    rounds_per_day: float = 24.0  # > 0
+    charging: float = 0.3  # share of the day on the charger, > 0
+    ends: tuple[float, float] = (0.1, 0.6)  # range of the charge at the end of a day, smaller number first
+    round_share: float = 0.02  # share of the charge that one round may use
 
     def __post_init__(self) -> None:
         shares = (self.busiest, self.persistence, self.charging, *self.ends, self.round_share)
@@ -38,18 +36,16 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong in a round, each with a probability of its own.
+    """Probabilities of faults in a round. A surge or a wrong report ends a client only if its exit then does not fit.
 
-    `killed`: the process is ended, or the link lost. `surge`: after the choice another program takes `surge_share` of
-    the free memory. `wrong_report`: the device reports `wrong_factor` times its free memory. The last two end a client
-    only where its exit then does not fit.
+    Raises FedexitError for numbers out of range.
     """
 
-    killed: float = 0.0
-    surge: float = 0.0
-    wrong_report: float = 0.0
-    surge_share: float = 0.5
-    wrong_factor: float = 2.0
+    killed: float = 0.0  # the process is killed, or the link is lost
+    surge: float = 0.0  # after the choice of the depth, another program takes memory
+    wrong_report: float = 0.0  # the device reports a wrong amount of free memory
+    surge_share: float = 0.5  # share of the free memory that a surge takes
+    wrong_factor: float = 2.0  # reported memory over free memory, > 0
 
     def __post_init__(self) -> None:
         if not all(0 <= p <= 1 for p in (self.killed, self.surge, self.wrong_report, self.surge_share)):
@@ -59,9 +55,10 @@ class Faults:
 
 
 def load(client: str, number: int, seed: int, dynamics: Dynamics) -> float:
-    """Share of memory and speed that other programs take from `client` in round `number` (from 0 on).
+    """Return the share of memory and speed that other programs take from `client` in round `number` (from 0).
 
-    A first-order process of normal numbers, made uniform over 0 to `busiest`, from the stream (seed, "load", client).
+    It is a first-order process of normal numbers, mapped to a uniform distribution over 0 to `busiest`. Its stream is
+    (seed, "load", client).
     """
     steps = numpy_stream(seed, "load", client).standard_normal(number + 1)  # the same beginning for any `number`
     weights = dynamics.persistence ** np.arange(number, -1.0, -1.0)
@@ -70,9 +67,9 @@ def load(client: str, number: int, seed: int, dynamics: Dynamics) -> float:
 
 
 def charge(client: str, number: int, seed: int, dynamics: Dynamics) -> tuple[float, bool]:
-    """Share of its battery that `client` has in round `number` (from 0 on), and whether it is on the charger.
+    """Return the charge of `client`'s battery in round `number` (from 0), and whether it is on the charger.
 
-    From the streams (seed, "battery", client), its hour, and (seed, "battery", client, day), how the day ends.
+    Its hour comes from the stream (seed, "battery", client), the end of a day from (seed, "battery", client, day).
     """
     hour = numpy_stream(seed, "battery", client).random()
     day, hour = divmod(number / dynamics.rounds_per_day + hour, 1)
@@ -83,7 +80,7 @@ def charge(client: str, number: int, seed: int, dynamics: Dynamics) -> tuple[flo
 
 
 def at_round(profile: Profile, client: str, number: int, seed: int, dynamics: Dynamics) -> Profile:
-    """The device as it is in round `number`: less memory and speed under load, an allowance from its battery."""
+    """Return the device in round `number`: with less memory and speed under load, and the energy that it may use."""
     left = 1 - load(client, number, seed, dynamics)
     level, plugged = charge(client, number, seed, dynamics)
     device = replace(profile.device, macs_per_second=left * profile.device.macs_per_second)

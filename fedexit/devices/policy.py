@@ -1,8 +1,8 @@
-"""The depth policy: from a device, a task and the moment to the depth L_i of a client (paper, sec. 2.2).
+"""The depth policy: choose the depth L_i of a client from its device, its task and the moment (paper, sec. 2.2).
 
-The paper says in words that a client's depth follows from its hardware (memory and compute set a "safe upper bound")
-and from the task, and gives no formula. Ours: the deepest exit whose training memory fits, with a margin, and whose
-round ends before a deadline; or the task's own best exit, chosen on dev, if that is shallower.
+The paper states that hardware (memory and compute set a "safe upper bound") and task decide a client's depth; it gives
+no formula. Ours is the deepest exit whose training memory fits, with a margin, and whose round ends before a deadline.
+If the task's best exit, chosen on dev, is shallower, it is taken instead.
 """
 
 import math
@@ -13,50 +13,52 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedexit.devices.dynamics import Dynamics, Faults, at_round
+from fedexit.devices.fleet import Device
 from fedexit.devices.profiles import Calibration, Profile
 from fedexit.federated.clients import LocalTraining
-from fedexit.federated.ledger import Device, client_costs
+from fedexit.federated.ledger import client_costs
+from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
 
 
 class Need(NamedTuple):
-    """What a local round to one exit needs: bytes of training `memory`, `sent` bytes one way, multiply-accumulates."""
+    """Resources of a local round to one exit."""
 
-    memory: float
-    sent: float
-    macs: float
+    memory: float  # bytes of training memory
+    sent: float  # bytes one way
+    macs: float  # multiply-accumulates
 
 
-def needs_by_exit(model: MultiExitModel, lengths: Sequence[int], training: LocalTraining) -> dict[int, Need]:
-    """The needs of a client with clips of these `lengths`, for each exit of `model`, shallow first.
+def needs_by_exit(
+    model: MultiExitModel,
+    lengths: Sequence[int],
+    training: LocalTraining,
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
+) -> dict[int, Need]:
+    """Return the needs of a client with clips of these `lengths`, for each exit of `model`, shallow first.
 
-    Arguments and errors are those of `fedexit.federated.ledger.client_costs`, whose memory model is the one that is
-    calibrated.
+    Arguments and errors are those of `fedexit.federated.ledger.client_costs`.
     """
     found = {}
     for depth in model.exits:
-        costs = client_costs(model, depth, lengths, training)
+        costs = client_costs(model, depth, lengths, training, objective=objective)
         found[depth] = Need(costs["memory_training"], costs["bytes"], costs["macs_forward"] + costs["macs_backward"])
     return found
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How depths are chosen. `margin`: the share of the free memory that stays free; `deadline`: seconds of a round.
+    """The rule by which depths are chosen. Raises FedexitError for numbers out of range and an exit without needs."""
 
-    `task_exit`: the exit that is best for the task, chosen on dev; without it the deepest counts. Without `dynamics` a
-    device is always the same. Raises FedexitError for numbers that make no sense and an exit without needs.
-    """
-
-    needs: Mapping[int, Need]
-    task_exit: int | None = None
-    calibration: Calibration = field(default_factory=Calibration)
-    margin: float = 0.2
-    deadline: float = 600.0
-    dynamics: Dynamics | None = None
-    faults: Faults = field(default_factory=Faults)
+    needs: Mapping[int, Need]  # by exit (`needs_by_exit`)
+    task_exit: int | None = None  # best exit for the task, chosen on dev; None: the deepest
+    calibration: Calibration = field(default_factory=Calibration)  # from the memory model to real memory
+    margin: float = 0.2  # share of the free memory that stays free, in [0, 1)
+    deadline: float = 600.0  # seconds of a round, > 0
+    dynamics: Dynamics | None = None  # changes over rounds; None: a device is always the same
+    faults: Faults = field(default_factory=Faults)  # by default none
 
     def __post_init__(self) -> None:
         if not self.needs or self.task_exit not in (None, *self.needs):
@@ -67,13 +69,13 @@ class Policy:
 
 
 def round_seconds(need: Need, device: Device) -> float:
-    """Seconds of a local round: receive, compute, send, one after the other."""
+    """Return the seconds of a local round: receive, compute and send, one after the other."""
     link = 1 / device.down_bits_per_second + 1 / device.up_bits_per_second
     return need.macs / device.macs_per_second + 8 * need.sent * link
 
 
 def obstacle(profile: Profile, need: Need, policy: Policy) -> str:
-    """What keeps the device from an exit with this `need`: `memory`, `time`, `energy`, or nothing (empty)."""
+    """Return the resource that keeps the device from an exit: `memory`, `time`, `energy`, or "" for none."""
     seconds = round_seconds(need, profile.device)
     if policy.calibration.corrected(need.memory) > (1 - policy.margin) * profile.free:
         return "memory"
@@ -85,18 +87,18 @@ def obstacle(profile: Profile, need: Need, policy: Policy) -> str:
 
 
 def largest_safe_exit(profile: Profile, policy: Policy) -> int | None:
-    """The deepest exit that the device can train to, whatever the task wants; None where not even one fits."""
+    """Return the deepest exit that the device can train to, for any task; None if no exit fits."""
     return max((depth for depth, need in policy.needs.items() if not obstacle(profile, need, policy)), default=None)
 
 
 def depth_for(profile: Profile, policy: Policy) -> int | None:
-    """L_i: the device's largest safe exit or the task's own, whichever is shallower; None: it takes no part."""
+    """Return L_i, the shallower of the device's largest safe exit and the task's exit; None if no exit fits."""
     safe = largest_safe_exit(profile, policy)
     return safe if None in (safe, policy.task_exit) else min(safe, policy.task_exit)
 
 
 def limit(profile: Profile, policy: Policy) -> str:
-    """What sets the device's depth: the `task`, or what keeps it from the next exit: `memory`, `time`, `energy`."""
+    """Return the limit of the device's depth: the `task`, or `memory`, `time` or `energy` of the next exit."""
     chosen = depth_for(profile, policy) or 0
     deeper = [depth for depth in sorted(policy.needs) if depth > chosen]
     if not deeper or chosen == policy.task_exit:
@@ -105,24 +107,24 @@ def limit(profile: Profile, policy: Policy) -> str:
 
 
 class Outcome(NamedTuple):
-    """A client's round: the depth that was `chosen`, the depth whose update arrives (`done`), and `why`."""
+    """The outcome of a client's round."""
 
-    chosen: int | None
-    done: int | None
-    why: str
+    chosen: int | None  # the depth that the policy chose
+    done: int | None  # the depth of the update that arrives; None if none does
+    why: str  # the reason: see `outcomes_of_round`
 
 
 def outcomes_of_round(policy: Policy, devices: Mapping[str, Profile], number: int, seed: int) -> dict[str, Outcome]:
-    """What becomes of each client in round `number`; `devices` are the clients' own, by the client's name.
+    """Return the outcome of round `number` for each client; `devices` are profiles by the client's name.
 
-    `why` is `trained`, `no exit fits (memory)` (or time, or energy), `out of memory` or `killed`. A pure function of
-    its arguments: a client's round depends on no other client, and on no earlier round.
+    `why` is `trained`, `no exit fits (memory)` (or time, or energy), `out of memory` or `killed`. The function is pure:
+    the outcome of a client depends on no other client and on no earlier round.
     """
     return {client: _outcome(policy, client, profile, number, seed) for client, profile in devices.items()}
 
 
 def depths_of_round(policy: Policy, devices: Mapping[str, Profile], number: int, seed: int) -> dict[str, int | None]:
-    """The depth of each client's update in round `number`, None for those without one. See `outcomes_of_round`."""
+    """Return the depth of each client's update in round `number`; None for no update. See `outcomes_of_round`."""
     return {client: outcome.done for client, outcome in outcomes_of_round(policy, devices, number, seed).items()}
 
 
@@ -146,10 +148,10 @@ def _outcome(policy: Policy, client: str, profile: Profile, number: int, seed: i
 
 
 def coverage(depths: Mapping[str, int | None], examples: Mapping[str, int], layers: int) -> pd.DataFrame:
-    """Who trains each layer: columns `layer`, `clients` (the size of S_l) and `effective`.
+    """Count the clients that train each layer: columns `layer`, `clients` (the size of S_l) and `effective`.
 
-    examples: n_i by client. `effective` is the number of equal clients whose mean would be as steady as that of S_l
-    with the weights n_i L_i of Eq. (1): (sum of w)^2 / sum of w^2; 0 where nobody trains the layer.
+    `effective` is the number of equal clients whose mean would have the variance of that of S_l with the weights
+    w = n_i L_i of Eq. (1): (sum of w)^2 / sum of w^2. It is 0 if no client trains the layer. examples: n_i by client.
     """
     rows = []
     for layer in range(1, layers + 1):

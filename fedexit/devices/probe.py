@@ -1,6 +1,6 @@
-"""Memory and time of a client, measured: the memory in a process of its own, by how far it rises (Linux).
+"""Measure memory and time of a client. Memory is measured in a fresh process, by the rise of its peak (Linux).
 
-`python -m fedexit.devices.probe` is that process; `measured_memory` starts it and reads what it prints.
+`python -m fedexit.devices.probe` is that process; `measured_memory` starts it and reads its output.
 """
 
 import json
@@ -21,27 +21,31 @@ from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
 
 MODES = ("training", "forward")
-# glibc raises the size from which it hands freed blocks back, up to 32 MB, as it sees them freed. A fixed size turns
-# that off: the peak is then what the tensors need, not what the allocator keeps in between.
+# glibc returns freed blocks above a size, which it raises up to 32 MB as blocks are freed. A fixed size turns that off,
+# so the peak is the memory of the tensors without what the allocator keeps.
 _RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def measured_memory(
     backbone: str, depth: int, batch: int, seconds: float, mode: str = "training", plain_allocator: bool = False
 ) -> int:
-    """Peak bytes beyond the libraries of a fresh process that holds a client of `depth`, with random weights.
+    """Return the peak bytes, without the libraries, of a fresh process that trains a client with random weights.
 
-    `mode` is `training`, a local round (`local_round`, Adam) of two batches of `batch` clips of `seconds`, or
-    `forward`, one such batch without gradients: the peaks `memory` predicts. One thread. The process hands freed memory
-    back at once; with `plain_allocator` it keeps some, as glibc's allocator does when left alone.
+    Args:
+        backbone: Name of the backbone.
+        depth: Depth of the client.
+        batch: Clips per batch.
+        seconds: Length of each clip.
+        mode: `training`, a local round with Adam of two batches, or `forward`, one batch without gradients. These are
+            the peaks that `fedexit.model.costs.memory` predicts.
+        plain_allocator: Whether the allocator keeps freed memory, as glibc does by default.
+
     Raises FedexitError for an unknown mode or depth, on other systems than Linux, and when the process dies.
     """
     if mode not in MODES:
         raise FedexitError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
     if not sys.platform.startswith("linux"):
-        raise FedexitError(
-            "a process's peak memory is read from /proc, which is Linux's; use fedexit.model.costs.memory"
-        )
+        raise FedexitError("peak memory is read from /proc, which only Linux has; use fedexit.model.costs.memory")
     full = load_backbone(backbone)
     check_exit(depth, range(1, full.layers + 1), backbone)
     client = {"config": {**config_of(full), "num_hidden_layers": depth}, "depth": depth}
@@ -60,21 +64,21 @@ def measured_memory(
 
 
 def step_seconds(model: MultiExitModel, depth: int, clips: Sequence[Example]) -> float:
-    """Seconds of one training step of a client of `depth` with the batch `clips`, on one thread.
+    """Return the seconds of one training step of a client of `depth` with the batch `clips`, on one thread.
 
-    The difference between local rounds of three steps and of one: what a round costs once is not in it.
+    It is half the difference between local rounds of three steps and of one, so the fixed costs of a round cancel.
     """
     client, weights, spent = model.client_model(depth), model.trainable_weights(), []
     training = LocalTraining(batch_size=len(clips))
     with one_thread():
         for steps in (1, 3):
             data = Client("timed", list(clips) * steps, depth)
-            spent.append(local_round(client, weights, data, training, ("timed",))[1]["seconds"])
+            spent.append(local_round(client, weights, data, training, ("timed",))[1].seconds)
     return (spent[1] - spent[0]) / 2
 
 
 def _probe(job: dict) -> int:
-    """Peak bytes of `job` over what the process holds once everything it needs is loaded and has run small."""
+    """Return the peak bytes of `job` above those of the process after a small run that loads all libraries."""
     _run({**job, "config": _smallest(job["config"]), "depth": 1, "batch": 1, "samples": 8_000})
     before = resident("VmRSS")
     _run(job)
@@ -100,13 +104,13 @@ def _forward(model: MultiExitModel, clips: Tensor) -> None:
 
 
 def _smallest(config: dict) -> dict:
-    """A geometry of one thin layer that runs the same code as `config`."""
+    """Return a geometry of one thin layer that runs the same code as `config`."""
     widths = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}
     return {**config, **widths, "conv_dim": [16] * len(config["conv_dim"]), "num_conv_pos_embedding_groups": 2}
 
 
 def resident(field: str) -> int:
-    """Bytes of this process's memory now (`VmRSS`) or at most so far (`VmHWM`)."""
+    """Return the bytes of this process's memory: now (`VmRSS`) or its peak so far (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from fedexit.federated.ledger import Device
+from fedexit.devices.fleet import Device
 from fedexit.support.errors import FedexitError
 
 MIB = 2**20
@@ -16,20 +16,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Profile:
-    """A device as the policy sees it: bytes `free` for training, speeds and power, joules of its full `battery`.
+    """A device as the policy sees it."""
 
-    `allowance`: joules that a round may take. Both are infinite on mains.
-    """
-
-    name: str
-    free: float
-    device: Device
-    battery: float = math.inf
-    allowance: float = math.inf
+    name: str  # the class of the device
+    free: float  # bytes that are free for training
+    device: Device  # speeds and power
+    battery: float = math.inf  # joules of the full battery; infinite on mains
+    allowance: float = math.inf  # joules that a round may use
 
 
 def device_table() -> pd.DataFrame:
-    """The devices that ship with the package, one per class, smallest first; `source` says where each figure is from.
+    """Return the devices that ship with the package, one per class, smallest first; `source` gives the sources.
 
     Columns `device, example, memory_mib`, `free_share` (of the memory, beside the system and the libraries),
     `dense_gmacs` (10^9 MACs per second of dense algebra in single precision), `training_share` (of these, sustained in
@@ -40,7 +37,7 @@ def device_table() -> pd.DataFrame:
 
 
 def profiles() -> dict[str, Profile]:
-    """The devices of `device_table` by name."""
+    """Return the devices of `device_table` by name."""
     return {
         row.device: Profile(
             row.device,
@@ -56,27 +53,30 @@ def profiles() -> dict[str, Profile]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """From the memory model to what a process really takes: `factor` times the model, and `constant` bytes."""
+    """A linear map from the memory model to the memory of a real process."""
 
-    factor: float = 1.0
-    constant: float = 0.0
+    factor: float = 1.0  # times the model
+    constant: float = 0.0  # plus so many bytes
 
     def corrected(self, memory: float) -> float:
-        """Bytes to expect where the model says `memory`."""
+        """Return the bytes to expect for `memory` bytes of the model."""
         return self.factor * memory + self.constant
 
 
 def calibrate(measured: pd.DataFrame) -> Calibration:
-    """The `Calibration` with the smallest squared relative errors on measured peaks of training.
+    """Fit the `Calibration` with the smallest squared relative errors on measured peaks of training.
 
-    measured: columns `model_mib, measured_mib` (of `fedexit.model.costs.memory` and
-    `fedexit.devices.probe.measured_memory`), a
-    row per measurement. Neither term may be negative, so that small models are not promised less than nothing.
+    Neither term is negative, so the expected memory of a small model is not negative either.
+
+    Args:
+        measured: One row per measurement, with the columns `model_mib` (`fedexit.model.costs.memory`) and
+            `measured_mib` (`fedexit.devices.probe.measured_memory`).
+
     Raises FedexitError for fewer than two sizes and for peaks that are not above 0.
     """
     modelled, peaks = (measured[name].to_numpy(float) for name in ("model_mib", "measured_mib"))
     if len(set(modelled)) < 2:
-        raise FedexitError("a calibration needs measurements of two sizes at least; measure at another depth as well")
+        raise FedexitError("a calibration needs measurements of at least two sizes; measure at another depth as well")
     if not (peaks > 0).all():
         raise FedexitError("a measured peak is not above 0 MiB; measure again")
     (factor, constant), _ = nnls(np.stack([modelled / peaks, 1 / peaks], axis=1), np.ones(len(peaks)))

@@ -1,9 +1,9 @@
-"""Layer-wise, depth-aware aggregation, Eq. (1) of the paper, and the rules it must be told apart from.
+"""Layer-wise, depth-aware aggregation, Eq. (1) of the paper, and the rules that it is compared with.
 
     w_l(t+1) = sum_{i in S_l} (n_i * L_i^g) * w_{l,i}(t+1) / sum_{j in S_l} (n_j * L_j^g)
 
 S_l = the clients that trained layer l, n_i = local examples, L_i = depth, g = depth exponent (1 in the paper).
-Pure functions on named tensors: nothing here knows what a model is.
+The functions are pure and work on named tensors; they know nothing of models.
 """
 
 import itertools
@@ -15,72 +15,93 @@ import torch
 from torch import Tensor
 
 from fedexit.model.names import in_layer, layer_of
+from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 
 RULES = ("layerwise", "masked", "stale", "unmasked", "count", "inclusive")
-_WHOLE = ("stale", "unmasked")  # they average whole models, untouched layers included
+_WHOLE = ("stale", "unmasked")  # these rules average whole models, with untouched layers
 _MOMENTUM = 0.2  # of InclusiveFL
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sends: weights by name, the number of examples n_i and the depth L_i it trained to."""
+    """The update that one client sends."""
 
-    weights: Mapping[str, Tensor]
-    examples: int
-    depth: int
+    weights: Mapping[str, Tensor]  # by name
+    examples: int  # n_i, number of local examples, >= 1
+    depth: int  # L_i, the depth that it trained to, >= 1
 
 
 def client_weight(update: Update, method: str, depth_exponent: float) -> float:
-    """n_i * L_i^g for `layerwise` (Eq. 1) and `unmasked`, 1 for `count`, n_i for `masked` and `stale`."""
+    """Return n_i * L_i^g for `layerwise` (Eq. 1) and `unmasked`, 1 for `count`, n_i for `masked` and `stale`."""
     if method == "count":
         return 1.0
     by_depth = method in ("layerwise", "unmasked")
-    return update.examples * update.depth**depth_exponent if by_depth else float(update.examples)
+    examples, depth = int(update.examples), int(update.depth)
+    return examples * depth**depth_exponent if by_depth else float(examples)
 
 
 class Aggregator:
-    """Streaming weighted mean: one accumulator of the global model's size, whatever the number of clients.
+    """Streaming weighted mean with one accumulator of the global model's size, for any number of clients.
 
-    Linear in what a client sends (n_i L_i^g w_i and n_i L_i^g, summed), so it can run under secure aggregation, and the
-    order of clients matters only by float rounding.
+    The sums (n_i L_i^g w_i and n_i L_i^g) are linear in the updates, so they can run under secure aggregation. The
+    order of clients matters only by rounding. Sums are in float32, or in float64 for weights of that type.
     """
 
-    def __init__(self, global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0):
+    def __init__(
+        self,
+        global_weights: Mapping[str, Tensor],
+        method: str = "layerwise",
+        depth_exponent: float = 1.0,
+        layers: int | None = None,
+    ):
         self.global_weights, self.method, self.depth_exponent = global_weights, method, depth_exponent
+        self._layers = layers or max((layer_of(name) or 0 for name in global_weights), default=0)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
         self._all_clients = 0.0
+        self._finished = False
 
     def add(self, update: Update) -> None:
-        """Take in one client. Raises FedexitError for unknown names, other shapes and n_i or L_i below 1."""
-        if update.examples < 1 or update.depth < 1:
-            raise FedexitError(
-                f"an update needs examples >= 1 and depth >= 1, not {update.examples} and {update.depth}"
-            )
+        """Add one client's update to the sums. An update that is refused changes nothing.
+
+        Raises FedexitError for unknown names, other shapes, values that are not finite, n_i or L_i that is not a whole
+        number >= 1, L_i beyond the model's layers, and after `result`.
+        """
+        _check_open(self)
+        whole_number(update.examples, "examples n_i of an update", 1)
+        whole_number(update.depth, "depth L_i of an update", 1)
+        if update.depth > self._layers > 1:  # weights that name a single layer do not tell how many a model has
+            raise FedexitError(f"depth L_i of an update is {update.depth}; the model has {self._layers} layers")
+        for name, tensor in update.weights.items():
+            self._check(name, tensor)
         weight = client_weight(update, self.method, self.depth_exponent)
         self._all_clients += weight
         for name, tensor in update.weights.items():
-            self._check(name, tensor)
             if self._trained(name, update.depth):
                 self._accumulate(name, tensor, weight)
 
     def _trained(self, name: str, depth: int) -> bool:
-        """Whether the client is in S_l. Plain FedAvg does not ask: it averages whatever comes back."""
+        """Return whether the client is in S_l. Plain FedAvg averages all that it receives."""
         layer = layer_of(name)
         return self.method in _WHOLE or layer is None or layer <= depth
 
     def _check(self, name: str, tensor: Tensor) -> None:
         if name not in self.global_weights:
-            raise FedexitError(f"an update holds {name!r}, which the global model has not")
+            raise FedexitError(f"an update holds {name!r}, which is not in the global model")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise FedexitError(f"an update's {name!r} is of type {kind}; send a tensor of real numbers")
         if tensor.shape != self.global_weights[name].shape:
             expected = tuple(self.global_weights[name].shape)
             raise FedexitError(
                 f"an update's {name!r} has shape {tuple(tensor.shape)}; the global model's is {expected}"
             )
+        if not _is_finite(tensor):
+            raise FedexitError(f"an update's {name!r} is not finite: the client diverged; lower its learning rate")
 
     def _accumulate(self, name: str, tensor: Tensor, weight: float) -> None:
-        tensor = tensor.to(torch.float32)
+        tensor = tensor.to(_exact(self.global_weights[name]))
         if name in self._sums:
             self._sums[name].add_(tensor, alpha=weight)
         else:
@@ -88,85 +109,109 @@ class Aggregator:
         self._totals[name] = self._totals.get(name, 0.0) + weight
 
     def result(self) -> dict[str, Tensor]:
-        """The new global weights, once: they are made in the sums' memory. What nobody trained keeps its very tensor.
+        """Return the new global weights. A weight that no client trained is returned as the same tensor object.
 
-        Raises FedexitError when a mean is not finite: one diverged client would otherwise spoil the model in silence.
+        The means take the memory of the sums. Raises FedexitError for a mean that is not finite and a second call.
         """
+        _check_open(self)
+        self._finished = True
         return {name: self._mean(name, old) for name, old in self.global_weights.items()}
 
     def _mean(self, name: str, old: Tensor) -> Tensor:
         if name not in self._sums:
             return old
         total, mean = self._totals[name], self._sums.pop(name)
-        if self.method in _WHOLE:  # who did not send it holds an untouched copy: it counts with that client's weight
-            mean.add_(old.to(torch.float32), alpha=self._all_clients - total)
+        if self.method in _WHOLE:  # a client that did not send it holds an untouched copy, with that client's weight
+            mean.add_(old.to(mean.dtype), alpha=self._all_clients - total)
             total = self._all_clients
         return finite(name, mean.div_(total)).to(old.dtype)
 
 
+def _check_open(aggregator: "Aggregator | TierAggregator") -> None:
+    if aggregator._finished:
+        raise FedexitError("this aggregator has given its result; make a new one for the next round")
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # a finite sum (one pass) means finite numbers; these may overflow in it, hence the second test
+    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
+
+
 def finite(name: str, mean: Tensor) -> Tensor:
-    """`mean`, the average of the parameter `name`. Raises FedexitError when it is not finite."""
-    # a sum is one pass and finite if all is; finite numbers may overflow in it, hence the second look
-    if not torch.isfinite(mean.sum()) and not torch.isfinite(mean).all():
+    """Return `mean`, the average of the parameter `name`. Raise FedexitError when it is not finite."""
+    if not _is_finite(mean):
         raise FedexitError(f"the average of {name!r} is not finite: a client diverged; lower its learning rate")
     return mean
 
 
 class TierAggregator:
-    """InclusiveFL's rule (Liu et al., KDD 2022): means within tiers, a lesson from tier to tier, and their mean.
+    """InclusiveFL's rule (Liu et al., KDD 2022): means within tiers, momentum distillation, and the mean of tiers.
 
-    Clients of one depth are a tier, averaged with n_i. The mean step of the blocks that the next deeper tier has more
-    is mixed, by `_MOMENTUM`, into the step of the top block of a tier (momentum distillation); then each layer
-    is averaged over tiers with their numbers of clients. One accumulator per tier. Unlike in the original, a tier's top
-    block is not kept apart: the layers of one global model are everybody's; its head is its own.
+    Clients of one depth are a tier, averaged with weights n_i. The mean step of the extra blocks of the next deeper
+    tier is mixed, with weight `_MOMENTUM`, into the step of a tier's top block. Then each layer is averaged over the
+    tiers, weighted by their numbers of clients. Unlike in the original, all clients share the layers of one global
+    model, so a tier has no top block of its own.
     """
 
-    def __init__(self, global_weights: Mapping[str, Tensor]):
-        self.global_weights = global_weights
+    def __init__(self, global_weights: Mapping[str, Tensor], layers: int | None = None):
+        self.global_weights, self._layers = global_weights, layers
         self._tiers: dict[int, Aggregator] = {}
         self._clients: Counter[int] = Counter()
+        self._finished = False
 
     def add(self, update: Update) -> None:
-        """Take in one client. Raises FedexitError as `Aggregator.add`."""
-        if update.depth not in self._tiers:
-            self._tiers[update.depth] = Aggregator(self.global_weights, "masked")
-        self._tiers[update.depth].add(update)
-        self._clients[update.depth] += 1
+        """Add one client's update. Errors are those of `Aggregator.add`."""
+        _check_open(self)
+        tier = self._tiers.get(update.depth) or Aggregator(self.global_weights, "masked", layers=self._layers)
+        tier.add(update)
+        self._tiers[int(update.depth)] = tier
+        self._clients[int(update.depth)] += 1
 
     def result(self) -> dict[str, Tensor]:
-        """The new global weights, once, as `Aggregator.result`."""
+        """Return the new global weights. Errors are those of `Aggregator.result`."""
+        _check_open(self)
+        self._finished = True
         old, depths = self.global_weights, sorted(self._tiers)
         means = {
             depth: {name: mean for name, mean in self._tiers.pop(depth).result().items() if mean is not old[name]}
             for depth in depths
         }
         tops = [self._top(means, *pair) for pair in itertools.pairwise(depths)]
-        taught = [
-            Update({**means[depth], **top}, self._clients[depth], depth)
-            for depth, top in itertools.zip_longest(depths, tops, fillvalue={})
-        ]
-        return aggregate(old, taught, "masked")
+        server = Aggregator(old, "masked", layers=self._layers)
+        for depth, top in itertools.zip_longest(depths, tops, fillvalue={}):
+            server.add(Update({**means[depth], **top}, self._clients[depth], depth))
+        return server.result()
 
     def _top(self, means: dict[int, dict[str, Tensor]], depth: int, deeper: int) -> dict[str, Tensor]:
-        """The top block of the tier of `depth`, taught by the tier that is next `deeper`."""
+        """Return the top block of the tier of `depth`, mixed with the step of the next `deeper` tier."""
         own, other, old, top = means[depth], means[deeper], self.global_weights, {}
         for name in [name for name in own if layer_of(name) == depth]:
             extra = [same for layer in range(depth + 1, deeper + 1) if (same := in_layer(name, layer)) in other]
-            if extra:  # WavLM's relative positions are the first layer's alone
+            if extra:  # only layer 1 of WavLM has relative positions
                 lesson = sum(other[same] - old[same] for same in extra) / len(extra)
                 top[name] = old[name] + _MOMENTUM * lesson + (1 - _MOMENTUM) * (own[name] - old[name])
         return top
 
 
 def make_aggregator(
-    global_weights: Mapping[str, Tensor], method: str = "layerwise", depth_exponent: float = 1.0
+    global_weights: Mapping[str, Tensor],
+    method: str = "layerwise",
+    depth_exponent: float = 1.0,
+    layers: int | None = None,
 ) -> Aggregator | TierAggregator:
-    """What averages by the rule `method` as clients come in: see `aggregate`."""
+    """Return an aggregator for the rule `method`, to which updates are added one by one. See `aggregate`.
+
+    layers: of the model, the bound of L_i; by default the deepest layer that the weights name.
+    """
     if method not in RULES:
         raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(RULES)}")
     if method == "inclusive":
-        return TierAggregator(global_weights)
-    return Aggregator(global_weights, method, depth_exponent)
+        return TierAggregator(global_weights, layers)
+    return Aggregator(global_weights, method, depth_exponent, layers)
 
 
 def aggregate(
@@ -175,13 +220,22 @@ def aggregate(
     method: str = "layerwise",
     depth_exponent: float = 1.0,
 ) -> dict[str, Tensor]:
-    """New global weights from the clients' updates, layer by layer, by parameter name.
+    """Average the clients' updates into new global weights, layer by layer, by parameter name.
 
-    method: `layerwise` is Eq. (1) with exponent g = `depth_exponent`; `masked` weights by n_i alone over S_l (ReeFL's
-    rule, Eq. (1) with g = 0), `count` every client the same (DepthFL, ScaleFL, FedRA); `stale` is plain FedAvg over
-    whole models, where a shallow client's deep layers are untouched copies, and `unmasked` the same with Eq. (1)'s
-    n_i L_i^g; `inclusive`: see `TierAggregator`. A layer that no one trained keeps its bits. Raises FedexitError for
-    malformed updates.
+    A layer that no client trained stays bit-identical.
+
+    Args:
+        global_weights: The current weights by name.
+        updates: The updates; each is read once.
+        method: The rule. `layerwise` is Eq. (1). `masked` weights by n_i over S_l (ReeFL; Eq. (1) with g = 0). `count`
+            weights all clients of S_l equally (DepthFL, ScaleFL, FedRA). `stale` is FedAvg over whole models, in which
+            deep layers of shallow clients are untouched copies; `unmasked` is the same with weights n_i L_i^g.
+            `inclusive` is `TierAggregator`.
+        depth_exponent: g in Eq. (1) and in `unmasked`.
+
+    Raises FedexitError for an unknown rule, and as `Aggregator.add` and `Aggregator.result`.
+
+    Example: `aggregate(model.trainable_weights(), [Update(weights, examples=40, depth=6)])`
     """
     server = make_aggregator(global_weights, method, depth_exponent)
     for update in updates:
@@ -189,17 +243,17 @@ def aggregate(
     return server.result()
 
 
-MOMENTS = ("first:", "second:")  # what their names begin with
+MOMENTS = ("first:", "second:")  # prefixes of their names
 
 
 @dataclass(frozen=True)
 class FedAdam:
-    """FedAdam (Reddi et al., ICLR 2021, alg. 2): d = average - w is the gradient's stand-in, per parameter.
+    """FedAdam (Reddi et al., ICLR 2021, alg. 2). The change d = average - w takes the place of a gradient.
 
         m = beta1 m + (1 - beta1) d,  v = beta2 v + (1 - beta2) d^2,  w = w + learning_rate * m / (sqrt(v) + tau)
 
-    Without bias correction, as there, and m = v = 0 at first. learning_rate and tau are tuned by task there; ours make
-    the first steps of a client's usual size (1e-3 per round and weight) about as large as an average's.
+    As in the paper there is no bias correction, and m = v = 0 at first. Reddi et al. tune learning_rate and tau by
+    task. Ours make the first steps about as large as an average's, at a client's usual change of 1e-3 per round.
     """
 
     learning_rate: float = 1e-2
@@ -210,9 +264,9 @@ class FedAdam:
     def step(
         self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor], moments: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The new weights; `moments`, by `first:name` and `second:name`, are replaced.
+        """Return the new weights, and replace the entries `first:name` (m) and `second:name` (v) of `moments`.
 
-        What nobody trained (its average is the very tensor it was) keeps its weights and its moments.
+        A weight that no client trained (its average is the same tensor object) keeps its value and its moments.
         """
         stepped = dict(averages)
         for name, old in weights.items():

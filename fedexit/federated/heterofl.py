@@ -1,9 +1,9 @@
-"""Width in place of depth: HeteroFL (Diao et al., ICLR 2021), whose weak clients train all layers, but narrow ones.
+"""Width instead of depth: HeteroFL (Diao et al., ICLR 2021). Weak clients train all layers, but narrow ones.
 
-A client of width r has the first r of the channels, attention heads and feed-forward units of every layer: of each
-weight the leading block. Work and memory of a layer fall with r^2, so width 1/2 costs about what a quarter of the depth
-costs. Depth methods are entries of `fedexit.federated.methods`; this one needs other models and another average, so
-it has its own round loop, which draws clients and random numbers as `fedexit.federated.rounds` does.
+A client of width r has the first share r of the channels, attention heads and feed-forward units of every layer, so it
+holds the leading block of each weight. Work and memory of a layer fall with r^2: width 1/2 costs about as much as a
+quarter of the depth. This method needs other models and another average than the methods of
+`fedexit.federated.methods`. It has its own round loop, with the same random streams as `fedexit.federated.rounds`.
 """
 
 import math
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from fedexit.data.batches import Example, collate
 from fedexit.federated.aggregation import finite
+from fedexit.federated.checks import check_data, check_run
 from fedexit.federated.clients import Client, LocalTraining, local_round
 from fedexit.federated.ledger import client_costs, ledger_row
-from fedexit.federated.rounds import CURVE, Federation, check_run, evaluated, sample
+from fedexit.federated.objectives import Objective
+from fedexit.federated.rounds import CURVE, Federation, evaluated, sample
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of
 from fedexit.model.exits import MultiExitModel, check_exit
 from fedexit.support.errors import FedexitError
@@ -26,19 +28,19 @@ from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
 _SCALED = ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups")
-Place = tuple[Tensor, ...]  # where the elements of a narrow tensor lie in the full one
+Place = tuple[Tensor, ...]  # the index of a narrow tensor's elements in the full one
 
 
 def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
-    """A copy of `model` with a share `width` of its channels, heads and feed-forward units: the first of each.
+    """Return a copy of `model` with the first share `width` of its channels, attention heads and feed-forward units.
 
-    The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1], one that leaves no whole number
-    of something, LoRA, and a head with a recurrent layer.
+    The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1] or without whole numbers, LoRA,
+    and a head with a recurrent layer.
     """
     if model.backbone.lora:
-        raise FedexitError("adapters have no channels to leave out: cut a model without LoRA")
+        raise FedexitError("adapters have no channels to leave out; use a model without LoRA")
     if model.head == "ctc-bilstm":
-        raise FedexitError("a recurrent layer's gates lie one after the other: no leading block; take another head")
+        raise FedexitError("a recurrent layer has no leading block (its gates are concatenated); take another head")
     config = config_of(model.backbone)
     for name in _SCALED:
         if not 0 < width <= 1 or (config[name] * width) % 1:
@@ -52,7 +54,7 @@ def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
 
 
 def places_in(model: MultiExitModel, narrow: MultiExitModel) -> dict[str, Place]:
-    """Where the weights and buffers of `narrow` lie in those of `model`: an index for each, by name."""
+    """Return, by name, the index of each weight and buffer of `narrow` in that of `model`."""
     full = model.state_dict()
     return {
         name: _place(tensor.shape, full[name].shape, model.head == "pooled" and name.startswith("heads."))
@@ -61,7 +63,7 @@ def places_in(model: MultiExitModel, narrow: MultiExitModel) -> dict[str, Place]
 
 
 def _place(narrow: torch.Size, full: torch.Size, pooled: bool) -> Place:
-    """The leading block. What reads pooled statistics has two: of the means, and of the deviations behind them."""
+    """Return the index of the leading block. A head on pooled statistics has two: for the means and the deviations."""
     index = [torch.arange(size) for size in narrow]
     if pooled and narrow[-1] < full[-1]:
         half = torch.arange(narrow[-1] // 2)
@@ -72,10 +74,10 @@ def _place(narrow: torch.Size, full: torch.Size, pooled: bool) -> Place:
 def average_by_element(
     global_weights: Mapping[str, Tensor], updates: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Place]]]
 ) -> dict[str, Tensor]:
-    """HeteroFL's average: every element over the clients that trained it, each counting the same.
+    """Average every element over the clients that trained it, with equal weights (HeteroFL).
 
-    updates: what each client sends, and where it lies. An element that nobody trained keeps its bits. Raises
-    FedexitError when an average is not finite.
+    updates: pairs of a client's weights and their index in the global weights (`places_in`). An element that no client
+    trained stays bit-identical. Raises FedexitError when an average is not finite.
     """
     sums = {name: torch.zeros_like(tensor) for name, tensor in global_weights.items()}
     counts = {name: torch.zeros_like(tensor) for name, tensor in global_weights.items()}
@@ -90,9 +92,9 @@ def average_by_element(
 
 
 class WidthModels(nn.Module):
-    """Models of several widths behind one face; each is asked for by the depth that its clients' devices would bear.
+    """Models of several widths with the interface of one `MultiExitModel`.
 
-    So these depths are its `exits`, and what reads a `MultiExitModel` reads it.
+    Its `exits` are depths: each stands for the width that costs about as much as that depth.
     """
 
     def __init__(self, models: Mapping[int, MultiExitModel]):
@@ -103,13 +105,13 @@ class WidthModels(nn.Module):
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
     ) -> dict[int, Tensor]:
-        """Logits of the model of each of `exits` (default all), as of `MultiExitModel.forward`."""
+        """Return the logits of the model of each of `exits` (default all). See `MultiExitModel.forward`."""
         return self._asked("forward", waveforms, lengths, exits)
 
     def embeddings(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
     ) -> dict[int, Tensor]:
-        """`MultiExitModel.embeddings` of the model of each of `exits` (default all)."""
+        """Return `MultiExitModel.embeddings` of the model of each of `exits` (default all)."""
         return self._asked("embeddings", waveforms, lengths, exits)
 
     def _asked(self, what: str, waveforms: Tensor, lengths: Tensor | None, exits: Iterable[int] | None) -> dict:
@@ -121,9 +123,9 @@ class WidthModels(nn.Module):
 
 
 def widths_for(depths: Iterable[int], backbone: Backbone) -> dict[int, float]:
-    """The width that does about the work of each of `depths`: the root of its share, or the nearest that can be cut.
+    """Return the width that costs about as much as each of `depths`: the root of its share of the deepest.
 
-    That is a width of whole attention heads by which `narrowed` gets a whole number of everything.
+    It is rounded to the nearest width with whole numbers of attention heads, channels and units (`narrowed`).
     """
     depths, config = list(depths), config_of(backbone)
     heads = config["num_attention_heads"]
@@ -144,21 +146,24 @@ def federate_by_width(
     unlabelled: Sequence[Example] = (),
     dev: Sequence[Example] = (),
 ) -> Federation:
-    """HeteroFL's rounds, from `model`, which has one exit: every client trains to it, at the width of its depth.
+    """Run HeteroFL from `model` (changed in place): every client trains to its one exit, at the width of its depth.
 
-    widths: by the depth that a client's device would bear (`widths_for`). unlabelled: clips by which the heads of
-    narrow models are standardised before the first round (`MultiExitModel.standardise`: the statistics of a narrow
-    layer are not part of a wide one's; the whole model's are as they come). Gives what `federate` gives, with
-    `WidthModels`, errors before the first round and after the last, and a column `width` in the ledger. Nothing is
-    kept for a run that is stopped.
-    Raises FedexitError as `check_run` and `local_round`, for a depth without a width, several exits and a width that
-    cannot be (`narrowed`).
+    The result has `WidthModels` as its model, and a column `width` in its ledger. Nothing is saved on the way. Other
+    arguments and errors are as those of `federate`.
+
+    Args:
+        model: The full model, with one exit.
+        widths: Width by depth (`widths_for`); the depth of a client stands for a width.
+        unlabelled: Clips that standardise the heads of narrow models before the first round
+            (`MultiExitModel.standardise`), as the statistics of a narrow layer are not a part of those of a wide one.
+        dev: Clips for the errors before the first round and after the last.
     """
     training, ledger, costs = training or LocalTraining(), [], {}
     check_run(clients, rounds, fraction)
     if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
-        raise FedexitError("it needs a model with one exit and a width for every client's depth; see widths_for")
+        raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
+    check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective())
     with one_thread():
         models = {depth: narrowed(model, width) for depth, width in widths.items()}
         for depth, narrow in models.items():
@@ -172,11 +177,13 @@ def federate_by_width(
             for client in sample(clients, fraction, seed, number):
                 scratch, place = models[client.depth], places[client.depth]
                 stream = (seed, "round", number, "client", client.name)
-                update, told = local_round(scratch, _cut(weights, place), replace(client, depth=last), training, stream)
+                update, report = local_round(
+                    scratch, _cut(weights, place), replace(client, depth=last), training, stream
+                )
                 updates.append((update.weights, place))
                 if client.name not in costs:
-                    costs[client.name] = client_costs(scratch, last, told["lengths"], training, told["cached"])
-                row = ledger_row(number, client, told, costs[client.name])
+                    costs[client.name] = client_costs(scratch, last, report.lengths, training, report.cached)
+                row = ledger_row(number, client, report, costs[client.name])
                 ledger.append({**row, "width": widths[client.depth]})
             model.load_weights(average_by_element(weights, updates))
         for depth, narrow in models.items():

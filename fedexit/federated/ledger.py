@@ -1,29 +1,38 @@
-"""The ledger: what each local round costs, and its time on a simulated fleet."""
+"""The ledger: the costs of each local round."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 
-import pandas as pd
-
-from fedexit.federated.clients import Client, LocalTraining
+from fedexit.federated.clients import Client, LocalTraining, RoundReport
+from fedexit.federated.objectives import Objective
 from fedexit.model.costs import _held, _samples, clip_macs, memory, sizes_by_layer
 from fedexit.model.exits import MultiExitModel, check_exit
-from fedexit.support.errors import FedexitError
 
 
 def client_costs(
-    model: MultiExitModel, depth: int, lengths: Sequence[int], training: LocalTraining, cached: bool = False
+    model: MultiExitModel,
+    depth: int,
+    lengths: Sequence[int],
+    training: LocalTraining,
+    cached: bool = False,
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
 ) -> dict[str, int]:
-    """What one local round at `depth` costs a client: its line in the ledger. `training` says whose heads it trains.
+    """Return the costs of one local round, which are columns of the ledger.
 
-    lengths: of its clips, in samples at 16 kHz; in frames if they are `cached` features (nothing is convolved).
-    `parameters` and `bytes` of the weights it sends, the same as it receives; `macs_forward` and `macs_backward` summed
-    over its clips and epochs, each clip at its own length (what a batch pads comes on top); `memory_forward` and
-    `memory_training`, bytes, of its longest clip in a whole batch, by the memory model.
-    Raises FedexitError when `depth` is no exit, and for clips shorter than one frame.
+    Args:
+        model: The global model.
+        depth: L_i, the depth of the client.
+        lengths: Lengths of its clips in samples at 16 kHz; in frames if they are `cached` features.
+        training: The options of training.
+        cached: Whether the clips are frozen features, so that nothing is convolved.
+        objective: The loss, which decides the heads that the client holds.
+
+    Returns `parameters` and `bytes` of the weights that it sends, and receives as well; `macs_forward` and
+    `macs_backward` over all clips and epochs, without padding; `memory_forward` and `memory_training` in bytes, for a
+    whole batch of its longest clip, by the memory model. Raises FedexitError when `depth` is not an exit, and for clips
+    shorter than one frame.
     """
     check_exit(depth, model.exits, model.backbone.name)
-    exits = training.exits(depth, model.exits)
+    exits = objective.exits(depth, model.exits)
     sent = sizes_by_layer(_held(model.trainable_weights(), exits))
     heads = [model.head_at(exit) for exit in exits]
     samples = [_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
@@ -36,45 +45,11 @@ def client_costs(
         "macs_forward": forward * training.epochs,
         "macs_backward": sum(clip.backward for clip in clips) * training.epochs,
         "memory_forward": held.forward,
-        "memory_training": held.training + bool(training.proximal) * int(sent["bytes"].sum()),  # what pulls it back
+        "memory_training": held.training + bool(objective.proximal) * int(sent["bytes"].sum()),  # w(t) of FedProx
     }
 
 
-@dataclass(frozen=True)
-class Device:
-    """A simulated device: what it computes per second, its link in bits per second, its power when busy (if known)."""
-
-    macs_per_second: float
-    down_bits_per_second: float
-    up_bits_per_second: float
-    watts: float = float("nan")
-
-    def __post_init__(self) -> None:
-        if min(self.macs_per_second, self.down_bits_per_second, self.up_bits_per_second) <= 0:
-            raise FedexitError(f"a device's speeds must be > 0, not {self}")
-
-
-def on_devices(ledger: pd.DataFrame, devices: Mapping[str, Device], rounds: Sequence[str] = ("round",)) -> pd.DataFrame:
-    """The ledger of a federation (`Federation.clients`), with its times on a fleet.
-
-    devices: by tier; rounds: the columns that tell rounds apart. Adds `device_seconds` (a client receives, computes and
-    sends, one after the other), `idle_seconds` (until the slowest client of its round is done) and `joules` (NaN where
-    the power is not known). Raises FedexitError for a tier without a device.
-    """
-    if missing := set(ledger["tier"]) - set(devices):
-        raise FedexitError(f"no device is given for tier {min(missing)!r}; known: {', '.join(devices)}")
-    columns = {
-        field.name: ledger["tier"].map({t: getattr(d, field.name) for t, d in devices.items()})
-        for field in fields(Device)
-    }
-    busy = (ledger["macs_forward"] + ledger["macs_backward"]) / columns["macs_per_second"]
-    busy += 8 * ledger["bytes"] * (1 / columns["down_bits_per_second"] + 1 / columns["up_bits_per_second"])
-    ledger = ledger.assign(device_seconds=busy, joules=busy * columns["watts"])
-    slowest = ledger.groupby(list(rounds))["device_seconds"].transform("max")
-    return ledger.assign(idle_seconds=slowest - busy)
-
-
-def ledger_row(number: int, client: Client, told: dict, costs: dict) -> dict:
-    """A client's line of `Federation.clients`, from what `local_round` told of it and its `client_costs`."""
+def ledger_row(number: int, client: Client, report: RoundReport, costs: Mapping[str, int]) -> dict:
+    """Return a client's row of `Federation.clients` in round `number`, from its report and its `client_costs`."""
     about = dict(round=number, client=client.name, tier=client.tier, depth=client.depth, examples=len(client.data))
-    return {**about, "loss": told["loss"], **costs, "seconds": told["seconds"]}
+    return {**about, "loss": report.loss, **costs, "seconds": report.seconds}

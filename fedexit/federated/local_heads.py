@@ -1,6 +1,7 @@
-"""Heads that stay with their clients (FedPer, Arivazhagan et al. 2019): the layers are everybody's, the heads are not.
+"""Heads that stay with their clients (FedPer, Arivazhagan et al. 2019): all clients share the layers, but no head.
 
-Unlike there, clients send their heads as well: who is no client, or asks at another client's exit, gets their average.
+Unlike in FedPer, clients also send their heads. People who are not clients get the average of the heads, and so do
+clients at an exit that they did not train.
 """
 
 import copy
@@ -22,17 +23,17 @@ _MARK = "head"
 
 
 def heads_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the heads among a client's `weights`."""
+    """Return copies of the heads among a client's `weights`."""
     return {name: tensor.clone() for name, tensor in weights.items() if name.startswith("heads.")}
 
 
 def packed(heads: Heads) -> dict[str, Tensor]:
-    """All `heads` side by side, for a checkpoint."""
+    """Return all `heads` as named tensors for a checkpoint."""
     return {f"{_MARK}:{name}:{client}": tensor for client, own in heads.items() for name, tensor in own.items()}
 
 
 def unpacked(tensors: Mapping[str, Tensor]) -> Heads:
-    """The heads that `packed` put among a checkpoint's `tensors`."""
+    """Return the heads that `packed` put among a checkpoint's `tensors`."""
     heads: Heads = defaultdict(dict)
     for key, tensor in tensors.items():
         if key.startswith(f"{_MARK}:"):
@@ -44,10 +45,12 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Heads:
 def with_own_heads(
     model: MultiExitModel, predictions: pd.DataFrame, data: Sequence[Example], devices: Sequence[str], heads: Heads
 ) -> pd.DataFrame:
-    """`predictions` of `model` on `data` (`metrics.predict`), clients' people answered by the heads that they kept.
+    """Return `predictions` with those of clients' own people made by the heads that these clients kept.
 
-    devices: whose clip each is. At an exit that its clients trained, a device has the mean of their heads there; at
-    all others, as all who are no client, what `model` has.
+    At an exit that its clients trained, a device has the mean of their heads there. At all other exits, and for people
+    who are not clients, the prediction of `model` stays.
+
+    predictions: of `model` on `data` (`metrics.predict`); devices: the device of each clip (`device_of`).
     """
     own, parts = defaultdict(list), [predictions]
     for client, weights in heads.items():
@@ -63,5 +66,5 @@ def with_own_heads(
         exits = {int(name.split(".")[1]) for name in names}  # heads.3.linear.weight
         found = predict(personal, [data[int(item)] for item in items], exits)
         parts.append(found.assign(item=items[found["item"]]))
-    told = pd.concat(parts).drop_duplicates(["item", "exit"], keep="last")
-    return told.sort_values(["item", "exit"], ignore_index=True)
+    latest = pd.concat(parts).drop_duplicates(["item", "exit"], keep="last")
+    return latest.sort_values(["item", "exit"], ignore_index=True)

@@ -1,50 +1,72 @@
-"""What a client minimises: the task's loss at its exits, and what they teach one another. In the paper, the last alone.
+"""The loss that a client minimises: the task's loss at its exits, and the distillation between exits.
 
-Losses are means over exits where Fed-EE and DepthFL take sums: a learning rate means the same for any number of them.
+In the paper it is the task's loss at the client's last exit alone. Losses here are means over exits where Fed-EE and
+DepthFL take sums, so that a learning rate means the same for any number of exits.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedexit.model.ctc import within
 from fedexit.model.heads import task_loss
+from fedexit.support.errors import FedexitError
 
-OBJECTIVES = ("last", "all", "depth-weighted")  # exit L_i; all exits up to it; these, the j-th of them with weight j
-TEACHERS = ("", "mutual", "deepest")  # of an exit: none, each other exit, the client's last one
+LOSSES = ("last", "all", "depth-weighted")
+TEACHERS = ("", "mutual", "deepest")
 
 
-def objective_loss(
-    logits: Mapping[int, Tensor],
-    targets: Tensor,
-    objective: str = "last",
-    distillation: str = "",
-    strength: float = 1.0,
-    temperature: float = 1.0,
-) -> Tensor:
-    """sum_j v_j (loss_j + strength * T^2 * mean_k KL(z_k || z_j)) / sum_j v_j over the exits j of `logits`.
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a client; the defaults are the paper's. Raises FedexitError for values out of range.
 
-    logits: by exit, those of `MultiExitModel`; targets: see `task_loss`. v_j = 1, or j by `depth-weighted` (ScaleFL,
-    Ilhan et al. 2023, which ramps the strength up); the teachers k are the other exits by `mutual` (DepthFL, Kim et al.
-    2023, also with a ramp), the last one by `deepest` (ScaleFL), and none by default. A teacher learns nothing.
+    Sources: ScaleFL, Ilhan et al. 2023; DepthFL, Kim et al. 2023; FedProx, Li et al. 2020.
+    """
+
+    losses: str = "last"  # exit L_i alone; `all` exits up to it; these, the j-th with weight j (ScaleFL)
+    distillation: str = ""  # teachers of an exit: none; `mutual`, all others (DepthFL); `deepest`, the last (ScaleFL)
+    strength: float = 1.0  # weight of the distillation, >= 0
+    temperature: float = 1.0  # temperature T of the distillation, > 0
+    proximal: float = 0.0  # FedProx's mu, >= 0: mu/2 |w - w(t)|^2 is added, with global weights w(t)
+
+    def __post_init__(self) -> None:
+        for what, known in {"losses": LOSSES, "distillation": TEACHERS}.items():
+            if (chosen := getattr(self, what)) not in known:
+                raise FedexitError(f"unknown {what} {chosen!r}; known: {', '.join(filter(None, known))}")
+        if not (self.strength >= 0 and self.proximal >= 0 and self.temperature > 0):
+            raise FedexitError(f"strength and proximal must be >= 0 and temperature > 0, not {self}")
+        if self.distillation and self.losses == "last":
+            raise FedexitError(f"distillation {self.distillation!r} needs several exits; take losses='all'")
+
+    def exits(self, depth: int, known: Sequence[int]) -> list[int]:
+        """Return the exits, among the `known` ones, whose heads a client of `depth` holds, trains and sends."""
+        return [depth] if self.losses == "last" else [exit for exit in sorted(known) if exit <= depth]
+
+
+def objective_loss(logits: Mapping[int, Tensor], targets: Tensor, objective: Objective) -> Tensor:
+    """Return sum_j v_j (loss_j + strength * T^2 * mean_k KL(z_k || z_j)) / sum_j v_j over the exits j of `logits`.
+
+    logits: by exit, the logits z_j of `MultiExitModel`; targets: as for `task_loss`. No gradient flows to a teacher k.
+    DepthFL and ScaleFL also ramp the strength up; this function does not. `local_round` adds the proximal term.
     """
     exits = sorted(logits)
-    shares = range(1, len(exits) + 1) if objective == "depth-weighted" else [1] * len(exits)
+    shares = range(1, len(exits) + 1) if objective.losses == "depth-weighted" else [1] * len(exits)
     losses = []
     for exit in exits:
         loss = task_loss(logits[exit], targets)
-        if teachers := _teachers(exits, exit, distillation):
-            taught = [divergence(logits[teacher], logits[exit], temperature) for teacher in teachers]
-            loss = loss + strength * torch.stack(taught).mean()
+        if teachers := _teachers(exits, exit, objective.distillation):
+            taught = [divergence(logits[teacher], logits[exit], objective.temperature) for teacher in teachers]
+            loss = loss + objective.strength * torch.stack(taught).mean()
         losses.append(loss)
     return sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher || student) of logits over T, its mean over clips (B, C) or the frames within clips (B, F, C)."""
-    told = (teacher.detach() / temperature).log_softmax(-1)
-    each = torch.nn.functional.kl_div((student / temperature).log_softmax(-1), told, reduction="none", log_target=True)
+    """Return T^2 KL(teacher || student) of logits over T, averaged over clips (B, C) or frames in clips (B, F, C)."""
+    fixed = (teacher.detach() / temperature).log_softmax(-1)
+    each = torch.nn.functional.kl_div((student / temperature).log_softmax(-1), fixed, reduction="none", log_target=True)
     each = temperature**2 * each.sum(-1)
     if each.dim() == 1:
         return each.mean()

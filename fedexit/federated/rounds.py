@@ -1,50 +1,91 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
-from torch.utils.data import ConcatDataset
+from torch import Tensor
 
-from fedexit.data.batches import Example
+from fedexit.data.batches import Example, data_digest
 from fedexit.federated.aggregation import MOMENTS, make_aggregator
+from fedexit.federated.checks import check_data, check_depths, check_run
 from fedexit.federated.clients import Client, LocalTraining
+from fedexit.federated.fedra import round_of_drawn_layers
 from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.local_heads import Heads, heads_in, packed, unpacked
 from fedexit.federated.methods import Method, everyone, find_method
-from fedexit.federated.workers import local_rounds
+from fedexit.federated.workers import Round, Work, local_rounds
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import all_rates, predict
-from fedexit.support.checkpoints import load_checkpoint, options_set, save_checkpoint
+from fedexit.support.checkpoints import (
+    append_rows,
+    load_checkpoint,
+    options_set,
+    read_rows,
+    refusing_damage,
+    save_checkpoint,
+)
+from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
 
 CURVE = ["round", "exit", "metric", "value", "n"]
+Depths = Callable[[int], Mapping[str, int | None]]
 
 
 @dataclass(frozen=True)
 class Federation:
-    """What `federate` gives back.
+    """The result of `federate`.
 
-    model: the global model; table: errors of every exit on `dev` per round (`round, exit, metric, value, n`); clients:
-    the ledger, one row per local round: `round, client, tier, depth, examples, loss`, the columns of `client_costs`
-    (see there), and `seconds` of wall time, the only column that is not the same each time; heads: those that clients
-    kept, by client, where the method lets them (`fedexit.federated.local_heads`).
+    The ledger has a row per local round: `round, client, tier, depth, examples, loss`, the columns of `client_costs`,
+    and `seconds` of wall time, the only column that differs between equal runs.
     """
 
-    model: MultiExitModel
-    table: pd.DataFrame
-    clients: pd.DataFrame
-    heads: Heads = field(default_factory=dict)
+    model: MultiExitModel  # the object that was given to `federate`
+    table: pd.DataFrame  # errors of every exit on `dev`: `round, exit, metric, value, n`
+    clients: pd.DataFrame  # the ledger: see above
+    heads: Heads = field(default_factory=dict)  # that clients kept, by client (`local_heads`)
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """The progress of a federation, as its checkpoint holds it. The ledger is in a table beside it."""
+
+    round: int  # number of finished rounds
+    evaluations: list[list]  # rows of `Federation.table`
+    depths: list[str]  # a hash per round of what `depths` gave
+    ledger_bytes: int  # size of the ledger's table in the checkpoint
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows and tensors that outlive a round, beside the model's weights; they are updated in place."""
+
+    ledger: list[dict] = field(default_factory=list)  # rows of `Federation.clients`
+    costs: dict[tuple[str, int], dict] = field(default_factory=dict)  # of a local round, by client and depth
+    moments: dict[str, Tensor] = field(default_factory=dict)  # of the server's optimiser
+    heads: Heads = field(default_factory=dict)  # that clients kept
+
+
+class Plan(NamedTuple):
+    """Settings that are equal in all rounds of a federation: see `federate`."""
+
+    method: Method
+    seed: int
+    depth_exponent: float
+    fraction: float
+    training: LocalTraining
 
 
 def federate(
     model: MultiExitModel,
     clients: Sequence[Client],
-    method: str = "layerwise",
+    method: str | Method = "layerwise",
     rounds: int = 10,
     seed: int = 0,
     depth_exponent: float | None = None,
@@ -54,173 +95,227 @@ def federate(
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
     workers: int = 1,
-    depths: Callable[[int], Mapping[str, int | None]] | None = None,
+    depths: Depths | None = None,
 ) -> Federation:
-    """Federated fine-tuning of `model` (changed in place) with clients of mixed depth.
+    """Fine-tune `model` with clients of mixed depth. `model` ITSELF IS TRAINED: its weights change in place.
 
-    Each round a `fraction` of the clients trains its layers 1..L_i and the head of exit L_i from the global weights,
-    and the server averages them by Eq. (1); `method`, the name of an entry of `fedexit.federated.methods.METHODS`,
-    may change any
-    of it. What it sets of `training` stands, whatever is given; a `depth_exponent` stands in place of its own. Every
-    exit is evaluated on `dev` before the first round, every `evaluate_every` rounds and after the last. `checkpoint`: a
-    file that keeps the state after every round; a run that finds it goes on from there and ends with the same bits as
-    one that was never stopped; `rounds` alone may grow, and other clips are told by their targets. `workers`: processes
-    that train a round's clients side by side, with one thread each; their number changes no bit. `depths`: from the
-    number of a round (1 is the first) to the depths of clients, by name, that are not their own in it, as a depth
-    policy (`fedexit.devices.policy.depths_of_round`) or `drop_outs` set them; None says that the client is drawn and
-    nothing of it arrives. A round in which nothing arrives changes no weight.
-    Raises FedexitError for an unknown method, one that needs another model, an empty federation, a depth that is no
-    exit, one by `depths` where the method sets its clients' own, bad numbers, a checkpoint of another run and workers
-    that cannot work (see `local_rounds`).
+    To compare methods from one start, give each call a model of its own (`copy.deepcopy(model)`). In each round a
+    `fraction` of the clients trains layers 1..L_i and the head of exit L_i from the global weights, and the server
+    averages them by Eq. (1). Equal arguments give bit-identical results.
+
+    Args:
+        model: The global model; the same object is returned as `Federation.model`.
+        clients: The clients; their names differ and their depths are exits of `model`.
+        method: The name of an entry of `fedexit.federated.methods.METHODS`, or a `Method`.
+        rounds: Number of rounds, >= 1.
+        seed: Seed of all random streams, an integer.
+        depth_exponent: g of Eq. (1); None takes the method's own.
+        fraction: Share of the clients per round, in (0, 1]; at least one client is sampled.
+        training: Options of local training.
+        dev: Clips on which every exit is evaluated.
+        evaluate_every: Rounds between evaluations. The start and the last round are always evaluated.
+        checkpoint: A file that keeps the state after every round (with its ledger beside it, `.rows.jsonl`). A run
+            that finds it resumes with bit-identical results. Only `rounds`, `workers` and `evaluate_every` may differ;
+            other clips are recognised by their content.
+        workers: Processes that train clients side by side, one thread each. Their number changes no result.
+        depths: A function from the number of a round (from 1) to depths by client name that differ from the clients'
+            own in that round, such as `fedexit.devices.policy.depths_of_round` or `drop_outs`. None as a depth means
+            that the client is sampled and its update does not arrive. A round without any update changes no weight.
+
+    Raises FedexitError before the first round for arguments out of range, clips that cannot be trained on (see
+    `checks`), a method that needs another model, and a checkpoint that is damaged or of another run; later for a loss
+    or an average that is not finite, and a worker that dies.
+
+    Example: `federate(model, [Client("ann", clips, depth=3), Client("ben", more_clips, depth=12)], rounds=2)`
     """
-    way = find_method(method)
-    if way.narrow:
+    way, training, given = find_method(method), training or LocalTraining(), _listed(clients)
+    check_run(given, rounds, fraction, workers, evaluate_every)
+    clients = way.enlist(given)
+    _check_method(model, way)
+    check_depths(model, clients)
+    exponent = way.depth_exponent if depth_exponent is None else depth_exponent
+    if (
+        not isinstance(training, LocalTraining)
+        or not math.isfinite(exponent)
+        or not (depths is None or callable(depths))
+    ):
         raise FedexitError(
-            f"method {method} cuts width, not depth: run it by fedexit.federated.heterofl.federate_by_width"
+            "training must be a LocalTraining, depth_exponent a finite number and depths a function, not "
+            f"{type(training).__name__}, {exponent} and {type(depths).__name__}"
         )
-    if way.shared_head and not model.shared_head:
-        raise FedexitError(f"method {method} needs one head for all exits: make the model with shared_head=True")
-    clients, training = way.enlist(clients), way.training(training or LocalTraining())
-    if training.random_layers and model.backbone.lora:
-        raise FedexitError(f"method {method} would have to send the layers that it draws: train all weights, not LoRA")
-    depth_exponent = way.depth_exponent if depth_exponent is None else depth_exponent
-    check_run(clients, rounds, fraction, workers, evaluate_every)
-    _check_depths(model, clients)
-    settings = method, seed, depth_exponent, fraction, training
-    identity = _identity(model, clients, dev, *settings) if checkpoint is not None else None
-    state, moments = {"round": 0, "evaluations": [], "clients": [], "depths": []}, {}
-    heads: Heads = {}
-    if found := load_checkpoint(checkpoint, identity):
-        state, tensors = found
-        tensors = {name: tensor.to(next(model.parameters()).device) for name, tensor in tensors.items()}
-        model.load_weights(tensors)
-        heads = unpacked(tensors)
-        moments = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)}
-        if state.setdefault("depths", []) != [
-            dict(depths(number)) for number in range(1, state["round"] + 1) if depths
-        ]:
-            raise FedexitError(f"checkpoint {Path(checkpoint).name} has other depths in its rounds; name another file")
-    if state["round"] > rounds:
-        raise FedexitError(f"checkpoint {Path(checkpoint).name} holds {state['round']} rounds already, not {rounds}")
+    check_data(model, clients, dev, training, way.objective)
+    plan = Plan(way, whole_number(seed, "seed"), float(exponent), float(fraction), training)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
-    # a shorter run evaluated its last round, where this one need not
-    state["evaluations"] = [row for row in state["evaluations"] if row[0] in due]
-    lacking = sorted(due - {row[0] for row in state["evaluations"]})
-    if len(dev) and lacking and lacking[0] < state["round"]:
-        raise FedexitError(
-            f"checkpoint {Path(checkpoint).name} has no errors after round {lacking[0]}; take evaluate_every as it "
-            "was, or name another file"
-        )
-    costs: dict[tuple[str, int], dict] = {}  # of a client's round, which are the same in each
-    with local_rounds(model, clients, training, workers) as run:
-        if state["round"] in lacking:
-            state["evaluations"] += evaluated(model, dev, state["round"])
-        for number in progress(range(state["round"] + 1, rounds + 1), f"{method}, seed {seed}"):
-            weights = model.trainable_weights()
-            aggregator = make_aggregator(weights, way.rule, depth_exponent)
-            drawn = sample(clients, fraction, seed, number)
+    identity, state, kept = None, RoundState(0, [], [], 0), Kept()
+    if checkpoint is not None:
+        identity = _identity(model, clients, dev, plan)
+        state, kept = _resumed(model, checkpoint, identity)
+        state = _continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint).name)
+    with local_rounds(model, clients, Work(training, way.objective, way.local_round), workers) as run:
+        if state.round in due - {row[0] for row in state.evaluations}:
+            state = replace(state, evaluations=state.evaluations + evaluated(model, dev, state.round))
+        for number in progress(range(state.round + 1, rounds + 1), f"{way.name}, seed {seed}"):
+            drawn, hashes, rows = sample(clients, fraction, plan.seed, number), state.depths, len(kept.ledger)
             if depths is not None:
-                state["depths"].append(dict(depths(number)))
-                drawn = _that_arrive(drawn, state["depths"][-1], model, way)
-            drawn = [replace(client, own=heads.get(client.name, {})) for client in drawn]
-            for client, update, told in run(drawn, (seed, "round", number, "client")):
-                aggregator.add(update)
-                if way.local_heads:
-                    heads[client.name] = heads.get(client.name, {}) | heads_in(update.weights)
-                kind = client.name, client.depth
-                if kind not in costs:
-                    costs[kind] = client_costs(model, client.depth, told["lengths"], training, told["cached"])
-                state["clients"].append(ledger_row(number, client, told, costs[kind]))
-            averages = aggregator.result()
-            model.load_weights(way.server.step(weights, averages, moments) if way.server else averages)
-            if number in due:
-                state["evaluations"] += evaluated(model, dev, number)
-            state["round"] = number
+                changed = _depths_in(number, depths, given)
+                drawn, hashes = _arriving(drawn, changed, model, way), [*hashes, _hash_of(changed)]
+            _train(number, drawn, plan, model, run, kept)
+            errors = evaluated(model, dev, number) if number in due else []
+            state = RoundState(number, state.evaluations + errors, hashes, state.ledger_bytes)
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, state, {**model.trainable_weights(), **moments, **packed(heads)})
-    table = pd.DataFrame(state["evaluations"], columns=CURVE)
-    return Federation(model.eval(), table, pd.DataFrame(state["clients"]), heads)
+                state = _saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
+    table = pd.DataFrame(state.evaluations, columns=CURVE)
+    return Federation(model.eval(), table, pd.DataFrame(kept.ledger), kept.heads)
+
+
+def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitModel, run: Round, kept: Kept) -> None:
+    """Train the clients `drawn` in round `number`, average their updates, and load the new weights into `model`."""
+    way, weights = plan.method, model.trainable_weights()
+    server = make_aggregator(weights, way.rule, plan.depth_exponent, model.backbone.layers)
+    drawn = [replace(client, own=kept.heads.get(client.name, {})) for client in drawn]
+    for client, update, report in run(drawn, (plan.seed, "round", number, "client")):
+        server.add(update)
+        if way.local_heads:
+            kept.heads[client.name] = kept.heads.get(client.name, {}) | heads_in(update.weights)
+        kind = client.name, client.depth
+        if kind not in kept.costs:
+            about = client.depth, report.lengths, plan.training, report.cached, way.objective
+            kept.costs[kind] = client_costs(model, *about)
+        kept.ledger.append(ledger_row(number, client, report, kept.costs[kind]))
+    averages = server.result()
+    model.load_weights(way.server.step(weights, averages, kept.moments) if way.server else averages)
 
 
 def sample(clients: Sequence[Client], fraction: float, seed: int, number: int) -> list[Client]:
-    """The clients of round `number`: a share `fraction` (at least one) drawn without replacement, in listed order."""
+    """Sample a share `fraction` of the clients (at least one) for round `number`, without replacement."""
     count = max(1, round(fraction * len(clients)))
     drawn = numpy_stream(seed, "sampling", number).choice(len(clients), size=count, replace=False)
     return [clients[i] for i in sorted(drawn)]
 
 
 def drop_outs(clients: Sequence[str], share: float, seed: int, number: int) -> dict[str, None]:
-    """Those of the `clients`, by name, of whom nothing arrives in round `number`: each with probability `share`.
+    """Return the clients whose updates do not arrive in round `number`: each name with probability `share`.
 
-    For `federate`, as `depths=partial(drop_outs, names, share, seed)`. Raises FedexitError for what is no probability.
+    For `federate`, as `depths=partial(drop_outs, names, share, seed)`. Raises FedexitError for a share outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise FedexitError(f"the share of drop-outs must be in [0, 1], not {share}")
     return {name: None for name in clients if numpy_stream(seed, "drop-out", number, name).random() < share}
 
 
-def _that_arrive(
-    drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel, way: Method
-) -> list[Client]:
-    """The `drawn` clients at their depths of the round, without those of whom nothing arrives."""
-    if way.enlist is not everyone and set(depths.values()) - {None}:
-        raise FedexitError(
-            f"method {way.name} sets the depths of its clients; those of a round may only be None (nothing arrives)"
-        )
-    there = [client for client in drawn if depths.get(client.name, client.depth) is not None]
-    there = [replace(client, depth=depths.get(client.name, client.depth)) for client in there]
-    _check_depths(model, there)
-    return there
-
-
 def evaluated(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
-    """Lines of `Federation.table` after round `number`."""
+    """Return the rows of `Federation.table` for round `number`."""
     if not len(dev):
         return []
     rates = all_rates(predict(model, dev))
     return [[number, int(row.exit), row.metric, float(row.value), int(row.n)] for row in rates.itertuples()]
 
 
-def check_run(
-    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
-) -> None:
-    """Raise FedexitError for an empty federation, names that are not all different and bad numbers."""
-    if not clients:
-        raise FedexitError("a federation needs at least one client; the list is empty")
-    names = [client.name for client in clients]
-    if len(set(names)) < len(names):
-        raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
-    if min(rounds, workers, evaluate_every) < 1 or not 0 < fraction <= 1:
+def _listed(clients: Iterable[Client]) -> Sequence[Client]:
+    if isinstance(clients, Sequence):
+        return clients
+    if not isinstance(clients, Iterable):
+        raise FedexitError(f"clients must be a list of Client, not a {type(clients).__name__}")
+    return list(clients)
+
+
+def _check_method(model: MultiExitModel, way: Method) -> None:
+    """Raise FedexitError when the method needs another model."""
+    if way.narrow:
         raise FedexitError(
-            "rounds, workers and evaluate_every must be >= 1 and fraction in (0, 1], not "
-            f"{rounds}, {workers}, {evaluate_every} and {fraction}"
+            f"method {way.name} cuts width, not depth: run it by fedexit.federated.heterofl.federate_by_width"
         )
+    if way.shared_head and not model.shared_head:
+        raise FedexitError(f"method {way.name} needs one head for all exits: make the model with shared_head=True")
+    if way.local_round is round_of_drawn_layers and model.backbone.lora:
+        raise FedexitError(f"method {way.name} must send the layers that it draws: train all weights, without LoRA")
 
 
-def _check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
-    for client in clients:
-        if client.depth not in model.exits:
-            known = ", ".join(map(str, model.exits))
-            raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
+def _depths_in(number: int, depths: Depths, clients: Sequence[Client]) -> dict[str, int | None]:
+    """Return the depths of round `number` that differ from the clients' own."""
+    found = depths(number)
+    if not isinstance(found, Mapping):
+        raise FedexitError(f"depths gave a {type(found).__name__} for round {number}; give depths by client name")
+    found = dict(found)
+    if unknown := set(found) - {client.name for client in clients}:
+        raise FedexitError(f"depths of round {number} name {min(unknown, key=str)!r}, which is not a client")
+    return found
 
 
-def _identity(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], *settings: object) -> dict:
-    """What must be equal for a checkpoint to be this run's: start, settings, clients, dev (but rounds may grow).
+def _arriving(
+    drawn: Sequence[Client], depths: Mapping[str, int | None], model: MultiExitModel, way: Method
+) -> list[Client]:
+    """Return the clients of `drawn` whose updates arrive, at their depths of the round."""
+    if way.enlist is not everyone and set(depths.values()) - {None}:
+        raise FedexitError(
+            f"method {way.name} sets the depths of its clients; those of a round may only be None (nothing arrives)"
+        )
+    arriving = [client for client in drawn if depths.get(client.name, client.depth) is not None]
+    arriving = [replace(client, depth=depths.get(client.name, client.depth)) for client in arriving]
+    check_depths(model, arriving)
+    return arriving
 
-    Clips count by their targets, in their order: these tell other clips, and other clients' clips, without a sound.
+
+def _identity(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], plan: Plan) -> dict:
+    """Return the facts that must be equal for a checkpoint to belong to a run: start, settings and data."""
+    way = plan.method
+    return {
+        "start": model.checksum(),
+        "method": [way.name, way.rule, options_set(way.objective), way.local_round.__name__, way.local_heads],
+        "server": options_set(way.server) if is_dataclass(way.server) else type(way.server).__name__,
+        "settings": [plan.seed, plan.depth_exponent, plan.fraction, options_set(plan.training)],
+        "clients": [[client.name, client.tier, client.depth, data_digest(client.data)] for client in clients],
+        "dev": data_digest(dev),
+    }
+
+
+def _resumed(model: MultiExitModel, checkpoint: str | Path, identity: dict) -> tuple[RoundState, Kept]:
+    """Return what the checkpoint holds, after loading its weights into `model`; an empty state without a file."""
+    if not (found := load_checkpoint(checkpoint, identity)):
+        return RoundState(0, [], [], 0), Kept()
+    with refusing_damage(checkpoint):
+        state, device = RoundState(**found[0]), next(model.parameters()).device
+        if [type(value) for value in vars(state).values()] != [int, list, list, int]:
+            raise TypeError("its state has another form")
+        tensors = {name: tensor.to(device) for name, tensor in found[1].items()}
+        if other := [n for n, tensor in model.trainable_weights().items() if tensors[n].shape != tensor.shape]:
+            raise ValueError(f"{other[0]} has another shape")
+    kept = Kept(read_rows(checkpoint, state.ledger_bytes), heads=unpacked(tensors))
+    kept.moments.update({name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)})
+    model.load_weights(tensors)
+    return state, kept
+
+
+def _continued(state: RoundState, rounds: int, due: set[int], depths: Depths | None, name: str) -> RoundState:
+    """Return the state without evaluations that are not `due`.
+
+    Raise FedexitError when the run cannot continue from it: it has more rounds, other depths, or lacks an evaluation.
     """
-    *plain, training = settings
-    roster = [[client.name, client.tier, client.depth, _digest(client.data)] for client in clients]
-    known = {"start": model.checksum(), "settings": [*plain, options_set(training)], "clients": roster}
-    return {**known, "dev": _digest(dev)}
+    if state.round > rounds:
+        raise FedexitError(f"checkpoint {name} holds {state.round} rounds already, not {rounds}")
+    if state.depths != [_hash_of(depths(number)) for number in range(1, state.round + 1) if depths is not None]:
+        raise FedexitError(f"checkpoint {name} has other depths in its rounds; name another file")
+    # a shorter run evaluated its last round, which a longer one need not do
+    evaluations = [row for row in state.evaluations if row[0] in due]
+    lacking = sorted(due - {row[0] for row in evaluations})
+    if lacking and lacking[0] < state.round:
+        raise FedexitError(
+            f"checkpoint {name} has no errors after round {lacking[0]}; take evaluate_every as it was, or name another "
+            "file"
+        )
+    return replace(state, evaluations=evaluations)
 
 
-def _digest(data: Sequence[Example]) -> str:
-    return hashlib.sha256(repr(_targets(data)).encode()).hexdigest()[:16]
+def _saved(
+    state: RoundState, kept: Kept, rows: list[dict], model: MultiExitModel, checkpoint: str | Path, identity: dict
+) -> RoundState:
+    """Write the ledger's new `rows`, then the checkpoint that counts them; return the state that it holds."""
+    state = replace(state, ledger_bytes=append_rows(checkpoint, rows, state.ledger_bytes))
+    tensors = {**model.trainable_weights(), **kept.moments, **packed(kept.heads)}
+    save_checkpoint(checkpoint, identity, asdict(state), tensors)
+    return state
 
 
-def _targets(data: Sequence[Example]) -> list:
-    """All targets; no clip is decoded where the data list them."""
-    if isinstance(data, ConcatDataset):
-        return [target for part in data.datasets for target in _targets(part)]
-    return data.targets if hasattr(data, "targets") else [target for _, target in data]
+def _hash_of(depths: Mapping[str, int | None]) -> str:
+    facts = sorted((name, None if depth is None else int(depth)) for name, depth in depths.items())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

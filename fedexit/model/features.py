@@ -17,7 +17,6 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import Example, normalised
 from fedexit.data.tasks.contract import Clips
 from fedexit.model.backbone import Backbone
@@ -56,6 +55,21 @@ class FrozenFeatures(Sequence[Example]):
     def __init__(self, clips: Clips, store: FeatureStore):
         self.clips, self.store, self.targets = clips, store, clips.targets
 
+    @property
+    def channels(self) -> int:
+        """Return the number of channels C."""
+        return self.store.channels
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the frames of each clip."""
+        return [self.store.places[clip][1] for clip in self.clips.ids]
+
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of the clips and of the file of their features, whose name holds what it was made from."""
+        return hashlib.sha256(f"{self.clips.content_hash} {self.store.file.name}".encode()).hexdigest()
+
     def __len__(self) -> int:
         """Return the number of clips."""
         return len(self.clips)
@@ -85,9 +99,7 @@ def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Exam
 
 def _bytes(clips: Clips, backbone: Backbone) -> int:
     """Return the size of the features of `clips` on disk, by the manifest's durations."""
-    seconds = clips.corpus.manifest.set_index("id")["seconds"].loc[clips.ids].to_numpy()
-    samples = (np.minimum(seconds * SAMPLE_RATE, clips.max_samples) / clips.speed).round().astype(int)
-    return 4 * backbone.channels * int(backbone.frame_lengths(torch.from_numpy(samples)).sum())
+    return 4 * backbone.channels * int(backbone.frame_lengths(torch.tensor(clips.lengths)).sum())
 
 
 def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:

@@ -47,6 +47,9 @@ def check_numbers(training: object) -> None:
         )
 
 
-def schedule(done: float) -> float:
-    """Return the share of the learning rate at a share `done` of all updates: linear warm-up, then half a cosine."""
-    return min(done / _WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2
+def schedule(step: int, steps: int) -> float:
+    """Return the share of the full learning rate at update `step` (from 0) of `steps`.
+
+    The share rises linearly over the first 5 % of the updates, then falls along half a cosine. No update has rate 0.
+    """
+    return min((step + 1) / (_WARM_UP * steps), 1.0) * (1 + math.cos(math.pi * step / steps)) / 2

@@ -1,4 +1,4 @@
-"""Processes of one thread each, for many jobs side by side."""
+"""Run jobs side by side in processes of one thread each."""
 
 import multiprocessing
 import os
@@ -11,13 +11,14 @@ from multiprocessing.connection import wait
 
 import torch
 
+from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread inside the block: several on a busy machine make short clips ten times slower."""
+    """Let torch use one thread inside the block: several threads on a busy machine are ten times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -27,13 +28,13 @@ def one_thread() -> Iterator[None]:
 
 
 def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
-    """`function(*job)` for each of `jobs`, in their order, on so many processes of one thread each.
+    """Return `function(*job)` for each of `jobs` in their order, computed by `workers` processes of one thread each.
 
-    The first failure ends the others and is raised here; FedexitError for no workers and when a process dies.
+    Raises:
+        FedexitError: for fewer than one worker, and when a process dies. The first failure of a job stops the other
+            jobs and is raised here.
     """
-    if workers < 1:
-        raise FedexitError(f"workers must be >= 1, not {workers}")
-    with _pool("spawn", workers, _start_worker) as pool:
+    with worker_pool("spawn", whole_number(workers, "workers", 1), start_worker) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         for future in progress(as_completed(futures), desc, total=len(futures)):
             future.result()
@@ -41,8 +42,16 @@ def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: st
 
 
 @contextmanager
-def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose jobs are dropped, and ended where they run, when the block fails."""
+def worker_pool(method: str, workers: int, start: Callable, *arguments: object) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of processes. When the block fails, waiting jobs are dropped and running ones are stopped.
+
+    Args:
+        method: The preferred start method; "spawn" is used on a system that lacks it.
+        workers: The number of processes.
+        start: The function that each process calls first.
+        arguments: The arguments of `start`.
+    """
+    method = method if method in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([__name__])
@@ -53,10 +62,10 @@ def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Ite
         pool.shutdown(wait=False)
         raise FedexitError(
             "a worker died: it was killed, or the memory is full, or a script starts workers outside of "
-            'if __name__ == "__main__"; mend it and run again, finished work is kept'
+            'if __name__ == "__main__"; fix this and run again, finished work is kept'
         ) from error
     except BaseException:
-        running = list((pool._processes or {}).values())  # Python 3.14 has a method for it
+        running = processes_of(pool)
         pool.shutdown(wait=False, cancel_futures=True)
         for process in running:
             process.terminate()
@@ -64,14 +73,19 @@ def _pool(method: str, workers: int, start: Callable, *arguments: object) -> Ite
     pool.shutdown()
 
 
-def _start_worker() -> None:
-    """One thread, and no life beyond the parent's, however that ends."""
+def processes_of(pool: ProcessPoolExecutor) -> list[multiprocessing.Process]:
+    """Return the processes of `pool`. The standard library has no public way to get them before Python 3.14."""
+    return list((pool._processes or {}).values())
+
+
+def start_worker() -> None:
+    """Set this process to one thread, and let it end when its parent ends."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """Wait for the parent's end; a killed parent cannot tell its workers to stop."""
+    """Wait for the end of the parent, because a killed parent cannot tell its workers to stop."""
     wait([parent])
     os._exit(1)

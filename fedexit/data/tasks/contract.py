@@ -1,5 +1,6 @@
 """The contract of every task: the clips that take part, their targets, and the kind of head that predicts them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,21 @@ class Clips(Sequence[Example]):
     def __init__(self, corpus: Corpus, rows: pd.DataFrame, max_seconds: float, speed: float = 1.0):
         self.corpus, self.max_samples, self.speed = corpus, int(max_seconds * SAMPLE_RATE), speed
         self.ids, self.targets = rows["id"].tolist(), rows["target"].tolist()
+
+    channels = 0  # its clips are waveforms
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the samples of each clip, cut and at its speed, by the manifest's durations (to 1 ms)."""
+        rows = self.corpus.dataset.select_columns(["id", "seconds"]).to_pandas().set_index("id")["seconds"]
+        samples = (rows.loc[self.ids] * SAMPLE_RATE).clip(upper=self.max_samples) / self.speed
+        return samples.round().astype(int).tolist()
+
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of the corpus's content, the clips, their targets, cut and speed (see `data_digest`)."""
+        facts = [self.corpus.checksum, self.ids, self.targets, self.max_samples, self.speed]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of clips."""

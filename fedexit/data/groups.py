@@ -1,0 +1,58 @@
+"""Groups of clips: the devices that hold them, their depths, and a skewed division of clips among them."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedexit.data.tasks.contract import Task
+from fedexit.support.errors import FedexitError
+from fedexit.support.streams import numpy_stream
+
+
+def device_of(group: str) -> str:
+    """Return the device that holds a group of clips: BOB1.DOG and BOB2.DOG belong to BOB; other names stay."""
+    dialogue = re.fullmatch(r"(.*\D)\d*\.DOG", group)
+    return dialogue[1] if dialogue else group
+
+
+def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int, shares: Sequence[float] = ()) -> dict:
+    """Return the depth of each device: a random order divided evenly over `depths` (two are the paper's 50/50 tiers).
+
+    With `shares`, one number >= 0 per depth, it is divided in that ratio. Raises FedexitError for other shares.
+    """
+    names = sorted(set(devices))
+    order = numpy_stream(seed, "tiers").permutation(len(names))
+    if not shares:
+        return {names[int(index)]: depths[place % len(depths)] for place, index in enumerate(order)}
+    if len(shares) != len(depths) or min(shares) < 0 or sum(shares) <= 0:
+        raise FedexitError(f"{len(depths)} depths need as many shares, none negative, not {tuple(shares)}")
+    ends = np.cumsum(shares) / sum(shares)
+    middles = (np.arange(len(names)) + 0.5) / len(names)
+    return {names[int(i)]: depths[place] for i, place in zip(order, np.searchsorted(ends, middles), strict=True)}
+
+
+def tier_of(group: str, depths: Mapping[str, int]) -> str:
+    """Return the tier of the device that holds `group`, named by its depth ("depth 3"), or "no client"."""
+    device = device_of(group)
+    return f"depth {depths[device]}" if device in depths else "no client"
+
+
+def client_groups(task: Task, min_clips: int = 8) -> list[str]:
+    """Return the groups that become clients, sorted: those with at least `min_clips` training clips."""
+    sizes = task.rows.query("split == 'train'")["group"].value_counts()
+    groups = sorted(sizes[sizes >= min_clips].index)
+    if not groups:
+        raise FedexitError(f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}")
+    return groups
+
+
+def skewed_owners(labels: np.ndarray, names: np.ndarray, alpha: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the owner of each clip: every label is divided by shares of the `names` from Dirichlet(`alpha`)."""
+    owners = np.empty(len(labels), dtype=names.dtype)
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        ends = np.cumsum(rng.dirichlet([alpha] * len(names)))
+        middles = (np.arange(len(own)) + 0.5) / len(own)
+        owners[own] = names[np.searchsorted(ends, middles).clip(max=len(names) - 1)]
+    return owners

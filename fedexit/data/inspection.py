@@ -1,0 +1,88 @@
+"""Inspect all clips and targets of a data set before training, so that no clip stops it hours later."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from fedexit.data.batches import Example, check_example
+from fedexit.data.text import frames_needed
+from fedexit.support.errors import FedexitError
+
+
+def check_clips(
+    data: Sequence[Example],
+    owner: str,
+    channels: int,
+    frames: Callable[[Tensor], Tensor],
+    labels: int,
+    texts: bool,
+    spells: bool = False,
+) -> tuple[list[int], bool]:
+    """Check all clips of `data`; return their lengths, and whether they are features (lengths in frames).
+
+    Data sets with `lengths`, `targets` and `channels`, such as `Clips`, are checked by these alone. Others are read.
+
+    Args:
+        data: The clips and targets.
+        owner: The words before a clip's position in a message, e.g. "client ann".
+        channels: Channels C of the model's features.
+        frames: The function from lengths in samples (N,) to numbers of frames (N,).
+        labels: Number of labels, or of characters.
+        texts: Whether targets are texts.
+        spells: Whether CTC must be able to spell each text in its clip's frames.
+
+    Raises FedexitError for a clip that `check_example` refuses, a clip of another kind or shorter than one frame, a
+    target out of range and a text that is too long.
+    """
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise FedexitError(f"data of {owner} are a {type(data).__name__}; give a list of pairs (waveform, target)")
+    found = list(_measured(data, owner))
+    lengths, cached = [length for length, _, _ in found], bool(found) and found[0][1] > 0
+    counts = lengths if cached else frames(torch.tensor(lengths, dtype=torch.long)).tolist()
+    for position, (length, width, target) in enumerate(found):
+        name = f"{owner}, clip {position}"
+        if width not in (0, channels):
+            raise FedexitError(f"{name} has {width} channels; give a mono waveform, or features of {channels}")
+        if (width > 0) != cached:
+            raise FedexitError(f"{name} is not of the same kind as clip 0; give only waveforms, or only features")
+        if counts[position] < 1:
+            raise FedexitError(f"{name} is shorter than one frame ({length} samples); leave it out")
+        codes = _codes(target, labels, texts, name)
+        if spells and (need := frames_needed(codes)) > counts[position]:
+            raise FedexitError(
+                f"{name} has {counts[position]} frames, and its text of {len(codes)} characters needs {need} (CTC); "
+                "shorten the text or leave the clip out"
+            )
+    return lengths, cached
+
+
+def _codes(target: object, labels: int, texts: bool, name: str) -> list[int]:
+    """Return a target as a list of codes. Raise FedexitError when it is not within the labels."""
+    codes = np.asarray(target)
+    if texts:
+        if codes.ndim != 1 or not ((codes > 0) & (codes <= labels)).all():
+            raise FedexitError(f"{name} has target {target!r}; give a text's character ids, each from 1 to {labels}")
+        return codes.tolist()
+    if codes.ndim or not 0 <= codes < labels:
+        raise FedexitError(f"{name} has target {target!r}; give the index of a label, 0 to {labels - 1}")
+    return [int(codes)]
+
+
+def _measured(data: Sequence[Example], owner: str, start: int = 0) -> Iterator[tuple[int, int, object]]:
+    """Yield length, channels (0 for a waveform) and target of each clip. The first clip is number `start`."""
+    if isinstance(data, ConcatDataset):
+        for part in data.datasets:
+            yield from _measured(part, owner, start)
+            start += len(part)
+    elif all(hasattr(data, name) for name in ("lengths", "targets", "channels")):
+        for length, target in zip(data.lengths, data.targets, strict=True):
+            yield length, data.channels, target
+    else:
+        for position in range(len(data)):
+            example = data[position]
+            check_example(example, f"{owner}, clip {start + position}")
+            clip, target = example
+            yield clip.shape[-1], len(clip) if clip.dim() == 2 else 0, target

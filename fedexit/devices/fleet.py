@@ -1,0 +1,42 @@
+"""Simulated devices: the time and energy of each local round on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import pandas as pd
+
+from fedexit.support.errors import FedexitError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A simulated device."""
+
+    macs_per_second: float  # in training
+    down_bits_per_second: float  # of its link, towards it
+    up_bits_per_second: float  # away from it
+    watts: float = float("nan")  # power when busy; NaN if unknown
+
+    def __post_init__(self) -> None:
+        if min(self.macs_per_second, self.down_bits_per_second, self.up_bits_per_second) <= 0:
+            raise FedexitError(f"a device's speeds must be > 0, not {self}")
+
+
+def on_devices(ledger: pd.DataFrame, devices: Mapping[str, Device], rounds: Sequence[str] = ("round",)) -> pd.DataFrame:
+    """Return the ledger of a federation (`Federation.clients`) with its times on simulated devices.
+
+    Adds `device_seconds` (a client receives, computes and sends, one after the other), `idle_seconds` (until the
+    slowest client of its round is done) and `joules` (NaN where the power is not known). devices: the device of each
+    tier; rounds: the columns that identify a round. Raises FedexitError for a tier without a device.
+    """
+    if missing := set(ledger["tier"]) - set(devices):
+        raise FedexitError(f"no device is given for tier {min(missing)!r}; known: {', '.join(devices)}")
+    columns = {
+        field.name: ledger["tier"].map({t: getattr(d, field.name) for t, d in devices.items()})
+        for field in fields(Device)
+    }
+    busy = (ledger["macs_forward"] + ledger["macs_backward"]) / columns["macs_per_second"]
+    busy += 8 * ledger["bytes"] * (1 / columns["down_bits_per_second"] + 1 / columns["up_bits_per_second"])
+    ledger = ledger.assign(device_seconds=busy, joules=busy * columns["watts"])
+    slowest = ledger.groupby(list(rounds))["device_seconds"].transform("max")
+    return ledger.assign(idle_seconds=slowest - busy)

@@ -1,0 +1,83 @@
+"""Checks of a federation before its first round: numbers, clients, clips and memory."""
+
+import numbers
+from collections.abc import Sequence
+
+import psutil
+
+from fedexit.data.batches import Example
+from fedexit.data.inspection import check_clips
+from fedexit.federated.clients import Client, LocalTraining
+from fedexit.federated.ledger import client_costs
+from fedexit.federated.objectives import Objective
+from fedexit.model.exits import MultiExitModel
+from fedexit.support.checks import whole_number
+from fedexit.support.errors import FedexitError
+
+
+def check_run(
+    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
+) -> None:
+    """Raise FedexitError for an empty federation, names that are not different texts, and numbers out of range."""
+    if not clients:
+        raise FedexitError("a federation needs at least one client; the list is empty")
+    for client in clients:
+        if not isinstance(client, Client):
+            raise FedexitError(f"clients must be a list of Client, not of {type(client).__name__}")
+        if not isinstance(client.name, str) or not client.name or not isinstance(client.tier, str):
+            found = f"{client.name!r} and {client.tier!r}"
+            raise FedexitError(f"a client's name and tier must be texts, and the name not empty; they are {found}")
+        if any("\ud800" <= letter <= "\udfff" for letter in client.name):
+            raise FedexitError(f"client name {client.name!r} is not valid Unicode; rename the client")
+    names = [client.name for client in clients]
+    if len(set(names)) < len(names):
+        raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
+    for name, number in (("rounds", rounds), ("workers", workers), ("evaluate_every", evaluate_every)):
+        whole_number(number, name, 1)
+    if not isinstance(fraction, numbers.Real) or not 0 < fraction <= 1:
+        raise FedexitError(f"fraction must be in (0, 1], not {fraction}")
+
+
+def check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
+    """Raise FedexitError for a client whose depth is not an exit of `model`."""
+    for client in clients:
+        whole_number(client.depth, f"depth of client {client.name}", 1)
+        if client.depth not in model.exits:
+            known = ", ".join(map(str, model.exits))
+            raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
+
+
+def check_data(
+    model: MultiExitModel,
+    clients: Sequence[Client],
+    dev: Sequence[Example],
+    training: LocalTraining,
+    objective: Objective,
+) -> None:
+    """Check every clip and target of `clients` and `dev`, and the memory of the largest batch at each depth.
+
+    Clips of a corpus and stored features are checked by their lengths; other clips are read once. Raises FedexitError
+    for a model with one label, a client without clips, a clip or target out of range (see `check_example`), a clip
+    shorter than one frame, a text too long for its clip (CTC), and a batch that needs more memory than is available.
+    """
+    if model.head == "pooled" and len(set(model.labels)) < 2:
+        raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
+    backbone, texts = model.backbone, model.head != "pooled"
+    facts = dict(channels=backbone.channels, frames=backbone.frame_lengths, labels=len(model.labels), texts=texts)
+    longest: dict[int, tuple[int, Client, bool]] = {}
+    for client in clients:
+        lengths, cached = check_clips(client.data, f"client {client.name}", **facts, spells=texts)
+        if not lengths:
+            raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
+        longest[client.depth] = max(longest.get(client.depth, (0,)), (max(lengths), client, cached), key=lambda x: x[0])
+    check_clips(dev, "dev", **facts)
+    for depth, (length, client, cached) in longest.items():
+        batch = [length] * min(training.batch_size, len(client.data))
+        need = client_costs(model, depth, batch, training, cached, objective)["memory_training"]
+        free = psutil.virtual_memory().available
+        if next(model.parameters()).device.type == "cpu" and need > free:
+            size = f"{length} frames" if cached else f"{length / 16_000:.0f} s"
+            raise FedexitError(
+                f"client {client.name}: a batch of {len(batch)} clips of {size} needs {need / 1e9:.1f} GB of memory to "
+                f"train exit {depth}, and {free / 1e9:.1f} GB are free; cut the clips or lower batch_size"
+            )

@@ -1,0 +1,75 @@
+"""Share tensors with worker processes: in shared memory, or as bytes."""
+
+import io
+import pickle
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedexit.support.errors import FedexitError, first_line
+
+_ALIGN = 64  # bytes: torch lets a tensor begin at multiples of this
+
+
+class Shared(NamedTuple):
+    """Shared memory in sections of equal size: the global weights, then places for several updates."""
+
+    memory: Tensor
+    section: int
+    places: dict[str, tuple[int, torch.Size, torch.dtype]]
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], sections: int) -> "Shared":
+        """Reserve `sections` for these weights. Raise FedexitError when there is too little shared memory."""
+        places, end = {}, 0
+        for name, tensor in weights.items():
+            places[name] = end, tensor.shape, tensor.dtype
+            end += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
+        try:
+            memory = torch.empty(sections * end, dtype=torch.uint8).share_memory_()
+        except RuntimeError as error:
+            raise FedexitError(
+                f"the workers need {sections * end / 1e6:.0f} MB of shared memory (/dev/shm); take workers=1, or more "
+                "of it (a container's --shm-size)"
+            ) from error
+        return cls(memory, end, places)
+
+    def split(self) -> list[dict[str, Tensor]]:
+        """Return the weights of each section by name, as views of its memory."""
+        return [self._weights(start) for start in range(0, len(self.memory), self.section)]
+
+    def _weights(self, start: int) -> dict[str, Tensor]:
+        views = {}
+        for name, (offset, shape, dtype) in self.places.items():
+            size = shape.numel() * dtype.itemsize
+            views[name] = self.memory[start + offset : start + offset + size].view(dtype).view(shape)
+        return views
+
+
+class _ByValue(pickle.Pickler):
+    """A pickler that copies tensors, because torch would send each by a file descriptor, of which there are few."""
+
+    def reducer_override(self, obj: object) -> object:
+        if type(obj) is Tensor and obj.dtype != torch.bfloat16:
+            return torch.from_numpy, (obj.detach().cpu().numpy(),)
+        name, main = getattr(obj, "__qualname__", ""), sys.modules["__main__"]
+        if name and getattr(obj, "__module__", "") == "__main__" and not hasattr(main, "__file__"):
+            raise FedexitError(
+                f"{name} is defined in this notebook, out of the workers' reach; move it to a module, or take workers=1"
+            )
+        return NotImplemented
+
+
+def pickled(value: object) -> bytes:
+    """Return `value` as bytes for another process. Raise FedexitError when that process could not load it."""
+    buffer = io.BytesIO()
+    try:
+        _ByValue(buffer).dump(value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise FedexitError(
+            f"the clients' data cannot be sent to workers ({first_line(error)}); take workers=1, or data of a class in "
+            "a module"
+        ) from error
+    return buffer.getvalue()
