@@ -1,43 +1,119 @@
-"""Batches of clips: normalised waveforms, padding, and batches of clips of similar length."""
+"""Examples (clip, target): checks, a digest of their content, normalisation, padding and batches of similar length."""
 
+import hashlib
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from fedexit.support.errors import FedexitError
 
 Example = tuple[Tensor, int | list[int]]
-WINDOW = 8  # batches whose clips are sorted by length together
+WINDOW = 8  # number of batches whose clips are sorted by length together
+
+
+def check_example(example: object, name: str) -> None:
+    """Raise FedexitError unless `example` is a pair of a clip and a target that a model can be trained on.
+
+    Args:
+        example: A waveform (T,) or frozen features (C, F), a float32 tensor without NaN or infinity; and a label's
+            index (any integer type), or the character ids of a text.
+        name: The words that name the clip in the message, e.g. "client ann, clip 3".
+    """
+    clip, target = _pair(example, name)
+    if not isinstance(clip, Tensor):
+        raise FedexitError(f"{name} is of type {type(clip).__name__}; give a float32 tensor: torch.as_tensor(clip)")
+    if clip.dim() not in (1, 2) or (clip.dim() == 2 and len(clip) <= 2):
+        raise FedexitError(f"{name} has shape {tuple(clip.shape)}; give a mono waveform of shape (T,): clip.mean(0)")
+    if clip.dtype != torch.float32:
+        raise FedexitError(f"{name} is {str(clip.dtype)[6:]}; give float32 in [-1, 1] (16-bit: clip.float() / 32768)")
+    if clip.numel() == 0:
+        raise FedexitError(f"{name} holds no samples; leave it out")
+    if not torch.isfinite(clip).all():
+        found = "NaN" if clip.isnan().any() else "an infinite value"
+        raise FedexitError(f"{name} holds {found}; repair the recording or leave it out")
+    if not _is_target(target):
+        raise FedexitError(f"{name} has target {target!r}; give the index of a label, or a text's character ids")
+
+
+def _pair(example: object, name: str) -> tuple[object, object]:
+    if isinstance(example, tuple | list) and len(example) == 2:
+        return tuple(example)
+    fields = f" with the keys {', '.join(map(str, example))}" if isinstance(example, dict) else ""
+    raise FedexitError(f"{name} is a {type(example).__name__}{fields}; give a pair (waveform, target)")
+
+
+def _is_target(target: object) -> bool:
+    if isinstance(target, Tensor | np.ndarray):
+        return np.asarray(target).dtype.kind in "biu" and np.ndim(target) <= 1
+    if isinstance(target, list | tuple):
+        return all(isinstance(code, numbers.Integral) for code in target)
+    return isinstance(target, numbers.Integral | np.bool_)
+
+
+def data_digest(data: Sequence[Example]) -> str:
+    """Return a hash of all clips and targets in their order: equal data give equal digests, other data others.
+
+    A data set with an attribute `content_hash` (str) is not read: the attribute counts. The type of an integer target
+    and whether a clip is a tensor or an array make no difference.
+    """
+    if isinstance(data, ConcatDataset):
+        return hashlib.sha256(repr([data_digest(part) for part in data.datasets]).encode()).hexdigest()
+    if hasattr(data, "content_hash"):
+        return str(data.content_hash)
+    digest = hashlib.sha256()
+    for position in range(len(data)):
+        clip, target = _pair(data[position], f"clip {position}")
+        tensor, codes = torch.as_tensor(clip).detach().cpu().contiguous(), np.asarray(target)
+        codes = codes.astype(np.int64) if codes.dtype.kind in "biu" else codes
+        digest.update(repr((str(tensor.dtype), tuple(tensor.shape), codes.tolist())).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """A zero-padded batch of clips, each of zero mean and unit variance (as wav2vec 2.0 expects).
+    """Return a zero-padded batch of clips, each with zero mean and unit variance (as wav2vec 2.0 expects).
 
-    Returns waveforms (B, T) float32, lengths (B,) samples, labels (B,), of texts (B, L) with zeros behind. Clips that
-    are frozen features already, (C, F), come back as (B, C, F) with lengths in frames. Raises FedexitError for an empty
-    clip.
+    Args:
+        examples: Pairs of a waveform (T,) or frozen features (C, F), float32, and a target.
+
+    Returns:
+        Waveforms (B, T) with lengths (B,) in samples, or features (B, C, F) with lengths in frames; then labels (B,),
+        or texts (B, L) as character ids, zero-padded.
+
+    Raises:
+        FedexitError: for an example that `check_example` refuses, and for waveforms and features in one batch.
     """
+    for position, example in enumerate(examples):
+        check_example(example, f"clip {position} of the batch")
+    return _collated(examples)
+
+
+def _collated(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    if len({clip.dim() for clip, _ in examples}) > 1:
+        raise FedexitError("a batch holds waveforms and features; give clips of one kind")
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
     batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
-    targets = [torch.tensor(target, dtype=torch.long) for _, target in examples]
+    targets = [torch.as_tensor(target, dtype=torch.long) for _, target in examples]
     return batch, lengths, torch.nn.utils.rnn.pad_sequence(targets, True) if targets[0].dim() else torch.stack(targets)
 
 
 def normalised(clip: Tensor) -> Tensor:
-    """`clip` (T,) with zero mean and unit variance. Raises FedexitError when it is empty."""
+    """Return `clip` (T,) with zero mean and unit variance. Raise FedexitError when it is empty."""
     if clip.numel() == 0:
-        raise FedexitError("a clip holds no samples; drop it from the manifest")
+        raise FedexitError("a clip holds no samples; leave it out")
     return (clip - clip.mean()) / (clip.std(correction=0) + 1e-7)
 
 
 def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Positions of the examples in batches of `size`, clips of like length together: little of a batch is padding.
+    """Return positions of the examples in batches of `size`, grouped by similar length to save padding.
 
-    Like is what differs by less than a factor of about 1.4; among these the order stays as it is, drawn or listed.
+    Lengths are similar when they differ by less than a factor of about 1.4; the order among these does not change.
     """
     order = sorted(
         range(len(examples)), key=lambda position: round(2 * math.log2(examples[position][0].shape[-1] or 1))
@@ -45,14 +121,25 @@ def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def batches(data: Sequence[Example], size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch of collated batches in an order drawn from `rng`.
+def batches(
+    data: Sequence[Example], size: int, rng: np.random.Generator, owner: str = ""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield one epoch of collated batches in an order drawn from `rng`.
 
-    Clips are sorted by length (`by_length`) within stretches of `WINDOW` batches only, so that few are held at once.
+    Clips are sorted by length (`by_length`) within windows of `WINDOW` batches, so that few are in memory at once.
+
+    Args:
+        data: The examples.
+        size: Clips per batch.
+        rng: The random stream of the order.
+        owner: The words before a clip's position in an error message, e.g. "client ann, ".
     """
     order = rng.permutation(len(data))
     for start in range(0, len(order), WINDOW * size):
-        window = [data[int(i)] for i in order[start : start + WINDOW * size]]
+        positions = [int(i) for i in order[start : start + WINDOW * size]]
+        window = [data[position] for position in positions]
+        for position, example in zip(positions, window, strict=True):
+            check_example(example, f"{owner}clip {position}")
         groups = by_length(window, size)
         for group in rng.permutation(len(groups)):
-            yield collate([window[position] for position in groups[group]])
+            yield _collated([window[place] for place in groups[group]])
