@@ -128,8 +128,9 @@ def check_models(settings: Pretraining) -> dict[str, str]:
     with _sentence(f"cannot start from {settings.start or settings.backbone!r} with config={settings.config}"):
         with seeded(settings.seed, "pre-training", "start"):
             model = start_model(settings)
-        if unknown := [name for name in settings.config if not hasattr(model.config, name) or name == "name"]:
-            raise FedexitError(f"the config of {model.config.model_type} has no entry {unknown[0]!r}")
+        plain = AutoConfig.for_model(model.config.model_type)
+        if unknown := [name for name in settings.config if not hasattr(plain, name)]:
+            raise FedexitError(f"the config of {plain.model_type} has no entry {unknown[0]!r}")
         frames = _masked_frames(model, settings)
     found = {"start": _hash(model)} if settings.start else {}
     if settings.start:
