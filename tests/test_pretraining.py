@@ -173,6 +173,14 @@ def test_a_clip_replaced_under_its_name_gets_a_new_pool(tmp_path):
     assert np.array_equal(before.samples[4_000:], after.samples[4_000:])
 
 
+def test_silent_speech_is_refused(tmp_path):
+    folder = write_small_corpus(tmp_path / "silent", clips=1)
+    for file in (folder / "clips").iterdir():
+        write_audio(file, torch.zeros(4_000))
+    with pytest.raises(FedexitError, match="all clips with the split 'train' are silent"):
+        open_pool(open_speech([str(folder)]), "train")
+
+
 def test_a_cached_pool_without_its_samples_is_decoded_again(tmp_path):
     opened = open_speech([str(write_small_corpus(tmp_path / "few", clips=2))])
     pool = open_pool(opened, "dev")
@@ -410,6 +418,7 @@ def test_settings_by_name():
         ({"backbone": "nanoo"}, "unknown backbone 'nanoo'; known: nano,"),
         ({"corpora": []}, "setting corpora=[]: tuple should have at least 1 item"),
         ({"corpora": [1]}, "setting corpora=[1]: input should be a valid string"),
+        ({"start": ""}, "setting start='': string should have at least 1 character"),
         ({"config": "tiny"}, "setting config='tiny': input should be a valid dictionary"),
         ({"codebooks": []}, "setting codebooks=[]: tuple should have at least 1 item"),
         ({"codebooks": ["mfcc"]}, "codebook 'mfcc': write feature:clusters:weight"),
@@ -464,6 +473,10 @@ def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, sta
         ({"teacher": "nowhere"}, "cannot load backbone 'nowhere'"),
         ({"start": "nowhere"}, "cannot start from 'nowhere' with config="),
         ({"config": {"num_hidden_layer": 2}}, "the config of hubert has no entry 'num_hidden_layer'"),
+        ({"start": "nano", "config": {}}, "nano is a preset with random weights; set backbone=nano"),
+        ({"config": {"layerdrop": 1.0}}, "num_hidden_layers must be at least 1 and layerdrop at least 0 and below 1"),
+        ({"config": {"num_hidden_layers": 0}}, "num_hidden_layers must be at least 1"),
+        ({"config": {"num_hidden_layers": "2"}}, "expected int, got str"),
         ({"config": {"hidden_size": 33}}, "cannot start from 'nano' with config={'hidden_size': 33}: "),
         ({"config": {"hidden_dropout": 7}}, "cannot start from 'nano' with config={'hidden_dropout': 7}: "),
         ({"config": {"model_type": "whisper"}}, "cannot start from 'nano' with config={'model_type': 'whisper'}: "),

@@ -24,7 +24,7 @@ from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.central.fine_tuning import load_moments, moments_of
 from fedexit.central.model_card import read_stages, write_card
-from fedexit.central.pretraining import Pretraining, check_models, start_model
+from fedexit.central.pretraining import Pretraining, check_models, start_folder, start_model
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
 from fedexit.model.backbone import Backbone, load_backbone, quiet_transformers
 from fedexit.model.training import schedule
@@ -200,7 +200,7 @@ class _Run:
         """Make `out` a model folder with the record of this stage and of the stages of its start, if it has any."""
         save_model(self.task.model, out)
         record, stage = out / "training", 1
-        if self.settings.start and (earlier := Path(self.settings.start) / "training").is_dir():
+        if self.settings.start and (earlier := start_folder(self.settings.start) / "training").is_dir():
             shutil.copytree(earlier, record, dirs_exist_ok=True)
             stage += len(read_stages(earlier))
         facts = {"minutes": round(self.seconds / 60, 1), "threads": torch.get_num_threads()}

@@ -16,8 +16,9 @@ from fedexit.central.codes import features_of
 from fedexit.central.model_card import read_stages
 from fedexit.central.speech_pool import CROPS
 from fedexit.data.audio import SAMPLE_RATE
-from fedexit.model.backbone import PRESETS, Backbone, load_backbone, pretrained_model
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.model.backbone import PRESETS, Backbone, load_backbone, pretrained_model, shipped_backbones
+from fedexit.support.errors import FedexitError
+from fedexit.support.paths import backbones_dir
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, Texts, check_fields, with_given
 from fedexit.support.streams import seeded
 
@@ -41,7 +42,7 @@ class Pretraining:
         codebooks: one text `feature:clusters:weight` per codebook. The feature is `mfcc`, `content`, `voice`, or
             `layerL` or `contentL` of the teacher; the weight is that in the loss.
         teacher: model folder or name whose layers `layerL` means, None without such codebooks.
-        start: model folder or hub id to start from, None for random weights.
+        start: model folder, name in data/backbones or hub id to start from, None for random weights.
         updates: number of updates, at least 1.
         seconds: speech per update, at least 1 (the shortest row).
         learning_rate: peak learning rate, above 0.
@@ -61,8 +62,8 @@ class Pretraining:
     config: dict[str, object] = field(default_factory=dict)
     corpora: Texts = ("unlabelled", "queen")
     codebooks: Texts = ("mfcc:256:1", "content:256:1", "voice:128:0.2")
-    teacher: str | None = None
-    start: str | None = None
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    start: Annotated[str, Field(min_length=1)] | None = None
     updates: AtLeastOne = 20_000
     seconds: Annotated[float, Field(ge=min(CROPS), le=3600)] = 16.0
     learning_rate: Positive = 1e-3
@@ -96,7 +97,7 @@ def pretraining_settings(given: dict[str, object]) -> Pretraining:
 def _book(text: str) -> Book:
     try:
         name, clusters, weight = text.split(":")
-        book = Book(name, int(clusters), float(weight))
+        book = Book(name.strip(), int(clusters), float(weight))
     except ValueError:
         raise FedexitError(f"codebook {text!r}: write feature:clusters:weight, for example mfcc:256:1") from None
     if book.clusters < 2 or not 0 < book.weight < float("inf"):
@@ -110,9 +111,20 @@ def start_model(settings: Pretraining) -> PreTrainedModel:
     Plain ("eager") attention is faster than the fused one on short rows with few heads.
     """
     if settings.start:
-        return pretrained_model(settings.start, attn_implementation="eager", **settings.config)
+        return pretrained_model(start_folder(settings.start), attn_implementation="eager", **settings.config)
     config = PRESETS[settings.backbone] | {"layerdrop": 0.0} | settings.config
     return AutoModel.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+
+
+def start_folder(start: str) -> Path:
+    """Return the folder of the model `start`; a hub id is returned as it is.
+
+    Raises:
+        FedexitError: for a preset, which has no weights to start from.
+    """
+    if start in PRESETS and not Path(start).is_dir():
+        raise FedexitError(f"{start} is a preset with random weights; set backbone={start} and leave start out")
+    return backbones_dir() / start if start in shipped_backbones() else Path(start)
 
 
 def check_models(settings: Pretraining) -> dict[str, str]:
@@ -134,7 +146,7 @@ def check_models(settings: Pretraining) -> dict[str, str]:
         frames = _masked_frames(model, settings)
     found = {"start": _hash(model)} if settings.start else {}
     if settings.start:
-        read_stages(Path(settings.start) / "training")
+        read_stages(start_folder(settings.start) / "training")
     teacher = load_backbone(settings.teacher) if settings.teacher else None
     if teacher is not None:
         found["teacher"] = _hash(teacher)
@@ -151,6 +163,8 @@ def check_models(settings: Pretraining) -> dict[str, str]:
 def _masked_frames(model: PreTrainedModel, settings: Pretraining) -> int:
     """Return the frames of the shortest row after a trial of the model with all of them masked."""
     backbone = Backbone(model, settings.start or settings.backbone, pretrained=False)
+    if backbone.layers < 1 or not 0 <= model.config.layerdrop < 1:
+        raise FedexitError("num_hidden_layers must be at least 1 and layerdrop at least 0 and below 1")
     if not (getattr(model.config, "apply_spec_augment", True) and hasattr(model, "masked_spec_embed")):
         raise FedexitError(
             "it does not mask its input; set config={apply_spec_augment: true, mask_time_prob: 0.05} and start again"
@@ -180,4 +194,4 @@ def _sentence(problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise FedexitError(f"{problem}: {first_line(error)}") from error
+        raise FedexitError(f"{problem}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error

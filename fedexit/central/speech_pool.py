@@ -155,5 +155,7 @@ def _decode(corpora: Sequence[Corpus], split: str, samples: Path, file: Path) ->
                 wave = (corpus.waveform(clip) * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
                 wave.tofile(out)
                 lengths.append(len(wave))
+        if not np.memmap(part, np.int16, mode="r").any():
+            raise FedexitError(f"all clips with the split {split!r} are silent; give recordings of speech")
     with replacing(file) as part:
         np.save(part, np.array(lengths))
