@@ -4,6 +4,7 @@ A client trains for an epoch or two; central training runs long enough to overfi
 weight decay, label smoothing and a learning rate that falls to zero.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -163,7 +164,7 @@ def _step(
         outputs = model(clips, lengths, exits).values()
     losses = [task_loss(logits.float(), targets, recipe.label_smoothing) for logits in outputs]
     loss = torch.stack(losses).mean()
-    if not torch.isfinite(loss):
+    if not math.isfinite(loss.item()):
         raise FedexitError(f"the loss is {loss.item()}; lower the learning rate")
     optimiser.zero_grad()
     loss.backward()
