@@ -382,7 +382,11 @@ def test_other_codebooks_and_damaged_files_do_not_resume_the_run(corpus, tmp_pat
 def test_a_folder_with_something_else_is_left_alone(corpus, whole, tmp_path):
     model = shutil.copytree(whole, tmp_path / "model", ignore=shutil.ignore_patterns("work"))
     (tmp_path / "file").touch()
-    for out, message in [(model, "holds a model and no unfinished run"), (tmp_path / "file", "a file has its name")]:
+    for out, message in [
+        (model, "holds a model and no unfinished run"),
+        (tmp_path / "file", "a file has its name"),
+        (tmp_path / "file" / "below", "below cannot be written"),
+    ]:
         with pytest.raises(FedexitError, match=message):
             pretrain(small(corpus), out)
 
@@ -460,7 +464,7 @@ def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, sta
     settings = small(corpus, start=saved(tmp_path / "start", **start), config={})
     with pytest.raises(FedexitError, match=re.escape(message)) as caught:
         pretrain(settings, tmp_path / "out")
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value) and not any((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -486,7 +490,7 @@ def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, sta
 def test_what_the_settings_name_is_checked_before_anything_is_written(corpus, tmp_path, changes, message):
     with pytest.raises(FedexitError, match=re.escape(message)) as caught:
         pretrain(small(corpus, **changes), tmp_path / "out")
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value) and not any((tmp_path / "out").iterdir())
 
 
 def test_corpora_listed_twice_or_without_development_clips_are_refused(corpus, tmp_path):

@@ -79,7 +79,7 @@ class MaskedPrediction(nn.Module):
 def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, checkpoint_every: int = 100) -> bool:
     """Pre-train in the folder `out`, or resume its run; return whether all updates are done.
 
-    Everything that the settings name is checked before work starts, and nothing is written if a check fails.
+    Everything that the settings name is checked before work starts. If a check fails, `out` holds no files.
 
     Args:
         settings: the settings, which a resumed run must repeat.
@@ -98,6 +98,7 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
     out, deadline = Path(out), time.monotonic() + 60 * minutes
     claim = {"settings": asdict(settings)}
     _check_claim(out, claim)
+    _make_folder(out)
     corpora = open_speech(settings.corpora)
     claim |= {"corpora": [corpus.checksum for corpus in corpora], **check_models(settings)}
     _claim(out, claim)
@@ -301,7 +302,13 @@ def _check_claim(out: Path, claim: dict) -> None:
 def _claim(out: Path, claim: dict) -> None:
     """Write into the folder `out` whose run it holds, or check that it is this one."""
     _check_claim(out, claim)
+    write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
+
+
+def _make_folder(out: Path) -> None:
+    """Create `out` and check that files can be written there."""
     try:
-        write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
+        write_text(out / ".writable", "")
+        (out / ".writable").unlink()
     except OSError as error:
         raise FedexitError(f"{out} cannot be written ({error.strerror}); name another folder") from error
