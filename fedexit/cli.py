@@ -154,7 +154,8 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from fedexit.central.masked_prediction import pretrain, pretraining_settings
+    from fedexit.central.masked_prediction import pretrain
+    from fedexit.central.pretraining import pretraining_settings
 
     settings = pretraining_settings(dict(map(_parameter, args.settings)))
     finished = pretrain(settings, args.out, args.minutes)

@@ -1,6 +1,7 @@
-"""Central fine-tuning on tones: it learns, goes on after an interruption to the same bits, and refuses what it must."""
+"""Central fine-tuning on tones: learning, bit-identical resuming, and refusal of unusable input."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from small_corpus import write_small_corpus
 
 from fedexit import FedexitError, MultiExitModel, load_backbone, open_corpus
+from fedexit.central import fine_tuning
 from fedexit.central.fine_tuning import Recipe, fine_tune
 from fedexit.central.probes import random_splits
 from fedexit.data.batches import normalised
@@ -21,81 +23,184 @@ from fedexit.model.metrics import predict
 from fedexit.support.processes import on_workers
 from fedexit.support.streams import seeded
 
-RECIPE = Recipe(epochs=3, batch_size=8, crop=3_000)
+RECIPE = Recipe(epochs=2, batch_size=8, crop=2_000)
 
 
 class Interrupted(Exception):
     pass
 
 
-class Breaking(list):
-    """Clips that can be read so many times."""
-
-    def __init__(self, clips, reads):
-        super().__init__(clips)
-        self.reads = reads
-
-    def __iter__(self):
-        self.reads -= 1
-        if self.reads < 0:
-            raise Interrupted
-        return super().__iter__()
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clips():
     generator = torch.Generator().manual_seed(0)
     pitches = torch.tensor([300.0, 2000.0])
-    tones = [torch.sin(2 * torch.pi * pitches[n % 2] * torch.arange(4_000) / 16_000) for n in range(16)]
-    return [(tone + 0.1 * torch.randn(4_000, generator=generator), n % 2) for n, tone in enumerate(tones)]
+    tones = [torch.sin(2 * torch.pi * pitches[n % 2] * torch.arange(2_500) / 16_000) for n in range(16)]
+    return [(tone + 0.1 * torch.randn(2_500, generator=generator), n % 2) for n, tone in enumerate(tones)]
 
 
-def model():
-    return MultiExitModel(load_backbone("nano").truncated(3), ["low", "high"], [3])
+def model(labels=("low", "high"), exits=(3,), head="pooled"):
+    return MultiExitModel(load_backbone("nano").truncated(max(exits)), labels, exits, head=head)
 
 
-def test_stopped_and_resumed_gives_the_weights_of_an_uninterrupted_run(clips, tmp_path):
-    whole, parts, file = model(), model(), tmp_path / "state.safetensors"
+@pytest.fixture(scope="module")
+def interrupted(clips, tmp_path_factory):
+    """The checkpoint of a run that was interrupted after its first epoch."""
+    file, save = tmp_path_factory.mktemp("central") / "state.safetensors", fine_tuning.save_checkpoint
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(fine_tuning, "save_checkpoint", save_and_stop)
+        fine_tune(model(), clips, [3], RECIPE, checkpoint=file)
+    return file.read_bytes()
+
+
+def resume(interrupted, folder, clips, exits=(3,), recipe=RECIPE, seed=0, start=None):
+    file, tuned = folder / "state.safetensors", start or model()
+    file.write_bytes(interrupted)
+    fine_tune(tuned, clips, exits, recipe, seed, file)
+    return tuned
+
+
+def test_stopped_and_resumed_gives_the_weights_of_an_uninterrupted_run(clips, interrupted, tmp_path, monkeypatch):
+    whole, steps, step = model(), [], fine_tuning._step
     fine_tune(whole, clips, [3], RECIPE)
-    with pytest.raises(Interrupted):
-        fine_tune(model(), Breaking(clips, 2), [3], RECIPE, checkpoint=file)
-    again = Breaking(clips, 1)  # one epoch was left
-    fine_tune(parts, again, [3], RECIPE, checkpoint=file)
-    assert again.reads == 0 and whole.checksum() == parts.checksum() != model().checksum()
+    monkeypatch.setattr(fine_tuning, "_step", lambda *arguments: steps.append(step(*arguments)))
+    parts = resume(interrupted, tmp_path, clips)
+    assert len(steps) == 2  # of the one epoch that was left
+    assert whole.checksum() == parts.checksum() != model().checksum()
     frozen = "backbone.model.feature_extractor.conv_layers.0.conv.weight"
     assert torch.equal(whole.state_dict()[frozen], model().state_dict()[frozen])
 
 
+def test_a_checkpoint_is_resumed_with_numpy_integers_and_copied_clips(clips, interrupted, tmp_path):
+    same = [(clip.clone(), np.int64(label)) for clip, label in clips]
+    resumed = resume(interrupted, tmp_path, same, exits=np.array([3, 3]), seed=np.int32(0))
+    assert resumed.checksum() == resume(interrupted, tmp_path, clips).checksum()
+
+
+def changed_audio(clips):
+    other = clips[0][0].clone()
+    other[7] += 1e-6
+    return [(other, clips[0][1]), *clips[1:]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda clips: {"clips": changed_audio(clips)},
+        lambda clips: {"clips": [clips[2], clips[1], clips[0], *clips[3:]]},  # the targets do not change
+        lambda clips: {"clips": [*clips[:-1], (clips[-1][0], 1 - clips[-1][1])]},
+        lambda clips: {"clips": clips[:-1]},
+        lambda clips: {"recipe": dataclasses.replace(RECIPE, epochs=3)},
+        lambda clips: {"recipe": dataclasses.replace(RECIPE, weight_decay=0.04)},
+        lambda clips: {"exits": (1, 3), "start": model(exits=(1, 3))},
+        lambda clips: {"seed": 1},
+        lambda clips: {"start": MultiExitModel(load_backbone("nano", seed=1).truncated(3), ["low", "high"], [3])},
+    ],
+    ids=["audio", "order", "label", "fewer", "epochs", "recipe", "exits", "seed", "start"],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(clips, interrupted, tmp_path, change):
+    with pytest.raises(FedexitError, match=r"state\.safetensors belongs to another run"):
+        resume(interrupted, tmp_path, **{"clips": clips} | change(clips))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(clips, interrupted, tmp_path):
+    with pytest.raises(FedexitError, match=r"state\.safetensors is damaged \(.+\); delete it and run again"):
+        resume(interrupted[:500], tmp_path, clips)
+
+
 def test_crops_and_order_come_from_the_seed(clips):
     found = []
-    for seed, crop in ((0, 3_000), (0, 3_000), (1, 3_000), (0, 4_000), (0, 9_000)):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    for seed, crop in ((0, 2_000), (0, 2_000), (1, 2_000), (0, 2_500), (0, 9_000)):
         tuned = model()
-        fine_tune(tuned, clips, [3], dataclasses.replace(RECIPE, crop=crop), seed)
+        fine_tune(tuned, clips, [3], dataclasses.replace(recipe, crop=crop), seed)
         found.append(tuned.checksum())
     assert found[0] == found[1] and found[3] == found[4]  # a crop longer than the clip is the clip
     assert len(set(found)) == 3
 
 
-def test_bad_input_and_foreign_checkpoints_are_refused(clips, tmp_path):
-    file = tmp_path / "state.safetensors"
-    fine_tune(model(), clips, [3], RECIPE, checkpoint=file)
-    with pytest.raises(FedexitError, match=r"state\.safetensors belongs to another run"):
-        fine_tune(model(), clips, [3], RECIPE, seed=1, checkpoint=file)
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(FedexitError, match=r"state\.safetensors is damaged \(.+\); delete it and run again"):
-        fine_tune(model(), clips, [3], RECIPE, checkpoint=file)
-    with pytest.raises(FedexitError, match="no clips"):
-        fine_tune(model(), [], [3], RECIPE)
+def test_a_loss_that_is_not_finite_ends_the_run(clips):
     with pytest.raises(FedexitError, match="the loss is nan; lower the learning rate"):
         fine_tune(model(), clips, [3], dataclasses.replace(RECIPE, learning_rate=1e30, epochs=9))
 
 
+def with_nan(clip):
+    return torch.where(torch.arange(len(clip)) == 99, torch.nan, clip)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda clip: (with_nan(clip), 0), "clip 1 holds NaN"),
+        (lambda clip: (clip[None], 0), "clip 1 has shape (1, 2500)"),
+        (lambda clip: (clip.double(), 0), "clip 1 is float64"),
+        (lambda clip: (clip[:300], 0), "clip 1 is shorter than one frame (300 samples)"),
+        (lambda clip: (clip[:0], 0), "clip 1 holds no samples"),
+        (lambda clip: (clip, 2), "clip 1 has target 2; give the index of a label, 0 to 1"),
+        (lambda clip: (clip, -1), "clip 1 has target -1"),
+        (lambda clip: (clip, 1.0), "clip 1 has target 1.0"),
+        (lambda clip: (clip, "low"), "clip 1 has target 'low'"),
+        (lambda clip: (clip, [1]), "clip 1 has target [1]"),
+        (lambda clip: (torch.zeros(7, 50), 0), "clip 1 has 7 channels; give a mono waveform, or features of 16"),
+        (lambda clip: {"audio": clip, "label": 0}, "clip 1 is a dict"),
+    ],
+)
+def test_an_unusable_clip_is_named_before_training(clips, monkeypatch, bad, message):
+    monkeypatch.setattr(fine_tuning, "batches", None)  # training would fail
+    with pytest.raises(FedexitError, match=re.escape(message)):
+        fine_tune(model(), [clips[0], bad(clips[1][0])], [3], RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (characters("far too long"), "clip 1 has 7 frames, and its text of 12 characters needs 13"),
+        ([1, 1, 1, 1], None),  # four letters and three blanks between them fit exactly
+        ([1, 1, 1, 1, 1], "clip 1 has 7 frames, and its text of 5 characters needs 9"),
+        ([], "clip 1 has an empty text"),
+        ([1, 29], "clip 1 has target [1, 29]; give a text's character ids, each from 1 to 28"),
+        (3, "clip 1 has target 3; give a text's character ids"),
+        ("low", "clip 1 has target 'low'"),
+    ],
+)
+def test_an_unusable_text_is_named_before_training(clips, text, message):
+    tuned, recipe = model(CHARACTERS, head="ctc"), dataclasses.replace(RECIPE, crop=None, epochs=1)
+    data = [(clips[0][0], [1, 2]), (clips[1][0], text)]
+    if message is None:
+        fine_tune(tuned, data, [3], recipe)
+        return
+    with pytest.raises(FedexitError, match=re.escape(message)):
+        fine_tune(tuned, data, [3], recipe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exits": []}, "there is no exit to train; name at least one of 3"),
+        ({"exits": [4]}, "exit 4 does not exist in nano"),
+        ({"exits": 3}, "exits must be a list of layer numbers, not 3"),
+        ({"exits": [3.0]}, "exits must be a list of layer numbers"),
+        ({"seed": 0.5}, "seed must be an integer, not 0.5"),
+        ({"data": []}, "there are no clips to train on"),
+        ({"recipe": Recipe()}, "crop=75 samples are shorter than one frame of nano; enlarge crop"),
+    ],
+)
+def test_unusable_arguments_are_refused(clips, arguments, message):
+    with pytest.raises(FedexitError, match=re.escape(message)):
+        fine_tune(**{"model": model(), "data": clips, "exits": [3], "recipe": RECIPE} | arguments)
+
+
 def test_the_exits_that_are_asked_for_are_trained_and_no_layer_above(clips):
     found = {}
+    recipe = dataclasses.replace(RECIPE, epochs=1)
     for exits in ([3], [6], [3, 6]):
-        tuned = MultiExitModel(load_backbone("nano").truncated(6), ["low", "high"], [3, 6])
+        tuned = model(exits=(3, 6))
         start = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
-        fine_tune(tuned, clips, exits, RECIPE)
+        fine_tune(tuned, clips, exits, recipe)
         found[tuple(exits)] = tuned.checksum()
         moved = {name for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, start[name])}
         heads = {name.split(".")[1] for name in moved if name.startswith("heads.")}
@@ -106,18 +211,14 @@ def test_the_exits_that_are_asked_for_are_trained_and_no_layer_above(clips):
 
 def test_bfloat16_trains_and_leaves_single_precision(clips):
     for head, data in (("pooled", clips), ("ctc-bilstm", spoken(clips))):
-        tuned, exact = (MultiExitModel(load_backbone("nano").truncated(3), CHARACTERS, [3], head=head) for _ in "ab")
+        tuned, exact, untrained = (model(CHARACTERS, head=head) for _ in "abc")
         recipe = dataclasses.replace(RECIPE, crop=None, bfloat16=True, epochs=1)
         fine_tune(tuned, data, [3], recipe)
         fine_tune(exact, data, [3], dataclasses.replace(recipe, bfloat16=False))
         assert {tensor.dtype for tensor in tuned.state_dict().values()} == {torch.float32}
         assert tuned.checksum() != exact.checksum()
-        moved, like = (m.heads["3"].linear.weight - unmoved(head) for m in (tuned, exact))
+        moved, like = (m.heads["3"].linear.weight - untrained.heads["3"].linear.weight for m in (tuned, exact))
         assert torch.cosine_similarity(moved.flatten(), like.flatten(), dim=0) > 0.9
-
-
-def unmoved(head):
-    return MultiExitModel(load_backbone("nano").truncated(3), CHARACTERS, [3], head=head).heads["3"].linear.weight
 
 
 def spoken(clips):
@@ -125,9 +226,8 @@ def spoken(clips):
 
 
 def test_clips_with_texts_are_not_cropped(clips):
-    tuned = MultiExitModel(load_backbone("nano").truncated(3), CHARACTERS, [3], head="ctc")
     with pytest.raises(FedexitError, match="train CTC heads with crop=None"):
-        fine_tune(tuned, spoken(clips), [3], RECIPE)
+        fine_tune(model(CHARACTERS, head="ctc"), spoken(clips), [3], RECIPE)
 
 
 # ---- SpecAugment -------------------------------------------------------------------------------------------------
@@ -158,9 +258,9 @@ def test_masks_differ_between_clips_and_come_from_the_seed():
     assert len({clip.numpy().tobytes() for clip in found[0]}) == 8
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def longer(clips):
-    return [(torch.cat([clip] * 4), label) for clip, label in clips]  # a tenth of few frames is no frame
+    return [(torch.cat([clip] * 4), label) for clip, label in clips]  # a tenth of a few frames would be no frame
 
 
 def convolved(clips):
@@ -184,18 +284,30 @@ def test_masks_are_for_training_only_and_the_same_with_and_without_stored_featur
 
 
 @pytest.mark.parametrize(
-    ("says", "changes"),
+    ("name", "value", "message"),
     [
-        ("epochs and batch_size must", [("epochs", 0), ("batch_size", 0), ("learning_rate", -1e-3)]),
-        ("learning rates and clip_norm", [("head_learning_rate", float("nan")), ("clip_norm", -1.0)]),
-        ("weight_decay must be", [("weight_decay", -0.1), ("label_smoothing", 1.5), ("crop", 0)]),
+        ("epochs", 0, "greater than or equal to 1"),
+        ("epochs", 2.5, "valid integer"),
+        ("batch_size", True, "valid integer"),
+        ("learning_rate", -1e-3, "greater than 0"),
+        ("learning_rate", float("inf"), "finite number"),
+        ("head_learning_rate", float("nan"), "finite number"),
+        ("clip_norm", float("nan"), "greater than 0"),
+        ("clip_norm", 0.0, "greater than 0"),
+        ("weight_decay", -0.1, "greater than or equal to 0"),
+        ("label_smoothing", 1.5, "less than or equal to 1"),
+        ("crop", 0, "greater than or equal to 1"),
+        ("spec_augment", "no", "valid boolean"),
     ],
 )
-def test_a_recipe_that_cannot_train_is_refused(says, changes):
-    for name, number in changes:
-        with pytest.raises(FedexitError, match=f"{says}.*{name}={number}"):
-            Recipe(**{name: number})
-    assert Recipe(clip_norm=float("inf"), crop=None).crop is None
+def test_a_recipe_with_a_value_out_of_range_is_refused(name, value, message):
+    with pytest.raises(FedexitError, match=f"^setting {name}={value!r}: input should be .*{message}$"):
+        Recipe(**{name: value})
+
+
+def test_a_recipe_keeps_what_is_allowed():
+    recipe = Recipe(clip_norm=float("inf"), crop=None, learning_rate=1)
+    assert (recipe.clip_norm, recipe.crop, recipe.learning_rate) == (float("inf"), None, 1.0)
 
 
 def test_a_clients_masks_are_the_same_with_and_without_stored_features(longer):
@@ -213,16 +325,12 @@ def test_a_clients_masks_are_the_same_with_and_without_stored_features(longer):
     assert moved.abs().max() > 1e-4
 
 
-def test_voices_are_told_apart_and_the_workers_change_no_bit(tmp_path, monkeypatch):
+def test_voices_are_recognised_and_a_worker_gives_the_same_errors(tmp_path):
     folder = str(write_small_corpus(tmp_path / "tones"))
     rows = open_corpus(folder).manifest
     split = random_splits(rows["speaker"], 1)[0]
-    recipe = Recipe(epochs=12, crop=8, learning_rate=1e-3)
-    jobs = [
-        (folder, rows, split, "speaker", "nano", exit, recipe, 0.25, 0, tmp_path / f"{exit}.safetensors")
-        for exit in (3, 6)
-    ]
-    found = on_workers(fine_tuned_error, jobs, 2, "central")
-    assert np.array(found).shape == (2, 2) and max(map(max, found)) < 0.3  # guessing: 0.75
-    again = tmp_path / "again.safetensors"
-    assert fine_tuned_error(*jobs[0][:-1], again) == found[0]
+    recipe = Recipe(epochs=8, crop=8, learning_rate=1e-3)
+    job = folder, rows, split, "speaker", "nano", 3, recipe, 0.25, 0
+    here = fine_tuned_error(*job, tmp_path / "here.safetensors")
+    assert len(here) == 2 and max(here) < 0.3  # guessing: 0.75
+    assert on_workers(fine_tuned_error, [(*job, tmp_path / "there.safetensors")], 1, "central") == [here]

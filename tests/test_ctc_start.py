@@ -1,7 +1,8 @@
-"""A start for ASR, trained from `nano` on tones of a public voice: what it writes, resumes and refuses."""
+"""A start for ASR, trained from `nano` on the tones of a public voice: its files, resuming, and refusals."""
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -12,10 +13,11 @@ from fedexit import FedexitError, MultiExitModel, cli, load_backbone, open_corpu
 from fedexit.central import ctc_start
 from fedexit.central import fine_tuning as central
 from fedexit.central.ctc_start import HEADS_FILE, RECIPE, SPEEDS, ctc_recipe, load_start_heads, train_ctc_start
+from fedexit.data.audio import write_audio
 from fedexit.data.tasks import make_task
 from fedexit.data.text import CHARACTERS, characters, spell
 
-QUICK = {"epochs": 2, "spec_augment": False, "bfloat16": False}
+QUICK = {"epochs": 1, "spec_augment": False, "bfloat16": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,9 +58,9 @@ def test_a_start_is_a_model_folder_with_heads_and_the_record_of_its_training(sta
     assert {str(file) for file in contents(start)} == {
         "config.json", "model.safetensors", HEADS_FILE, "README.md", "training/ctc.json", "training/ctc.csv",
     }  # fmt: skip
-    told = json.loads((start / "training" / "ctc.json").read_text())
-    assert told["clips"] == 12 and told["start"] == "nano"
-    assert {name: told[name] for name in QUICK} == QUICK and told["learning_rate"] == RECIPE.learning_rate
+    record = json.loads((start / "training" / "ctc.json").read_text())
+    assert record["clips"] == 12 and record["start"] == "nano"
+    assert {name: record[name] for name in QUICK} == QUICK and record["learning_rate"] == RECIPE.learning_rate
     backbone, untrained = load_backbone(start), load_backbone("nano")
     rounded = {name: tensor.half().float() for name, tensor in untrained.state_dict().items()}  # as it is stored
     moved = [name for name, tensor in backbone.state_dict().items() if not torch.equal(tensor, rounded[name])]
@@ -78,7 +80,7 @@ def test_models_take_the_heads_of_their_start(start):
         load_start_heads(ctc_model(start, exits=[5]), str(start))
 
 
-def test_the_card_tells_the_errors_of_the_record(start):
+def test_the_card_lists_the_errors_of_the_record(start):
     card = (start / "README.md").read_text()
     errors = pd.read_csv(start / "training" / "ctc.csv")
     assert set(errors["metric"]) == {"CER", "WER"} and set(errors["exit"]) == {3, 6, 9, 12}
@@ -89,12 +91,12 @@ def test_the_card_tells_the_errors_of_the_record(start):
     assert "# nano-ctc: nano after central CTC training" in card and "the 12 clips of the public voice" in card
 
 
-def test_a_clip_is_heard_at_every_speed_at_which_it_can_be_spelled(corpus, monkeypatch):
-    """A clip of 0.25 s has about 12 frames, 15 at the least speed and 9 at the greatest: short texts always fit."""
-    heard = []
+def test_a_clip_is_used_at_every_speed_at_which_it_can_be_spelled(corpus, monkeypatch):
+    """A clip of 0.25 s has about 12 frames, 15 at the lowest speed and 9 at the highest: short texts always fit."""
+    used = []
 
     def look(model, data, *_, **__):
-        heard.extend((features.shape[1], spell(target)) for features, target in data)
+        used.extend((features.shape[1], spell(target)) for features, target in data)
         raise Interrupted
 
     task = make_task("asr", open_corpus(corpus))
@@ -105,7 +107,7 @@ def test_a_clip_is_heard_at_every_speed_at_which_it_can_be_spelled(corpus, monke
     monkeypatch.setattr(ctc_start, "fine_tune", look)
     with pytest.raises(Interrupted):
         train_ctc_start("unused", "nano", corpus, QUICK)
-    long, short = ([n for n, text in heard if (text == "twelve chars") == same] for same in (True, False))
+    long, short = ([n for n, text in used if (text == "twelve chars") == same] for same in (True, False))
     assert len(short) == len(SPEEDS) * (public.sum() - 1) and len(set(short)) == len(SPEEDS)
     assert 0 < len(long) < len(SPEEDS) and min(long) >= len("twelve chars")
 
@@ -114,7 +116,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(start, corpus, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_with_identical_files(start, corpus, tmp_path, monkeypatch):
     out, save = tmp_path / "nano-ctc", central.save_checkpoint
 
     def save_and_stop(*arguments):
@@ -132,28 +134,48 @@ def test_a_finished_start_is_left_alone_and_another_gets_a_new_folder(start, cor
     before = contents(start)
     monkeypatch.setattr("fedexit.central.ctc_start.fine_tune", None)  # nothing may be trained
     train_ctc_start(start, "nano", corpus, QUICK)
-    with pytest.raises(FedexitError, match="nano-ctc holds a start that was trained otherwise; name a new folder"):
+    with pytest.raises(FedexitError, match="nano-ctc holds a model with another epochs; name a new folder"):
         train_ctc_start(start, "nano", corpus, QUICK | {"epochs": 3})
     assert contents(start) == before
 
 
+def test_other_audio_or_another_model_in_the_folder_is_refused(start, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedexit.central.ctc_start.fine_tune", None)  # nothing may be trained
+    folder = shutil.copytree(corpus, tmp_path / "queen")
+    clip = folder / open_corpus(folder).manifest.query("speaker == 'JOE'")["path"].iloc[0]
+    write_audio(clip, 0.1 * torch.ones(4_000))
+    with pytest.raises(FedexitError, match=r"nano-ctc holds a model with another corpus, corpus_checksum; name a new"):
+        train_ctc_start(start, "nano", str(folder), QUICK)
+    with pytest.raises(FedexitError, match="holds a model with another start, start_checksum, corpus"):
+        train_ctc_start(saved_backbone(tmp_path / "own"), "nano", corpus, QUICK)
+    (tmp_path / "file").touch()
+    with pytest.raises(FedexitError, match="file is a file; name a folder"):
+        train_ctc_start(tmp_path / "file", "nano", corpus, QUICK)
+
+
+def saved_backbone(folder):
+    load_backbone("nano").model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; known: epochs, batch_size"),
-        ({"epochs": "many"}, "setting epochs='many': expected int, as in 5"),
-        ({"learning_rate": None}, "setting learning_rate=None: expected float"),
-        ({"crop": 75}, "setting crop=75: expected NoneType"),
-        ({"epochs": 0}, "epochs and batch_size must be >= 1"),
+        ({"epochs": "many"}, "setting epochs='many': input should be a valid integer"),
+        ({"epochs": True}, "setting epochs=True: input should be a valid integer"),
+        ({"learning_rate": None}, "setting learning_rate=None: input should be a valid number"),
+        ({"crop": 75}, "setting crop=75: CTC heads need whole clips"),
+        ({"epochs": 0}, "setting epochs=0: input should be greater than or equal to 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(given, says):
-    with pytest.raises(FedexitError, match=says) as caught:
+def test_unusable_settings_are_refused_in_one_sentence(given, message):
+    with pytest.raises(FedexitError, match=message) as caught:
         ctc_recipe(given)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_given_replaces_the_recipes_own():
+def test_given_fields_replace_those_of_the_recipe():
     assert ctc_recipe({}) == RECIPE
     changed = ctc_recipe({"learning_rate": 1, "spec_augment": False})
     assert (changed.learning_rate, changed.spec_augment, changed.epochs) == (1, False, RECIPE.epochs)

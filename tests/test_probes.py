@@ -1,4 +1,4 @@
-"""Probes find what is planted and nothing else; splits leak nobody; purity, CKA and CER by cases worked by hand."""
+"""Probes find planted information and nothing else; splits share no speaker; measures agree with hand-worked cases."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_log_mel_is_of_the_normalised_clip():
 # ---- linear probes -----------------------------------------------------------------------------------------------
 
 
-def planted(layers=4, layer=2, clips=300):
+def planted(layers=3, layer=2, clips=150):
     random = np.random.default_rng(0)
     labels = random.integers(3, size=clips)
     features = random.standard_normal((clips, layers, 10)).astype(np.float32)
@@ -66,7 +66,7 @@ def planted(layers=4, layer=2, clips=300):
 def test_a_probe_finds_the_layer_in_which_something_is_planted():
     features, labels = planted()
     table = profile(features, labels, random_splits(labels, 3))
-    assert len(table) == 12 and best_layer(table) == 2
+    assert len(table) == 9 and best_layer(table) == 2
     means = table.groupby("layer")["test"].mean()
     assert means[2] > 0.9 and means.drop(2).max() < 0.5
     assert table.equals(profile(features, labels, random_splits(labels, 3)))
@@ -82,7 +82,7 @@ def test_the_best_layer_is_chosen_on_dev_alone():
 def test_the_strength_is_one_for_all_splits_and_chosen_on_dev():
     features, labels = planted()
     splits = random_splits(labels, 3)
-    table = profile(features, labels, splits).query("layer == 2")
+    table = profile(features[:, 2:], labels, splits)
     scaled = [StandardScaler().fit(features[train, 2]).transform(features[:, 2]) for train, _, _ in splits]
     dev = {
         alpha: [
@@ -94,7 +94,7 @@ def test_the_strength_is_one_for_all_splits_and_chosen_on_dev():
     assert list(table["dev"]) == max(dev.values(), key=np.mean)
 
 
-def test_splits_are_disjoint_and_what_they_say():
+def test_splits_are_disjoint_and_have_the_stated_sizes():
     labels = np.repeat(list("abcde"), 20)
     for train, dev, test in random_splits(labels, 4):
         assert (len(train), len(dev), len(test)) == (60, 20, 20) and len({*train, *dev, *test}) == 100
@@ -106,7 +106,7 @@ def test_splits_are_disjoint_and_what_they_say():
     assert not np.array_equal(np.sort(splits[0][0]), np.sort(splits[1][0]))
 
 
-def test_no_speaker_is_on_two_sides_and_everybody_is_tested_once():
+def test_no_speaker_is_on_two_sides_and_every_clip_is_tested_once():
     speakers = np.repeat([f"s{number}" for number in range(10)], 7)
     splits = left_out_splits(speakers, 10)
     for parts in splits:
@@ -115,7 +115,7 @@ def test_no_speaker_is_on_two_sides_and_everybody_is_tested_once():
     assert sorted(np.concatenate([test for _, _, test in splits])) == list(range(70))
 
 
-# ---- kinship -----------------------------------------------------------------------------------------------------
+# ---- similarity --------------------------------------------------------------------------------------------------
 
 
 def test_cka_ignores_rotation_scale_and_shift_and_nothing_else():
@@ -141,7 +141,7 @@ def test_cluster_quality_by_hand():
 
 
 def spelled(texts, noise=0.05):
-    """Frames that spell a text: for each character two noisy frames of its own direction, then one of the blank's."""
+    """Return frames that spell a text: two noisy frames in the direction of each character, then one of the blank."""
     random = torch.Generator().manual_seed(0)
     states = []
     for text in texts:
@@ -150,13 +150,13 @@ def spelled(texts, noise=0.05):
     return states
 
 
-def test_a_linear_ctc_head_reads_what_is_spelled_linearly():
+def test_a_linear_ctc_head_reads_linearly_spelled_texts():
     words = ["hello there", "a bee", "what is it", "no", "see you", "yes we can"] * 8
     states, split = spelled(words), (np.arange(32), np.arange(32, 40), np.arange(40, 48))
-    rates = ctc_probe(states, words, split, updates=400)
+    rates = ctc_probe(states, words, split, updates=250)
     assert max(rates) < 0.1
-    assert rates == ctc_probe(states, words, split, updates=400)
-    blind = ctc_probe([torch.randn_like(state) for state in states], words, split, updates=400)
+    assert rates == ctc_probe(states, words, split, updates=250)
+    blind = ctc_probe([torch.randn_like(state) for state in states], words, split, updates=250)
     assert min(blind) > 0.6
 
 

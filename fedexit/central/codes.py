@@ -1,8 +1,9 @@
-"""What masked prediction predicts: k-means codes of every frame (HuBERT, Hsu et al. 2021, sec. II-A and II-C).
+"""Targets of masked prediction: k-means codes of every frame (HuBERT, Hsu et al. 2021, sec. II-A and II-C).
 
-Several codebooks at once, since no single one keeps everything (there called a cluster ensemble): of MFCC as they are,
-of MFCC with each clip's own mean and spread taken out (what is said), of the clip's mean and spread alone (who says
-it, and through what channel), and, in a second iteration, of a layer of the model of the first, as it is or likewise.
+Several codebooks are used together (HuBERT calls this a cluster ensemble), because no single one keeps everything.
+`mfcc` clusters plain MFCC. `content` clusters MFCC normalised per clip, which keeps the spoken content. `voice`
+clusters the mean and standard deviation of a clip's MFCC, which keep speaker and channel. A second iteration clusters a
+layer of the first model, plain or normalised per clip.
 """
 
 import re
@@ -21,16 +22,16 @@ from fedexit.support.streams import stream_seed
 
 _FRAME, _HOP = 400, 320  # samples: one MFCC frame for each frame of the convolutional encoder
 _BANDS, _COEFFICIENTS = 40, 13
-# Added to a band's power before the logarithm, some 60 dB below loud speech of unit variance. Without it the codes of
-# recordings in telephone band or from MP3 say little but how empty their upper bands are.
+# Added to a band's power before the logarithm, about 60 dB below loud speech of unit variance. Without it the codes of
+# telephone-band or MP3 recordings mostly encode how empty their upper bands are.
 _FLOOR = 1e-2
 CODEBOOK_PARTS = ("mean", "std", "centres", "frequencies")
-MAX_FRAMES = 300_000  # enough for a few hundred centres; more only costs time
+MAX_FRAMES = 300_000  # enough for a few hundred centres; more frames only cost time
 Features = Callable[[Tensor], Tensor]  # waveforms (B, T) at 16 kHz -> (B, F, D)
 
 
 def mfcc(waveforms: Tensor) -> Tensor:
-    """13 MFCC, their first and second differences, (B, F, 39), of waveforms (B, T); F as of the backbone."""
+    """Return 13 MFCC with first and second differences, (B, F, 39), of waveforms (B, T); F is as in the backbone."""
     mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, _FRAME, hop_length=_HOP, n_mels=_BANDS, center=False)
     cosines = torchaudio.functional.create_dct(_COEFFICIENTS, _BANDS, "ortho")  # (40, 13)
     static = cosines.T @ (mel(waveforms) + _FLOOR).log()  # (B, 13, F)
@@ -39,18 +40,18 @@ def mfcc(waveforms: Tensor) -> Tensor:
 
 
 def content(waveforms: Tensor) -> Tensor:
-    """`mfcc` with each clip's own mean and spread taken out: what is said, less who says it."""
+    """Return `mfcc` normalised per clip: it keeps what is said and removes most of the speaker."""
     return _own_scale(mfcc(waveforms))
 
 
 def voice(waveforms: Tensor) -> Tensor:
-    """Mean and spread of a clip's MFCC, the same in each of its frames: (B, F, 26)."""
+    """Return mean and standard deviation of a clip's MFCC, repeated in each of its frames: (B, F, 26)."""
     static = mfcc(waveforms)[..., :_COEFFICIENTS]
     return torch.cat([static.mean(1), static.std(1)], dim=-1)[:, None].expand(-1, static.shape[1], -1)
 
 
 def _own_scale(features: Tensor) -> Tensor:
-    """`features` (B, F, D) with mean 0 and spread 1 over each clip's own frames."""
+    """Return `features` (B, F, D) with mean 0 and standard deviation 1 over the frames of each clip."""
     return (features - features.mean(1, keepdim=True)) / (features.std(1, keepdim=True) + 1e-5)
 
 
@@ -58,9 +59,15 @@ FEATURES: dict[str, Features] = {"mfcc": mfcc, "content": content, "voice": voic
 
 
 def features_of(name: str, teacher: Backbone | None) -> Features:
-    """The features called `name`: one of FEATURES, or of layer L of `teacher`: its output, `layerL`, or `contentL`.
+    """Return the function that computes the features called `name`.
 
-    `contentL` is to `layerL` what `content` is to `mfcc`. Raises FedexitError if there are none of this name.
+    Args:
+        name: one of FEATURES, `layerL` (the output of layer L of `teacher`) or `contentL` (the same, normalised per
+            clip).
+        teacher: the backbone whose layers are meant, or None.
+
+    Raises:
+        FedexitError: for an unknown name, and for a layer without a teacher.
     """
     if name in FEATURES:
         return FEATURES[name]
@@ -80,9 +87,14 @@ def features_of(name: str, teacher: Backbone | None) -> Features:
 
 
 class Codebook:
-    """k-means centres (K, D) of standardised features; `mean` and `std` (D,) are of the frames they were fitted on.
+    """A k-means codebook of standardised features.
 
-    `frequencies` (K,) are the shares of the codes among these frames, none of them zero.
+    Attributes:
+        features: computes the features.
+        mean: mean (D,) of the frames that the codebook was fitted on.
+        std: standard deviation (D,) of these frames.
+        centres: cluster centres (K, D) of the standardised frames.
+        frequencies: share (K,) of each code among these frames, never zero.
     """
 
     def __init__(self, features: Features, mean: Tensor, std: Tensor, centres: Tensor, frequencies: Tensor):
@@ -90,15 +102,22 @@ class Codebook:
         self.centres, self.frequencies = centres, frequencies
 
     def __call__(self, waveforms: Tensor) -> Tensor:
-        """Code (B, F) int64 of every frame of waveforms (B, T): the number of its nearest centre."""
+        """Return the code (B, F) int64 of every frame of waveforms (B, T): the index of its nearest centre."""
         scaled = (self.features(waveforms) - self.mean) / self.std
         return (2 * scaled @ self.centres.T - self.centres.square().sum(1)).argmax(-1)
 
 
 def fit_codebook(features: Features, batches: Iterable[Tensor], clusters: int, seed: int) -> Codebook:
-    """A codebook of `clusters` centres fitted on up to MAX_FRAMES frames of `batches` of waveforms (B, T).
+    """Fit a codebook on up to MAX_FRAMES frames.
 
-    Raises FedexitError when there are fewer frames than clusters.
+    Args:
+        features: computes the features (B, F, D) to cluster.
+        batches: waveforms (B, T).
+        clusters: number of centres.
+        seed: names the random stream of k-means.
+
+    Raises:
+        FedexitError: for fewer frames than clusters.
     """
     frames = torch.cat([features(batch).flatten(0, 1) for batch in batches])
     if len(frames) < clusters:

@@ -1,12 +1,13 @@
 """`tiny-ctc`: the backbone after long central CTC training on a public voice, with a CTC head on every exit.
 
-The counterpart of `facebook/wav2vec2-base-100h`: from a merely self-supervised start, a small model leaves the plateau
-on which CTC says nothing only after thousands of updates. Federated ASR starts here; the other tasks may.
+It is the counterpart of `facebook/wav2vec2-base-100h`. A small model with a purely self-supervised start gives empty
+transcripts for thousands of updates before CTC training makes progress. Federated ASR therefore starts here; the other
+tasks can.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from torch.utils.data import ConcatDataset
@@ -24,10 +25,12 @@ from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.metrics import all_rates, predict
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import replacing, write_text
 from fedexit.support.paths import backbones_dir
+from fedexit.support.settings import with_given
 
 HEADS_FILE = "ctc_heads.safetensors"
-SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)  # at which every clip is heard: one voice sounds like several
+SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)  # each clip is played at each: one voice then sounds like several
 RECIPE = Recipe(
     epochs=5, batch_size=16, learning_rate=1e-3, head_learning_rate=2e-3, weight_decay=0.01, crop=None,
     spec_augment=True, bfloat16=True,
@@ -35,12 +38,20 @@ RECIPE = Recipe(
 
 
 def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen", given: dict | None = None) -> None:
-    """Train all exits of the backbone `start` together on the public clips of `corpus`, and make `out` a model folder.
+    """Train all exits of a backbone together on the public clips of a corpus.
 
-    In it lie the backbone in the Hugging Face format, the heads, a card, and in training/ the recipe and the errors on
-    the voices of dev, none of whom was heard. `given`: what differs from `RECIPE`. Stopped or killed, the same call
-    goes on after the last whole epoch, and does nothing when all is done. Raises FedexitError for a setting that cannot
-    be, a corpus without public clips and a folder of another start.
+    If interrupted, the same call resumes after the last whole epoch. It does nothing when training is complete.
+
+    Args:
+        out: folder that becomes a model folder: the backbone in the Hugging Face format, the heads, a model card and,
+            in training/, the recipe and the errors on the held-out voices of dev.
+        start: the backbone to train, by name, folder or hub id.
+        corpus: the corpus, by name or folder.
+        given: fields that differ from `RECIPE`.
+
+    Raises:
+        FedexitError: for an unknown or unusable setting, a corpus without public or dev clips, and a folder that holds
+            another start or another model.
     """
     recipe, out = ctc_recipe(given or {}), Path(out)
     task = make_task("asr", open_corpus(corpus))
@@ -48,22 +59,40 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
     clips, dev = (Clips(task.corpus, task.rows.query("split == @s"), 10.0) for s in ("public", "dev"))
     if not len(clips):
         raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/data/tasks/asr.py")
-    told = {"start": start, "corpus": corpus, "clips": len(clips), "speeds": list(SPEEDS), **asdict(recipe)}
-    training, checkpoint = out / "training", out / "checkpoint.safetensors"
-    if (training / "ctc.json").is_file() and not checkpoint.is_file():
-        if json.loads((training / "ctc.json").read_text()) != told:
-            raise FedexitError(f"{out} holds a start that was trained otherwise; name a new folder")
+    if not len(dev):
+        raise FedexitError(f"corpus {corpus} has no dev clips to measure errors on; give it more voices")
+    record = {
+        "start": str(start), "start_checksum": model.checksum(), "corpus": str(corpus),
+        "corpus_checksum": task.corpus.checksum, "clips": len(clips), "speeds": list(SPEEDS), **asdict(recipe),
+    }  # fmt: skip
+    checkpoint = out / "checkpoint.safetensors"
+    if _is_complete(out, record, checkpoint):
         return
-    public = ConcatDataset([_features(played(clips, speed), model) for speed in SPEEDS])
+    spelled = [own for own in (played(clips, speed) for speed in SPEEDS) if len(own)]
+    public = ConcatDataset([_features(own, model) for own in spelled])
     set_heads(model, start, [public[index] for index in range(min(200, len(public)))])
     fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
+    errors = all_rates(predict(model, _features(dev, model)))
     save_model(model.backbone.model, out)
-    model.save_heads(out / HEADS_FILE)
-    training.mkdir(exist_ok=True)
-    (training / "ctc.json").write_text(json.dumps(told, indent=2) + "\n")
-    all_rates(predict(model, _features(dev, model))).to_csv(training / "ctc.csv", index=False)
+    with replacing(out / HEADS_FILE) as part:
+        model.save_heads(part)
+    write_text(out / "training" / "ctc.json", json.dumps(record, indent=2) + "\n")
+    write_text(out / "training" / "ctc.csv", errors.to_csv(index=False, lineterminator="\n"))
     write_ctc_card(out)
     checkpoint.unlink()  # last: without it the folder is complete
+
+
+def _is_complete(out: Path, record: dict, checkpoint: Path) -> bool:
+    """Return whether `out` holds the finished start of `record`; raise FedexitError if it holds something else."""
+    if out.exists() and not out.is_dir():
+        raise FedexitError(f"{out} is a file; name a folder")
+    if checkpoint.is_file() or not (out / "config.json").is_file():
+        return False
+    file = out / "training" / "ctc.json"
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    if changed := [name for name, value in record.items() if stored.get(name) != value]:
+        raise FedexitError(f"{out} holds a model with another {', '.join(changed)}; name a new folder")
+    return True
 
 
 def _features(clips: Clips, model: MultiExitModel) -> Sequence[Example]:
@@ -71,19 +100,22 @@ def _features(clips: Clips, model: MultiExitModel) -> Sequence[Example]:
 
 
 def ctc_recipe(given: dict) -> Recipe:
-    """`RECIPE` with what is `given`. Raises FedexitError for another setting or type, and as `Recipe`."""
-    known = [field.name for field in fields(Recipe)]
-    for name, value in given.items():
-        if name not in known:
-            raise FedexitError(f"unknown setting {name!r}; known: {', '.join(known)}")
-        default = getattr(RECIPE, name)
-        if not isinstance(value, int | float if isinstance(default, float) else type(default)):
-            raise FedexitError(f"setting {name}={value!r}: expected {type(default).__name__}, as in {default!r}")
-    return replace(RECIPE, **given)
+    """Return `RECIPE` with the `given` fields.
+
+    Raises:
+        FedexitError: for an unknown name, a value out of range, and crops.
+    """
+    if given.get("crop") is not None:
+        raise FedexitError(f"setting crop={given['crop']!r}: CTC heads need whole clips; leave crop out")
+    return with_given(RECIPE, given)
 
 
 def load_start_heads(model: MultiExitModel, backbone: str) -> bool:
-    """Give a CTC `model` the heads that lie beside its `backbone`, name or folder; False if there are none for it."""
+    """Load the heads that are stored beside the `backbone` (name or folder) into a CTC `model`.
+
+    Returns:
+        False if the model has other heads or the backbone comes without CTC heads.
+    """
     folder = backbones_dir() / backbone if backbone in shipped_backbones() else Path(backbone)
     if model.head != "ctc" or not (folder / HEADS_FILE).is_file():
         return False
@@ -92,7 +124,10 @@ def load_start_heads(model: MultiExitModel, backbone: str) -> bool:
 
 
 def set_heads(model: MultiExitModel, backbone: str, clips: Sequence[Example]) -> None:
-    """Heads as the start `backbone` brings them, or else as they are, standardised on `clips` (no labels needed)."""
+    """Load the heads that come with the start `backbone`; without any, standardise the model's own on `clips`.
+
+    Standardising needs no labels.
+    """
     if not load_start_heads(model, backbone):
         features, frames, _ = collate(clips)
         model.standardise(features, frames)

@@ -1,56 +1,68 @@
-"""Central fine-tuning: all clips in one place, one exit. What federations are measured against.
+"""Central fine-tuning: all clips in one place, one exit or several. Federations are compared with it.
 
-Unlike a client, who trains for an epoch or two, it has the time to overfit; hence random crops, weight decay, smoothed
-labels, and a learning rate that goes to zero.
+A client trains for an epoch or two; central training runs long enough to overfit. It therefore uses random crops,
+weight decay, label smoothing and a learning rate that falls to zero.
 """
 
-import json
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fedexit.data.batches import Example, batches
-from fedexit.model.exits import MultiExitModel
+from fedexit.data.batches import Example, batches, data_digest
+from fedexit.model.exits import MultiExitModel, check_exit
 from fedexit.model.features import masked_features
 from fedexit.model.heads import task_loss
-from fedexit.model.training import check_numbers, for_bfloat16, schedule
+from fedexit.model.training import for_bfloat16, schedule
 from fedexit.support.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
+from fedexit.support.settings import AtLeastOne, NotNegative, Positive, check_fields
 from fedexit.support.streams import numpy_stream, seeded
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune centrally. The defaults were chosen on dev, for the voices of queen from `tiny` (notebook 05).
+    """Settings of central fine-tuning. The defaults were chosen on dev for the voices of queen (notebook 05).
 
-    `crop`: of each clip a random stretch of so many frames (samples, if the clips are waveforms) is taken per epoch;
-    None takes all of it, as texts need. `spec_augment`: features of training clips are masked
-    (`clients.spec_augment`). `bfloat16`: matrix products are taken in it, faster on processors that know it; the bits
-    then depend on the processor. Raises FedexitError for numbers that cannot train.
+    Attributes:
+        epochs: passes over the data, at least 1.
+        batch_size: clips per update, at least 1.
+        learning_rate: peak rate of the backbone, above 0.
+        head_learning_rate: peak rate of the heads, above 0.
+        weight_decay: decay of AdamW, 0 for none.
+        label_smoothing: share of the target probability spread over all labels, 0 to 1; CTC heads ignore it.
+        crop: length of the random stretch taken of each clip in each epoch, in frames for stored features and in
+            samples for waveforms. None takes whole clips, which CTC heads need.
+        clip_norm: largest norm of the gradient, above 0; math.inf turns clipping off.
+        spec_augment: mask stretches of time and channels of the training features (`model.features.spec_augment`).
+        bfloat16: compute matrix products in bfloat16. This is faster on processors that support it; the result then
+            depends on the processor.
+
+    Raises:
+        FedexitError: for a value of another type or out of its range.
     """
 
-    epochs: int = 60
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 1e-2
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    crop: int | None = 75
-    clip_norm: float = 1.0
+    epochs: AtLeastOne = 60
+    batch_size: AtLeastOne = 16
+    learning_rate: Positive = 1e-3
+    head_learning_rate: Positive = 1e-2
+    weight_decay: NotNegative = 0.05
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.1
+    crop: AtLeastOne | None = 75
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     spec_augment: bool = False
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if not (self.weight_decay >= 0 and 0 <= self.label_smoothing <= 1) or (self.crop is not None and self.crop < 1):
-            raise FedexitError(
-                f"weight_decay must be >= 0, label_smoothing in [0, 1] and crop >= 1 or None, not {self}"
-            )
+        check_fields(self)
 
 
 def fine_tune(
@@ -61,16 +73,26 @@ def fine_tune(
     seed: int = 0,
     checkpoint: str | Path | None = None,
 ) -> None:
-    """Train `model` in place on `data`, with the loss at one exit or the mean of those at several.
+    """Train `model` in place on `data`, with the loss at one exit or the mean loss over several.
 
-    `checkpoint`: a file that keeps the state after every epoch; a run that finds it goes on to the same bits.
-    Raises FedexitError for no clips, crops of clips with texts, a checkpoint of another run and a loss that is not
-    finite.
+    Args:
+        model: the model; training moves its heads at `exits` and the layers below the deepest of them.
+        data: (clip, target) pairs. A clip is a waveform (T,) at 16 kHz or stored features (C, F); a target is the index
+            of a label, or for CTC heads a list of character numbers.
+        exits: the layers (1-based) whose heads are trained.
+        recipe: how to train.
+        seed: names the random streams of order, crops, dropout and masks.
+        checkpoint: a file that keeps the state after every epoch. If it exists, training resumes from it with
+            bit-identical results, but only with the same start, data (by content and order), exits, recipe and seed.
+
+    Raises:
+        FedexitError: for no clips, an unusable clip or target (named by its position), unknown or no exits, crops with
+            CTC heads, a checkpoint of another run and a loss that is not finite.
     """
-    if not len(data):
-        raise FedexitError("there are no clips to train on")
+    exits, seed = _known_exits(model, exits), _integer("seed", seed)
     if recipe.crop is not None and model.head != "pooled":
-        raise FedexitError("a stretch of a clip does not say all of its text; train CTC heads with crop=None")
+        raise FedexitError("a crop does not contain the whole text of its clip; train CTC heads with crop=None")
+    _check_data(model, data, recipe.crop)
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in model.backbone.parameters() if p.requires_grad], "full": recipe.learning_rate},
@@ -78,13 +100,16 @@ def fine_tune(
         ],
         weight_decay=recipe.weight_decay,
     )
-    identity = json.dumps([asdict(recipe), list(exits), seed, len(data), model.checksum()])
-    done = _resume(model, optimiser, identity, checkpoint)
+    done, identity = 0, {}
+    if checkpoint is not None:
+        settings = {"recipe": asdict(recipe), "exits": exits, "seed": seed}
+        identity = {**settings, "start": model.checksum(), "data": data_digest(data)}
+        done = _resume(model, optimiser, identity, checkpoint)
     steps = -(-len(data) // recipe.batch_size)
     for epoch in progress(range(done, recipe.epochs), f"fine-tuning to exit {max(exits)}"):
         model.train()
         rng = numpy_stream(seed, "central", epoch)
-        crops = [(_crop(clip, recipe.crop, rng), label) for clip, label in data]
+        crops = [(_crop(clip, recipe.crop, rng), target) for clip, target in data]
         with seeded(seed, "central", "dropout", epoch), for_bfloat16(model.backbone, recipe.bfloat16):
             for step, batch in enumerate(batches(crops, recipe.batch_size, rng)):
                 for group in optimiser.param_groups:
@@ -95,8 +120,37 @@ def fine_tune(
     model.eval()
 
 
+def _check_data(model: MultiExitModel, data: Sequence[Example], crop: int | None) -> None:
+    """Raise FedexitError for no clips, an unusable clip or target, and crops shorter than one frame."""
+    if not len(data):
+        raise FedexitError("there are no clips to train on; give at least one")
+    _, cached = model.check_clips(data, "training data", spells=model.head != "pooled")
+    if crop is not None and not cached and model.backbone.frame_lengths(torch.tensor([crop])) < 1:
+        raise FedexitError(f"crop={crop} samples are shorter than one frame of {model.backbone.name}; enlarge crop")
+
+
+def _known_exits(model: MultiExitModel, exits: Sequence[int]) -> list[int]:
+    """Return `exits` as sorted plain integers, each once."""
+    try:
+        asked = sorted({operator.index(depth) for depth in exits})
+    except TypeError:
+        raise FedexitError(f"exits must be a list of layer numbers, not {exits!r}") from None
+    if not asked:
+        raise FedexitError(f"there is no exit to train; name at least one of {', '.join(map(str, model.exits))}")
+    for depth in asked:
+        check_exit(depth, model.exits, model.backbone.name)
+    return asked
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise FedexitError(f"{name} must be an integer, not {value!r}") from None
+
+
 def _crop(clip: Tensor, length: int | None, rng: np.random.Generator) -> Tensor:
-    """A random stretch of `length` of `clip` (..., T); all of it if it is not longer, or `length` None."""
+    """Return a random stretch of `length` of `clip` (..., T), or the clip if it is not longer or `length` is None."""
     if length is None or clip.shape[-1] <= length:
         return clip
     start = int(rng.integers(clip.shape[-1] - length + 1))
@@ -110,14 +164,15 @@ def _step(
     exits: Sequence[int],
     recipe: Recipe,
 ) -> None:
-    clips, lengths, targets = batch
+    device = next(model.parameters()).device
+    clips, lengths, targets = (part.to(device) for part in batch)
     if recipe.spec_augment:
         clips, lengths = masked_features(model, clips, lengths)
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
         outputs = model(clips, lengths, exits).values()
     losses = [task_loss(logits.float(), targets, recipe.label_smoothing) for logits in outputs]
     loss = torch.stack(losses).mean()
-    if not torch.isfinite(loss):
+    if not math.isfinite(loss.item()):
         raise FedexitError(f"the loss is {loss.item()}; lower the learning rate")
     optimiser.zero_grad()
     loss.backward()
@@ -125,20 +180,34 @@ def _step(
     optimiser.step()
 
 
-def _save(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, done: int, file: Path) -> None:
+def _save(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: dict, done: int, file: str | Path) -> None:
     tensors = {f"model:{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{part}:{name}": value for part, value in optimiser.state.get(parameter, {}).items()}
+    tensors |= moments_of(model, optimiser)
     save_checkpoint(file, identity, done, tensors)
 
 
-def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: str, file: str | Path | None) -> int:
-    """Epochs done according to the checkpoint, whose state is loaded; 0 without one."""
+def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: dict, file: str | Path) -> int:
+    """Load the checkpoint if there is one; return the number of epochs it has done, or 0."""
     if not (found := load_checkpoint(file, identity)):
         return 0
     done, tensors = found
     model.load_state_dict({name: tensors[f"model:{name}"] for name in model.state_dict()})
-    for name, parameter in model.named_parameters():
-        if f"step:{name}" in tensors:  # else it is not trained
-            optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in MOMENTS}
+    load_moments(model, optimiser, tensors)
     return done
+
+
+def moments_of(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return Adam's state of each parameter as `part:name`; a parameter without gradient so far has none."""
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        tensors |= {f"{part}:{name}": value for part, value in optimiser.state.get(parameter, {}).items()}
+    return tensors
+
+
+def load_moments(module: torch.nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give `optimiser` the state that `moments_of` returned."""
+    for name, parameter in module.named_parameters():
+        if f"step:{name}" in tensors:
+            state = {part: tensors[f"{part}:{name}"] for part in MOMENTS}
+            moved = {part: value.to(parameter.device) for part, value in state.items() if part != "step"}
+            optimiser.state[parameter] = state | moved

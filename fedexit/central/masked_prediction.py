@@ -1,97 +1,51 @@
-"""Masked prediction, HuBERT's way (Hsu et al. 2021), in the small: how the backbone that the project ships was made.
+"""Masked prediction as in HuBERT (Hsu et al. 2021) at a small scale: the pre-training of the shipped backbone.
 
-A run lives in a folder. Its subfolder work/ has settings, codebooks, checkpoint and loss curve while it goes on; in the
-end the folder is a model in the Hugging Face format, with a model card and, in training/, settings and curve of each
-stage. Killed and started again it goes on to the same bits.
+A run has a folder. Its subfolder work/ keeps settings, codebooks, checkpoint and loss curve. At the end the folder is a
+model in the Hugging Face format, with a model card and, in training/, the settings and the curve of each stage. If a
+run is killed, the same call resumes it with bit-identical results.
 """
 
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
 from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
-from fedexit.central.model_card import write_card
-from fedexit.central.speech_pool import SpeechPool, augmented, open_pool
-from fedexit.model.backbone import PRESETS, Backbone, load_backbone
-from fedexit.model.pretrained import pretrained_model, quiet_transformers
+from fedexit.central.fine_tuning import load_moments, moments_of
+from fedexit.central.model_card import read_stages, write_card
+from fedexit.central.pretraining import Pretraining, check_models, start_folder, start_model
+from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
+from fedexit.model.backbone import Backbone, load_backbone
+from fedexit.model.pretrained import quiet_transformers
 from fedexit.model.training import schedule
-from fedexit.support.checkpoints import MOMENTS
+from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import file_hash, replacing, write_text
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CHECKPOINT, _CODEBOOKS = "checkpoint.safetensors", "codebooks.safetensors"
 _FIT_BATCHES, _DEV_BATCHES = 400, 8
 _BETAS, _DECAY, _CLIP_NORM = (0.9, 0.98), 0.01, 1.0  # HuBERT's
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """Everything that decides the bits of a run (with the number of threads); all else may change on resuming.
-
-    `backbone` is a preset and `config` what differs from it; `start` is a model folder to begin from instead of random
-    weights. A codebook is a feature of `fedexit.central.codes`, its number of clusters and its weight in the loss;
-    `teacher` is
-    the model folder whose layers `layerL` means. A batch is of `seconds` of speech. Masks cover about half of the
-    frames; the loss is that of the masked frames and `seen_weight` times that of the others (HuBERT, eq. 2).
-    `precision` is that of the model's products: bfloat16 is faster on processors that know it, slower on others.
-    """
-
-    backbone: str = "tiny-random"
-    config: dict = field(default_factory=dict)
-    corpora: tuple[str, ...] = ("unlabelled", "queen")
-    codebooks: tuple[str, ...] = ("mfcc:256:1", "content:256:1", "voice:128:0.2")
-    teacher: str | None = None
-    start: str | None = None
-    updates: int = 20_000
-    seconds: float = 16.0
-    learning_rate: float = 1e-3
-    seen_weight: float = 1.0
-    mask_probability: float = 0.65
-    mask_frames: int = 10
-    precision: str = "float32"
-    log_every: int = 50
-    dev_every: int = 500
-    seed: int = 0
-
-
-def pretraining_settings(given: dict[str, object]) -> Pretraining:
-    """`Pretraining` with what is `given` by name. Raises FedexitError for an unknown name or another type."""
-    values = {}
-    for name, value in given.items():
-        default = getattr(Pretraining(), name, given)
-        if default is given:
-            raise FedexitError(f"unknown setting {name!r}; known: {', '.join(asdict(Pretraining()))}")
-        kind = str if default is None else type(default)
-        value = [value] if kind is tuple and isinstance(value, str) else value
-        try:
-            values[name] = value if value is None and default is None else kind(value)
-        except (TypeError, ValueError):
-            raise FedexitError(f"setting {name}={value!r}: expected {kind.__name__}, as in {default!r}") from None
-    if values.get("precision") not in (None, *PRECISIONS):
-        raise FedexitError(f"unknown precision {values['precision']!r}; known: {', '.join(PRECISIONS)}")
-    return Pretraining(**values)
-
-
 class MaskedPrediction(nn.Module):
-    """A speech model and one linear classifier per codebook.
+    """A speech model with one linear classifier per codebook.
 
-    A classifier's bias starts at the log frequency of its codes. Otherwise these frequencies are the first thing that
-    the model learns, by one and the same hidden state for all frames, which it is slow to leave again.
+    A classifier's bias starts at the log frequency of its codes. Otherwise the model first learns these frequencies
+    with one hidden state for all frames, and takes long to leave it again.
     """
 
     def __init__(self, model: PreTrainedModel, books: dict[str, Codebook], precision: str = "float32"):
@@ -103,9 +57,14 @@ class MaskedPrediction(nn.Module):
             classifier.bias.data.copy_(book.frequencies.log())
 
     def forward(self, waveforms: Tensor, codes: list[Tensor], mask: Tensor) -> Tensor:
-        """For each codebook: cross-entropy of masked and of seen frames in nats per frame, accuracy of both: (4, C).
+        """Return the measures (4, C) of each codebook.
 
-        waveforms: (B, T); codes: for each codebook (B, F) int64; mask: (B, F) bool, True where the model is blinded.
+        They are the cross-entropy of masked and of seen frames in nats per frame, then the accuracy of both.
+
+        Args:
+            waveforms: (B, T).
+            codes: (B, F) int64 for each codebook.
+            mask: (B, F) bool, True where the mask vector replaces the input.
         """
         with torch.autocast("cpu", self.precision, enabled=self.precision is not torch.float32):
             hidden = self.model(waveforms, mask_time_indices=mask).last_hidden_state.float()
@@ -119,13 +78,32 @@ class MaskedPrediction(nn.Module):
 
 
 def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, checkpoint_every: int = 100) -> bool:
-    """Pre-train in the folder `out`, going on from its checkpoint if there is one; True when all updates are done.
+    """Pre-train in the folder `out`, or resume its run; return whether all updates are done.
 
-    Stops at a checkpoint after `minutes`. Raises FedexitError if `out` holds a run of other settings.
+    Everything that the settings name is checked before work starts. If a check fails, `out` holds no files.
+
+    Args:
+        settings: the settings, which a resumed run must repeat.
+        out: folder of the run; at the end it is a model folder.
+        minutes: stop at the first checkpoint after this time.
+        checkpoint_every: updates between checkpoints, where the curve has a line (`log_every`).
+
+    Raises:
+        FedexitError: for settings that cannot work, a folder with another run, other data or another model, a damaged
+            checkpoint, and a loss that is not finite.
     """
+    if not minutes >= 0 or checkpoint_every < 1:
+        raise FedexitError(
+            f"minutes must be >= 0 and checkpoint_every >= 1, not minutes={minutes} and {checkpoint_every}"
+        )
     out, deadline = Path(out), time.monotonic() + 60 * minutes
-    _claim(settings, out / "work")
-    run = _Run(settings, out / "work")
+    claim = {"settings": asdict(settings)}
+    _check_claim(out, claim)
+    _make_folder(out)
+    corpora = open_speech(settings.corpora)
+    claim |= {"corpora": [corpus.checksum for corpus in corpora], **check_models(settings)}
+    _claim(out, claim)
+    run = _Run(settings, out / "work", *(open_pool(corpora, split) for split in ("train", "dev")))
     bar = progress(range(run.done, settings.updates), "pre-training")
     bar.initial, bar.total = run.done, settings.updates
     for update in bar:
@@ -143,37 +121,47 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
 
 
 def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: str | int) -> Tensor:
-    """A mask (B, F) bool of spans of `span` frames, overlapping at will, `probability` F / span of them in each row.
+    """Return a mask (B, F) bool of spans that may overlap; at least one frame of the batch stays unmasked.
 
-    `name` is that of the random stream. With 0.65 and 10 about half of the frames are masked (HuBERT: 0.8 and 10).
+    With probability 0.65 and spans of 10 about half of the frames are masked (HuBERT: 0.8 and 10). This is the only
+    caller of the private function of `transformers` that draws such masks.
+
+    Args:
+        shape: (B, F).
+        probability: masked share if spans did not overlap; a row has probability F / span spans, at least one.
+        span: frames per span, fewer than F.
+        name: the name of the random stream.
     """
     with seeded(*name):
-        return torch.from_numpy(_compute_mask_indices(shape, probability, span, min_masks=1))
+        mask = torch.from_numpy(_compute_mask_indices(shape, probability, span, min_masks=1))
+    if mask.all():
+        mask[-1, -1] = False
+    return mask
 
 
 class _Run:
     """A run in its working folder: model, optimiser, data and the curve so far."""
 
-    def __init__(self, settings: Pretraining, work: Path):
-        self.settings, self.work = settings, work
-        self.train, self.dev = (open_pool(list(settings.corpora), part) for part in ("train", "dev"))
-        self.books = open_codebooks(settings, self.train, work / "codebooks.safetensors")
+    def __init__(self, settings: Pretraining, work: Path, train: SpeechPool, dev: SpeechPool):
+        self.settings, self.work, self.train, self.dev = settings, work, train, dev
+        self.books = open_codebooks(settings, self.train, work / _CODEBOOKS)
         with seeded(settings.seed, "pre-training", "start"):
-            self.task = MaskedPrediction(_start_model(settings), self.books, settings.precision).train()
+            self.task = MaskedPrediction(start_model(settings), self.books, settings.precision).train()
         self.optimiser = torch.optim.AdamW(
             self.task.parameters(), settings.learning_rate, _BETAS, weight_decay=_DECAY, fused=True
         )
         self.done, self.rows, self.sums = 0, [], []
         self.seconds, self.since = 0.0, time.monotonic()
-        if (work / "checkpoint.safetensors").is_file():
-            self._restore(work / "checkpoint.safetensors")
+        # The folder's claim holds settings and data; the codebooks lie beside it and could be exchanged.
+        self.identity = {"claim": file_hash(work / "settings.json"), "codebooks": file_hash(work / _CODEBOOKS)}
+        self._restore()
 
     def update(self, number: int) -> None:
-        """One update."""
+        """Do one update."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(number, self.settings.updates)
         measures = self._predict(self.train, "train", number)
-        weights = torch.tensor([weight for _, _, weight in _codebooks(self.settings)])
+        weights = torch.tensor([weight for _, _, weight in self.settings.books])
         self.optimiser.zero_grad()
         ((measures[0] + self.settings.seen_weight * measures[1]) * weights).sum().backward()
         nn.utils.clip_grad_norm_(self.task.parameters(), _CLIP_NORM)
@@ -182,9 +170,10 @@ class _Run:
         self.done = number + 1
 
     def log(self, last: bool) -> None:
-        """Add a line to the curve: means since the line before, and at times the same on development speech.
+        """Add a line to the curve: means since the previous line and, every `dev_every`, those on development speech.
 
-        Raises FedexitError when the loss is no number any more.
+        Raises:
+            FedexitError: when the loss is not finite.
         """
         means = np.mean(self.sums, axis=0)
         if not np.isfinite(means[:2]).all():
@@ -202,45 +191,38 @@ class _Run:
         self.rows.append(row)
 
     def checkpoint(self) -> None:
-        """Write everything that going on needs, and the curve."""
-        tensors = dict(self.task.state_dict())
-        for name, parameter in self.task.named_parameters():
-            tensors |= {f"{part}:{name}": self.optimiser.state[parameter][part] for part in MOMENTS}
+        """Write everything that resuming needs, and the curve."""
+        tensors = {**self.task.state_dict(), **moments_of(self.task, self.optimiser)}
         self.seconds, self.since = self.seconds + time.monotonic() - self.since, time.monotonic()
-        about = {"update": self.done, "rows": self.rows, "seconds": self.seconds}
-        metadata = {name: json.dumps(value) for name, value in about.items()}
-        _atomically(self.work / "checkpoint.safetensors", lambda part: save_file(tensors, part, metadata))
-        curve = pd.DataFrame(self.rows)
-        _atomically(self.work / "curve.csv", lambda part: curve.to_csv(part, index=False, lineterminator="\n"))
+        state = {"update": self.done, "rows": self.rows, "seconds": self.seconds}
+        save_checkpoint(self.work / _CHECKPOINT, self.identity, state, tensors)
+        write_text(self.work / "curve.csv", pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
 
     def finish(self, out: Path) -> None:
-        """Make `out` a model folder with the record of this stage and, if it started from one, of those before."""
+        """Make `out` a model folder with the record of this stage and of the stages of its start, if it has any."""
         save_model(self.task.model, out)
-        record = out / "training"
-        if self.settings.start:
-            shutil.copytree(Path(self.settings.start) / "training", record, dirs_exist_ok=True)
-        record.mkdir(exist_ok=True)
-        stage = len(list(record.glob("*.json"))) + 1
+        record, stage = out / "training", 1
+        if self.settings.start and (earlier := start_folder(self.settings.start) / "training").is_dir():
+            shutil.copytree(earlier, record, dirs_exist_ok=True)
+            stage += len(read_stages(earlier))
         facts = {"minutes": round(self.seconds / 60, 1), "threads": torch.get_num_threads()}
         text = json.dumps(asdict(self.settings) | facts, indent=1, sort_keys=True) + "\n"
-        (record / f"stage{stage}.json").write_text(text)
-        shutil.copyfile(self.work / "curve.csv", record / f"stage{stage}.csv")
+        write_text(record / f"stage{stage}.csv", (self.work / "curve.csv").read_text())
+        write_text(record / f"stage{stage}.json", text)
         write_card(out)
 
-    def _restore(self, file: Path) -> None:
-        with safe_open(file, "pt") as stored:
-            about = {name: json.loads(text) for name, text in stored.metadata().items()}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-        self.done, self.rows, self.seconds = about["update"], about["rows"], about["seconds"]
-        self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
-        for name, parameter in self.task.named_parameters():
-            self.optimiser.state[parameter] = {part: tensors[f"{part}:{name}"] for part in MOMENTS}
+    def _restore(self) -> None:
+        if found := load_checkpoint(self.work / _CHECKPOINT, self.identity):
+            state, tensors = found
+            self.done, self.rows, self.seconds = state["update"], state["rows"], state["seconds"]
+            self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
+            load_moments(self.task, self.optimiser, tensors)
 
     def _predict(self, pool: SpeechPool, part: str, number: int) -> Tensor:
-        """What MaskedPrediction gives, (4, C), for batch `number` of `pool`."""
+        """Return the measures (4, C) of batch `number` of `pool`."""
         settings, name = self.settings, (self.settings.seed, part, number)
         clean = pool.batch(settings.seconds, *name)
-        codes = [book(clean) for book in self.books.values()]  # of clean speech: what was added has to be seen through
+        codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore what is mixed in
         stream = (*name, "mask and dropout")
         mask = mask_frames(tuple(codes[0].shape), settings.mask_probability, settings.mask_frames, *stream)
         with seeded(*stream):
@@ -256,34 +238,34 @@ class _Run:
 
 
 def open_codebooks(settings: Pretraining, pool: SpeechPool, file: Path) -> dict[str, Codebook]:
-    """The codebooks of a run: read from `file`, or fitted on `pool` and written there."""
+    """Return the codebooks of a run: read from `file`, or fitted on `pool` and written there.
+
+    Raises:
+        FedexitError: when `file` is damaged or holds other codebooks, and when the pool is too small for the clusters.
+    """
     teacher = load_backbone(settings.teacher) if settings.teacher else None
-    wanted = {name: clusters for name, clusters, _ in _codebooks(settings)}
+    wanted = {name: clusters for name, clusters, _ in settings.books}
     if not file.is_file():
-        _atomically(file, lambda part: save_file(_fitted(wanted, teacher, settings, pool), part))
-    stored = load_file(file)
+        tensors = _fitted(wanted, teacher, settings, pool)
+        with replacing(file) as part:
+            save_file(tensors, part)
+    try:
+        stored = load_file(file)
+    except SafetensorError as error:
+        raise FedexitError(f"codebooks {file} are damaged ({error}); delete the file and run again") from error
+    for name, clusters in wanted.items():
+        if any(f"{name}.{part}" not in stored for part in CODEBOOK_PARTS) or len(stored[f"{name}.centres"]) != clusters:
+            raise FedexitError(f"codebooks {file} hold no {name} with {clusters} clusters; delete the file")
     return {
         name: Codebook(features_of(name, teacher), *(stored[f"{name}.{part}"] for part in CODEBOOK_PARTS))
         for name in wanted
     }
 
 
-def _codebooks(settings: Pretraining) -> list[tuple[str, int, float]]:
-    """Feature, clusters and weight of each codebook. Raises FedexitError for one that is written otherwise."""
-    books = []
-    for book in settings.codebooks:
-        try:
-            name, clusters, weight = book.split(":")
-            books.append((name, int(clusters), float(weight)))
-        except ValueError:
-            raise FedexitError(f"codebook {book!r}: write feature:clusters:weight, for example mfcc:256:1") from None
-    return books
-
-
 def _fitted(
     wanted: dict[str, int], teacher: Backbone | None, settings: Pretraining, pool: SpeechPool
 ) -> dict[str, Tensor]:
-    """The tensors of the codebooks, named `feature.part`."""
+    """Fit the codebooks and return their tensors as `feature.part`."""
     tensors = {}
     for name, clusters in wanted.items():
         numbers = progress(range(_FIT_BATCHES), f"clustering {name}")
@@ -294,34 +276,40 @@ def _fitted(
 
 
 def save_model(model: PreTrainedModel, out: Path) -> None:
-    """Write `model` to the folder `out` in the Hugging Face format, in half precision; `model` stays as it is."""
+    """Write `model` to the folder `out` in the Hugging Face format and half precision; `model` does not change."""
     half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
     with quiet_transformers():
         half.half().save_pretrained(out)
 
 
-def _claim(settings: Pretraining, work: Path) -> None:
-    """Say in `work` whose run it is, or make sure that it is this one."""
-    work.mkdir(parents=True, exist_ok=True)
-    file, text = work / "settings.json", json.dumps(asdict(settings), indent=1, sort_keys=True) + "\n"
-    if file.is_file() and file.read_text() != text:
-        raise FedexitError(f"{work.parent}: holds a run of other settings ({file}); name a new folder, or use the same")
-    file.write_text(text)
+def _check_claim(out: Path, claim: dict) -> None:
+    """Raise FedexitError unless `out` is new or holds the run of `claim`, as far as `claim` goes."""
+    file = out / "work" / "settings.json"
+    if any(path.exists() and not path.is_dir() for path in (out, out / "work")):
+        raise FedexitError(f"{out} cannot be the folder of a run, because a file has its name; name another folder")
+    if not file.is_file():
+        if (out / "config.json").exists():
+            raise FedexitError(f"{out} holds a model and no unfinished run; name a new folder")
+        return
+    try:
+        stored = json.loads(file.read_text())
+    except ValueError as error:
+        raise FedexitError(f"{file} is damaged ({error}); delete {out} and run again") from error
+    if changed := [name for name, value in claim.items() if stored.get(name) != json.loads(json.dumps(value))]:
+        raise FedexitError(f"{out} holds a run with other {' and '.join(changed)}; name a new folder, or use the same")
 
 
-def _start_model(settings: Pretraining) -> PreTrainedModel:
-    """The model before the first update, in single precision.
-
-    On short rows of few heads the plain ("eager") attention is faster than the fused one.
-    """
-    if settings.start:
-        return pretrained_model(settings.start, attn_implementation="eager", **settings.config)
-    config = PRESETS[settings.backbone] | {"layerdrop": 0.0} | settings.config
-    return AutoModel.from_config(AutoConfig.for_model(**config), attn_implementation="eager")
+def _claim(out: Path, claim: dict) -> None:
+    """Write into the folder `out` whose run it holds, or check that it is this one."""
+    _check_claim(out, claim)
+    write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
 
 
-def _atomically(file: Path, write: Callable[[Path], object]) -> None:
-    part = file.with_name(file.name + ".part")
-    write(part)
-    os.replace(part, file)
+def _make_folder(out: Path) -> None:
+    """Create `out` and check that files can be written there."""
+    try:
+        write_text(out / ".writable", "")
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise FedexitError(f"{out} cannot be written ({error.strerror}); name another folder") from error

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a backbone that was pre-trained here; its numbers come from the run itself."""
+"""The model card (README.md) of a backbone that was trained here; its numbers come from the run itself."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,20 @@ import pandas as pd
 from fedexit.data.corpora import open_corpus
 from fedexit.data.places import UNLABELLED
 from fedexit.data.unlabelled import SOURCES
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import write_text
 
 _TEMPLATE = """---
 library_name: transformers
 license: other
-tags: [speech, self-supervised, hubert]
+tags: [speech, self-supervised, {family}]
 ---
 
 # {name}: a small self-supervised speech backbone
 
-A HuBERT encoder of {layers} layers and width {width} ({parameters:.2f} M parameters), trained by masked prediction with
-`fedexit pretrain` on unlabelled speech. It ships with fedexit so that its notebooks run on a genuine self-supervised
-representation without a network; it is no rival of the models that were trained on a thousand hours.
+A {family} encoder with {layers} layers of width {width} ({parameters:.2f} M parameters), trained by masked prediction
+with `fedexit pretrain` on unlabelled speech{start}. The fedexit notebooks can run on such a self-supervised
+representation without a network. It does not compete with models that were trained on a thousand hours.
 
     from fedexit import load_backbone
     backbone = load_backbone("{name}")          # or transformers.AutoModel.from_pretrained("data/backbones/{name}")
@@ -33,21 +35,20 @@ Input: 16 kHz mono, each clip of zero mean and unit variance. Weights: half prec
 
 ## Speech
 
-{hours:.1f} hours of training speech. Only the split `train` of each corpus was used; `dev` gave the development loss;
-the test clips of queen and all other corpora of fedexit were never seen. The audio does not come with the model.
+The training speech lasts {hours:.1f} hours. Only the split `train` of each corpus was used for training, and `dev` for
+the development loss. No test clip was used. The model comes without the audio.
 
 {sources}
 
 ## Limits
 
-Little speech, much of it acted, in single words, or of telephone band, by few and mostly adult voices. What its layers
-can tell apart, and how well, is measured in notebook `05_pretraining`. Probes on `queen` train on clips that were in
-pre-training (without labels).
+The training speech is short. The packages and the game that fedexit uses hold acted speech, single words and telephone
+speech by few, mostly adult voices. Notebook `05_pretraining` measures what each layer represents. Probes on `queen`
+train on clips that were used in pre-training (without labels) if `queen` is listed above.
 
 ## Licence
 
-The weights are offered under the terms of the recordings that they were learned from, as listed above (where several
-apply, all of them); the code is MIT.
+The weights are offered under the licences of all recordings listed above. The code is under the MIT licence.
 """
 _CTC_TEMPLATE = """---
 library_name: transformers
@@ -57,41 +58,44 @@ tags: [speech, ctc, hubert]
 
 # {name}: {start} after central CTC training
 
-The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`: the
-loss is the mean of the CTC losses of all exits. The heads lie beside it in `ctc_heads.safetensors`. Federated speech
-recognition starts from it, as one may start from `facebook/wav2vec2-base-100h` instead of `facebook/wav2vec2-base`.
+The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`.
+The loss is the mean of the CTC losses of all exits. The file `ctc_heads.safetensors` holds the heads.
+Federated speech recognition can start from this model, just as from `facebook/wav2vec2-base-100h` instead of
+`facebook/wav2vec2-base`.
 
     from fedexit import load_backbone
     backbone = load_backbone("{name}")
 
 Recipe: `training/ctc.json`.
 
-## Errors on voices that training never heard (greedy decoding, the development part)
+## Errors on held-out voices (greedy decoding, development part)
 
 {errors}
 
 ## Licence
 
-As that of `{start}` and of the recordings of `{corpus}`; the code is MIT.
+The licences of `{start}` and of the recordings of `{corpus}` apply. The code is under the MIT licence.
 """
 
 
 def write_ctc_card(folder: Path) -> None:
     """Write README.md of a start for speech recognition in `folder`, from the record of its training."""
-    told = json.loads((folder / "training" / "ctc.json").read_text())
+    record = json.loads((folder / "training" / "ctc.json").read_text())
     errors = pd.read_csv(folder / "training" / "ctc.csv").round(3)
-    text = _CTC_TEMPLATE.format(name=folder.name, errors=_markdown(errors), **told)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", _CTC_TEMPLATE.format(name=folder.name, errors=_markdown(errors), **record))
 
 
 def write_card(folder: Path) -> None:
     """Write README.md of the model in `folder`, from its config and the record of its training."""
     config = json.loads((folder / "config.json").read_text())
     record = folder / "training"
-    stages = {file.stem: json.loads(file.read_text()) for file in sorted(record.glob("*.json"))}
-    speech = _speech(stages[max(stages)]["corpora"])
+    stages = read_stages(record)
+    first, last = (list(stages.values())[place] for place in (0, -1))
+    speech = _speech(last["corpora"])
     text = _TEMPLATE.format(
         name=folder.name,
+        family=config["model_type"],
+        start=f", starting from `{Path(first['start']).name}`" if first["start"] else "",
         layers=config["num_hidden_layers"],
         width=config["hidden_size"],
         parameters=(folder / "model.safetensors").stat().st_size / 2e6,  # two bytes each
@@ -99,10 +103,30 @@ def write_card(folder: Path) -> None:
         hours=speech["hours"].sum(),
         sources=_markdown(speech.round(2)),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
+
+
+def read_stages(record: Path) -> dict[str, dict]:
+    """Return the settings of each pre-training stage that the folder `record` describes, in order; {} without any.
+
+    Raises:
+        FedexitError: for a stage whose settings or loss curve the card could not describe.
+    """
+    stages = {}
+    for number in range(1, 1 + len(list(record.glob("stage*.json")))):
+        file = record / f"stage{number}.json"
+        try:
+            settings = json.loads(file.read_text())
+            _stage(file.stem, settings, record)
+            settings["corpora"], settings["start"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise FedexitError(f"{file} is not the record of a stage by `fedexit pretrain`; remove it") from error
+        stages[file.stem] = settings
+    return stages
 
 
 def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
+    """Return the row of the card about one stage."""
     curve = pd.read_csv(record / f"{name}.csv")
     loss = curve.filter(regex="^dev_masked_loss_").iloc[-1].round(2)
     return {
@@ -116,7 +140,7 @@ def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
 
 
 def _speech(corpora: list[str]) -> pd.DataFrame:
-    """Hours of training speech and licence of each package."""
+    """Return hours of training speech and licence of each package or corpus."""
     rows = []
     for name in corpora:
         corpus = open_corpus(name)

@@ -1,6 +1,6 @@
-"""What a layer knows: linear probes on every hidden state of a frozen backbone, and kinship between layers.
+"""Linear probes on every hidden state of a frozen backbone, and the similarity of layers.
 
-Index 0 is the input of layer 1, index l the output of layer l. Log-mel features, with one "layer", are the yardstick.
+Index 0 is the input of layer 1, index l the output of layer l. Log-mel features, as a single "layer", are the baseline.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _BATCH_SECONDS, _BANDS = 20.0, 80
 
 
 def pooled_states(backbone: Backbone, waveforms: Sequence[Tensor], desc: str) -> np.ndarray:
-    """Mean and standard deviation over time of every hidden state, (N, layers + 1, 2 D) float32, of N clips (T_i,)."""
+    """Return mean and standard deviation over time of every hidden state of N clips (T_i,): (N, layers + 1, 2 D)."""
     pooled = np.empty((len(waveforms), backbone.layers + 1, 2 * backbone.width), np.float32)
     for index, states in _states(backbone, waveforms, backbone.layers, desc):
         pooled[index] = torch.stack([_pooled(state) for state in states]).numpy()
@@ -38,8 +38,8 @@ def pooled_states(backbone: Backbone, waveforms: Sequence[Tensor], desc: str) ->
 
 
 def frame_states(backbone: Backbone, waveforms: Sequence[Tensor], layer: int, desc: str) -> list[Tensor]:
-    """The hidden state `layer`, (F_i, D), of each of the clips (T_i,)."""
-    if layer == 0:  # the input of the first layer comes with it
+    """Return the hidden state `layer`, (F_i, D), of each of the clips (T_i,)."""
+    if layer == 0:  # the backbone returns the input of layer 1 together with its output
         found = {index: states[0] for index, states in _states(backbone, waveforms, 1, desc)}
     else:
         found = {index: states[-1] for index, states in _states(backbone, waveforms, layer, desc)}
@@ -47,13 +47,13 @@ def frame_states(backbone: Backbone, waveforms: Sequence[Tensor], layer: int, de
 
 
 def log_mel(waveform: Tensor, hop: int = 160) -> Tensor:
-    """80 log-mel bands of a waveform (T,): (F, 80), one frame per `hop` samples."""
+    """Return 80 log-mel bands (F, 80) of a waveform (T,), one frame per `hop` samples."""
     spectrogram = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, 400, hop_length=hop, n_mels=_BANDS)
     return (spectrogram(normalised(waveform)) + 1e-6).log().T
 
 
 def pooled_log_mel(waveforms: Sequence[Tensor]) -> np.ndarray:
-    """Mean and standard deviation over time of the log-mel bands of N clips: (N, 1, 160) float32."""
+    """Return mean and standard deviation over time of the log-mel bands of N clips: (N, 1, 160) float32."""
     return torch.stack([_pooled(log_mel(waveform)) for waveform in waveforms])[:, None].numpy()
 
 
@@ -65,7 +65,7 @@ def _pooled(frames: Tensor) -> Tensor:
 def _states(
     backbone: Backbone, waveforms: Sequence[Tensor], depth: int, desc: str
 ) -> Iterable[tuple[int, list[Tensor]]]:
-    """Index of a clip and its hidden states 0..depth, each (F_i, D); clips of similar length run together."""
+    """Yield each clip's index and its hidden states 0..depth, each (F_i, D); clips of similar length run together."""
     order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
     bar, batch = progress(order, desc), []
     for place, index in enumerate(bar):
@@ -81,10 +81,18 @@ def _states(
 
 
 def profile(features: np.ndarray, labels: Sequence, splits: Sequence[Split]) -> pd.DataFrame:
-    """Accuracy of a linear probe on each layer: one row per layer and split, `layer, repeat, dev, test`.
+    """Measure the accuracy of a linear probe on each layer.
 
-    features: (N, layers, F); labels: (N,). The probe is a ridge classifier on standardised features, its strength the
-    one of ALPHAS that is best on dev over all splits: the dev part of a single split can be one speaker's few clips.
+    The probe is a ridge classifier on standardised features. Its strength is the one of ALPHAS with the best mean
+    accuracy on dev over all splits, because the dev part of a single split can be a few clips of one speaker.
+
+    Args:
+        features: (N, layers, F).
+        labels: (N,).
+        splits: indices of train, dev and test clips of each split.
+
+    Returns:
+        One row per layer and split with the columns `layer, repeat, dev, test`.
     """
     labels, rows = np.asarray(labels), []
     for layer in range(features.shape[1]):
@@ -95,12 +103,12 @@ def profile(features: np.ndarray, labels: Sequence, splits: Sequence[Split]) -> 
 
 
 def best_layer(profile: pd.DataFrame) -> int:
-    """The layer with the highest mean accuracy on dev: a choice that the test clips have no part in."""
+    """Return the layer with the highest mean accuracy on dev; the test clips do not influence the choice."""
     return int(profile.groupby("layer")["dev"].mean().idxmax())
 
 
 def official_splits(split: Sequence[str], repeats: int, share: float = 0.8) -> list[Split]:
-    """`repeats` times the corpus's own split, each with another random `share` of its training clips."""
+    """Return `repeats` copies of the corpus's own split, each with another random `share` of its training clips."""
     names = np.asarray(split)
     train, dev, test = (np.flatnonzero(names == name) for name in ("train", "dev", "test"))
     size = round(share * len(train))
@@ -108,7 +116,7 @@ def official_splits(split: Sequence[str], repeats: int, share: float = 0.8) -> l
 
 
 def random_splits(labels: Sequence, repeats: int) -> list[Split]:
-    """`repeats` random splits, 60 % train, 20 % dev, 20 % test of each label: for closed-set identification."""
+    """Return `repeats` random splits with 60 % train, 20 % dev and 20 % test of each label, for closed-set tasks."""
     labels = np.asarray(labels)
     outer = StratifiedShuffleSplit(repeats, test_size=0.2, random_state=stream_seed("probe", "test") % 2**32)
     splits = []
@@ -120,7 +128,7 @@ def random_splits(labels: Sequence, repeats: int) -> list[Split]:
 
 
 def left_out_splits(speakers: Sequence, folds: int) -> list[Split]:
-    """Each of `folds` groups of speakers once as test and once as dev, the others as train: nobody is on two sides."""
+    """Return splits in which each of `folds` groups of speakers is test once and dev once; sides share no speaker."""
     speakers = np.asarray(speakers)
     parts = [test for _, test in GroupKFold(folds).split(speakers, groups=speakers)]
     splits = []
@@ -131,7 +139,7 @@ def left_out_splits(speakers: Sequence, folds: int) -> list[Split]:
 
 
 def _scores(features: np.ndarray, labels: np.ndarray, split: Split) -> list[tuple[float, float]]:
-    """Accuracy on dev and on test of the probe of each strength."""
+    """Return the accuracy on dev and on test of the probe with each strength of ALPHAS."""
     train, dev, test = split
     scaler = StandardScaler().fit(features[train])
     known, *held_out = (scaler.transform(features[part]) for part in split)
@@ -140,17 +148,19 @@ def _scores(features: np.ndarray, labels: np.ndarray, split: Split) -> list[tupl
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
-    """Linear centred kernel alignment of two representations (N, D1) and (N, D2) (Kornblith et al. 2019, eq. 3)."""
+    """Return the linear centred kernel alignment of (N, D1) and (N, D2) (Kornblith et al. 2019, eq. 3)."""
     one, other = (x.astype(np.float64) - x.mean(0, dtype=np.float64) for x in (one, other))
     cross = np.linalg.norm(one.T @ other) ** 2
     return float(cross / (np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)))
 
 
 def cluster_quality(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How well codes (N,) tell labels (N,), as in HuBERT (Hsu et al. 2021, sec. IV-C).
+    """Measure how well codes (N,) predict labels (N,), as in HuBERT (Hsu et al. 2021, sec. IV-C).
 
-    label_purity: share of items that carry the most frequent label of their code; code_purity: the other way round;
-    pnmi: mutual information over the entropy of the labels. Purities depend on the number of codes, pnmi less.
+    Returns:
+        `label_purity`, the share of items whose label is the most frequent one of their code; `code_purity`, the share
+        of items whose code is the most frequent one of their label; `pnmi`, the mutual information divided by the
+        entropy of the labels. Purities depend on the number of codes, `pnmi` depends on it less.
     """
     table = pd.crosstab(codes, labels).to_numpy()
     share = table.sum(0) / table.sum()
@@ -164,10 +174,19 @@ def cluster_quality(codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def ctc_probe(
     states: Sequence[Tensor], texts: Sequence[str], split: Split, updates: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Character error rates on dev and test of a linear CTC head on frozen `states` (F_i, D), trained by Adam.
+    """Train a linear CTC head on frozen states by Adam and return its character error rates on dev and test.
 
-    Greedy decoding; errors are counted over all clips together. Raises FedexitError for a text without characters and
-    for one that is too long for its frames, by the clip's number.
+    Decoding is greedy, and errors are counted over all clips together.
+
+    Args:
+        states: hidden states (F_i, D) of each clip.
+        texts: the text of each clip.
+        split: indices of train, dev and test clips.
+        updates: number of updates.
+        seed: names the random streams.
+
+    Raises:
+        FedexitError: names the clip whose text has no characters or needs more frames than the clip has.
     """
     targets = [torch.tensor(characters(text)) for text in texts]
     for number, (state, target) in enumerate(zip(states, targets, strict=True)):
@@ -200,9 +219,9 @@ def _ctc_loss(head: nn.Linear, states: list[Tensor], targets: list[Tensor]) -> T
 
 @torch.no_grad()
 def _character_error(head, states, targets, part, mean: Tensor, std: Tensor) -> float:
-    said, heard = [], []
+    references, hypotheses = [], []
     for index in part:
         best = head((states[index] - mean) / std).argmax(-1).unique_consecutive()
-        heard.append(spell(best.tolist()))
-        said.append(spell(targets[index].tolist()))
-    return jiwer.cer(said, heard)
+        hypotheses.append(spell(best.tolist()))
+        references.append(spell(targets[index].tolist()))
+    return jiwer.cer(references, hypotheses)

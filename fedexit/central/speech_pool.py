@@ -1,10 +1,10 @@
 """Unlabelled speech for pre-training: one memory-mapped array, and the batches that are cut from it.
 
-Every batch is a function of the seed and its number: nothing has to be remembered to go on after an interruption.
+Every batch is a function of the seed and its number, so an interrupted run needs no stored position to resume.
 """
 
 import hashlib
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import normalised
 from fedexit.data.corpora import Corpus, open_corpus
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import replacing
 from fedexit.support.paths import data_dir
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
@@ -25,7 +26,13 @@ _SPEEDS = (0.9, 1.0, 1.1)
 
 
 class SpeechPool:
-    """Clips end to end: `samples` int16 at 16 kHz, and the `lengths` of the clips in it."""
+    """Clips stored end to end.
+
+    Attributes:
+        samples: int16 samples of all clips at 16 kHz.
+        lengths: number of samples of each clip.
+        starts: position of each clip's first sample.
+    """
 
     def __init__(self, samples: np.ndarray, lengths: np.ndarray):
         self.samples, self.lengths = samples, lengths
@@ -33,15 +40,19 @@ class SpeechPool:
 
     @property
     def hours(self) -> float:
-        """Hours of audio."""
+        """Return the hours of audio."""
         return float(self.lengths.sum()) / SAMPLE_RATE / 3600
 
     def batch(self, seconds: float, *name: str | int) -> Tensor:
-        """A batch of `seconds` of speech in all, (B, T) float32, each row of zero mean and unit variance.
+        """Return a batch (B, T) float32 whose rows have zero mean and unit variance.
 
-        All rows have one length, drawn from those CROPS that some clip fills, and one speed, drawn from 0.9, 1.0 and
-        1.1 (Ko et al. 2015); `name` is that of the random stream. Every second of speech is as likely as any other. A
-        clip shorter than the shortest rows stands somewhere in its row, silence around.
+        All rows share one length, drawn from those of CROPS that some clip fills, and one speed, drawn from 0.9, 1.0
+        and 1.1 (Ko et al. 2015). Every second of speech is equally likely. A clip shorter than the shortest row is
+        placed at a random position in its row and padded with zeros.
+
+        Args:
+            seconds: speech in the batch; it has at least one row.
+            name: the name of the random stream.
         """
         random = numpy_stream(*name)
         filled = {crop: share for crop, share in CROPS.items() if self._filling(crop * max(_SPEEDS)).any()}
@@ -56,7 +67,7 @@ class SpeechPool:
         return torch.stack([normalised(row) for row in rows])
 
     def _filling(self, seconds: float) -> np.ndarray:
-        """Which clips are at least so long."""
+        """Return which clips last at least `seconds`."""
         return self.lengths >= int(seconds * SAMPLE_RATE)
 
     def _cut(self, clip: int, length: int, random: np.random.Generator) -> np.ndarray:
@@ -69,25 +80,46 @@ class SpeechPool:
         return row
 
 
-def open_pool(corpora: list[str], split: str) -> SpeechPool:
-    """The pool of the clips in `split` of `corpora` (names or folders), decoded once into the cache.
+def open_speech(corpora: Sequence[str]) -> list[Corpus]:
+    """Open `corpora` (names or folders) and check that they can make a training and a development pool.
 
-    Raises what `open_corpus` raises, and FedexitError if there is nothing in them.
+    Raises:
+        FedexitError: for a corpus that `open_corpus` refuses, one that is listed twice, and a split without clips.
     """
     opened = [open_corpus(name) for name in corpora]
-    key = hashlib.sha256("".join(corpus.checksum for corpus in opened).encode()).hexdigest()[:12]
+    folders = [corpus.folder.resolve() for corpus in opened]
+    if len(set(folders)) < len(folders):
+        raise FedexitError(f"corpora {', '.join(corpora)} name one folder twice; list each corpus once")
+    for split in ("train", "dev"):
+        if not any(len(corpus.select(split)) for corpus in opened):
+            raise FedexitError(f"no clips with the split {split!r} in {', '.join(corpora)}; add some to a manifest")
+    return opened
+
+
+def open_pool(corpora: Sequence[Corpus], split: str) -> SpeechPool:
+    """Return the pool of the clips in `split` of `corpora`, decoded once into the cache.
+
+    The cache key is the content of the corpora (`Corpus.checksum`), so changed audio gets a new pool.
+    """
+    key = hashlib.sha256(" ".join(corpus.checksum for corpus in corpora).encode()).hexdigest()[:12]
     file = data_dir() / "cache" / f"pool-{key}-{split}.npy"
-    if not file.is_file():
-        _decode(opened, split, file)
-    return SpeechPool(np.memmap(file.with_suffix(".i16"), np.int16, mode="r"), np.load(file))
+    samples = file.with_suffix(".i16")
+    if not (file.is_file() and samples.is_file()):
+        _decode(corpora, split, samples, file)
+    return SpeechPool(np.memmap(samples, np.int16, mode="r"), np.load(file))
 
 
 def augmented(batch: Tensor, *name: str | int) -> Tensor:
-    """`batch` (B, T) with another row, or noise, mixed into up to half of each second row; normalised again.
+    """Return `batch` (B, T) with another row or noise mixed into some rows, normalised again.
 
-    As in WavLM (Chen et al. 2022, sec. III-B): the first speaker stays the one to be predicted, the other one is
-    -5 to 5 dB apart; noise is -5 to 20 dB below, white to red. A gain of the whole row would change nothing, as rows
-    are normalised; the mix is where loudness varies.
+    A quarter of the rows gets a stretch of another row, a quarter a stretch of noise, each up to half of the row, as in
+    WavLM (Chen et al. 2022, sec. III-B). The other row is 5 dB louder to 5 dB quieter; noise is 5 dB louder to 20 dB
+    quieter, white to red. The codes to predict stay those of the clean row. A gain of whole rows would have no effect,
+    because rows are normalised.
+
+    Args:
+        batch: waveforms (B, T).
+        name: the name of the random stream.
     """
     random, mixed = numpy_stream(*name), batch.clone()
     size, length = batch.shape
@@ -107,26 +139,23 @@ def augmented(batch: Tensor, *name: str | int) -> Tensor:
 
 
 def _noise(length: int, random: np.random.Generator) -> Tensor:
-    """Noise (length,) of unit variance whose spectrum falls as 1 / f^s, s drawn between 0 (white) and 2 (red)."""
+    """Return noise (length,) of unit variance with power spectrum 1 / f^s, s drawn between 0 (white) and 2 (red)."""
     spectrum = np.fft.rfft(random.standard_normal(length))
     spectrum /= np.maximum(1, np.arange(len(spectrum))) ** (random.uniform(0, 2) / 2)
     noise = np.fft.irfft(spectrum, length)
     return torch.from_numpy((noise / (noise.std() + 1e-9)).astype(np.float32))
 
 
-def _decode(corpora: list[Corpus], split: str, file: Path) -> None:
-    """Write the samples beside `file`, then the lengths as `file`: it is there when all is."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lengths, part = [], file.with_suffix(".part")
-    with part.open("wb") as out:
+def _decode(corpora: Sequence[Corpus], split: str, samples: Path, file: Path) -> None:
+    """Write the samples, then the lengths as `file`; a killed run leaves no `file` without its samples."""
+    lengths = []
+    with replacing(samples) as part, part.open("wb") as out:
         for corpus in corpora:
             for clip in progress(corpus.select(split)["id"], f"decoding {corpus.name}"):
-                samples = (corpus.waveform(clip) * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
-                samples.tofile(out)
-                lengths.append(len(samples))
-    if not lengths:
-        raise FedexitError(f"no clips with the split {split!r} in {', '.join(corpus.name for corpus in corpora)}")
-    os.replace(part, file.with_suffix(".i16"))
-    with part.open("wb") as out:
-        np.save(out, np.array(lengths))
-    os.replace(part, file)
+                wave = (corpus.waveform(clip) * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
+                wave.tofile(out)
+                lengths.append(len(wave))
+        if not np.memmap(part, np.int16, mode="r").any():
+            raise FedexitError(f"all clips with the split {split!r} are silent; give recordings of speech")
+    with replacing(file) as part:
+        np.save(part, np.array(lengths))

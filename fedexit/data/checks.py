@@ -10,38 +10,10 @@ from fedexit.support.errors import FedexitError
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-def check_example(example: object, position: int) -> None:
-    """Raise FedexitError unless `example` is a pair of a float clip, (T,) or features (C, F), and a target."""
-    about = f"clip {position} of the batch (from 0)"
-    if not isinstance(example, tuple | list) or len(example) != 2:
-        raise FedexitError(f"an example is a pair (clip, target), not a {type(example).__name__}")
-    clip = example[0]
-    if not isinstance(clip, Tensor):
-        raise FedexitError(f"{about} is a {type(clip).__name__}; give a float tensor (T,), e.g. torch.from_numpy(clip)")
-    if not clip.is_floating_point():
-        raise FedexitError(f"{about} holds {clip.dtype}; give floats in [-1, 1], e.g. 16-bit samples / 32768")
-    if clip.dim() not in (1, 2) or (clip.dim() == 2 and len(clip) < 3):
-        raise FedexitError(f"{about} has the shape {tuple(clip.shape)}; a clip is (T,): mix channels with clip.mean(0)")
-
-
 def check_finite(clip: Tensor, position: int) -> None:
     """Raise FedexitError if the clip at `position` of a batch holds NaN or infinite samples."""
     if not torch.isfinite(clip).all():
         raise FedexitError(f"clip {position} of the batch (from 0) holds NaN or infinite samples; fix it or drop it")
-
-
-def as_target(target: object) -> Tensor:
-    """Return a target as integers: the index of a label (), or a text's characters (L,).
-
-    Raises FedexitError for anything else, such as 0.7, None or a string.
-    """
-    try:
-        found = torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None or found.dim() > 1 or (found.numel() and found.dtype not in (*_WHOLE, torch.bool)):
-        raise FedexitError(f"target {target!r} is neither the index of a label nor a list of characters from 1")
-    return found.long()
 
 
 def checked_batch(

@@ -51,6 +51,8 @@ def check_clips(
         if counts[position] < 1:
             raise FedexitError(f"{name} is shorter than one frame ({length} samples); leave it out")
         codes = _codes(target, labels, texts, name)
+        if spells and not codes:
+            raise FedexitError(f"{name} has an empty text; give at least one character, or leave the clip out")
         if spells and (need := frames_needed(codes)) > counts[position]:
             raise FedexitError(
                 f"{name} has {counts[position]} frames, and its text of {len(codes)} characters needs {need} (CTC); "

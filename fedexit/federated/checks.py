@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import psutil
 
 from fedexit.data.batches import Example
-from fedexit.data.inspection import check_clips
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.ledger import client_costs
 from fedexit.federated.objectives import Objective
@@ -62,15 +61,13 @@ def check_data(
     """
     if model.head == "pooled" and len(set(model.labels)) < 2:
         raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
-    backbone, texts = model.backbone, model.head != "pooled"
-    facts = dict(channels=backbone.channels, frames=backbone.frame_lengths, labels=len(model.labels), texts=texts)
     longest: dict[int, tuple[int, Client, bool]] = {}
     for client in clients:
-        lengths, cached = check_clips(client.data, f"client {client.name}", **facts, spells=texts)
+        lengths, cached = model.check_clips(client.data, f"client {client.name}", spells=model.head != "pooled")
         if not lengths:
             raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
         longest[client.depth] = max(longest.get(client.depth, (0,)), (max(lengths), client, cached), key=lambda x: x[0])
-    check_clips(dev, "dev", **facts)
+    model.check_clips(dev, "dev")
     for depth, (length, client, cached) in longest.items():
         batch = [length] * min(training.batch_size, len(client.data))
         need = client_costs(model, depth, batch, training, cached, objective)["memory_training"]

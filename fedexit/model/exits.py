@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fedexit.data.batches import Example
+from fedexit.data.inspection import check_clips
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits
 from fedexit.model.heads import HEADS
 from fedexit.model.lora import merged, with_lora
@@ -100,6 +102,11 @@ class MultiExitModel(nn.Module):
         return self.exits if exits is None else check_exits(exits, self.exits, self.backbone.name)
 
     @torch.no_grad()
+    def check_clips(self, data: Sequence[Example], owner: str, spells: bool = False) -> tuple[list[int], bool]:
+        """Check that this model can read all clips and targets of `data`; see `fedexit.data.inspection.check_clips`."""
+        facts = dict(channels=self.backbone.channels, frames=self.backbone.frame_lengths, labels=len(self.labels))
+        return check_clips(data, owner, **facts, texts=self.head != "pooled", spells=spells)
+
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
         """Set `centre` and `scale` of each head so that its input has mean 0 and variance 1 over these clips.
 
