@@ -26,6 +26,7 @@ class Task:
     labels: list[str]
     rows: pd.DataFrame
     head: str = "pooled"
+    verification: bool = False  # whether pairs of voices can be verified, where the corpus has a list of trials
 
 
 class Clips(Sequence[Example]):
@@ -48,7 +49,7 @@ class Clips(Sequence[Example]):
         return torchaudio.functional.resample(clip, round(100 * self.speed), 100), self.targets[index]
 
 
-def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Task:
+def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str, verification: bool = False) -> Task:
     """Labels are the values of `column` in training; a value that only dev or test has is an error, not a guess."""
     train = set(rows.query("split == 'train'")[column])
     if len(train) < 2:
@@ -62,4 +63,4 @@ def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Ta
             )
     labels = sorted(train)
     target = rows[column].map({label: index for index, label in enumerate(labels)})
-    return Task(name, corpus, labels, rows.assign(target=target).reset_index(drop=True))
+    return Task(name, corpus, labels, rows.assign(target=target).reset_index(drop=True), verification=verification)
