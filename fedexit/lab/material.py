@@ -5,12 +5,14 @@ from functools import cache
 import numpy as np
 
 from fedexit.data.corpora import Corpus, open_corpus
-from fedexit.data.places import folder_of, manifest_checksum
+from fedexit.data.folder import MANIFEST
+from fedexit.data.places import folder_of
 from fedexit.data.tasks import make_task, task_options
 from fedexit.data.tasks.contract import Task
 from fedexit.federated.partition import assign_depths, client_groups, device_of
 from fedexit.lab.setting import Cell, Setting
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import file_hash
 
 
 def task_of(cell: Cell, setting: Setting) -> Task:
@@ -46,7 +48,7 @@ def groups_tested(task: Task) -> np.ndarray:
 
 def opened(corpus: str) -> Corpus:
     """Return a corpus, opened once per process for each content of its manifest: a check takes about a second."""
-    return _opened(corpus, manifest_checksum(folder_of(corpus)))
+    return _opened(corpus, file_hash(folder_of(corpus) / MANIFEST))
 
 
 @cache
