@@ -167,10 +167,10 @@ def test_keys_know_the_backbone_by_content_and_not_by_place(folder, tmp_path):
     assert key(one, False) != before
 
 
-def test_keys_know_the_corpus_by_what_its_checksum_says_now(folder, monkeypatch):
+def test_keys_use_the_present_checksum_of_the_corpus(folder, monkeypatch):
     """A corpus may change between two grids of one session."""
     before = key(setting(folder), True)
-    monkeypatch.setattr(Corpus, "checksum", "another content")
+    monkeypatch.setattr(Corpus, "checksum", property(lambda corpus: "another content"))
     assert key(setting(folder), True) != before
 
 
@@ -364,7 +364,7 @@ POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
 
 
 @pytest.mark.parametrize(
-    ("cell", "changes", "says"),
+    ("cell", "changes", "message"),
     [
         (("voice", "masked", 0), POLICED | dict(drop_out=0.5), "leave out drop_out, or the policy"),
         (("voice", "masked", 0), POLICED | dict(fleet=("server",)), r"for each of \(3, 6\), not \('server',\)"),
@@ -384,7 +384,7 @@ POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
         (("voice", "masked", 0), dict(partition="deal"), "unknown partition 'deal'; known: group"),
         (("voice", "masked", 0), dict(fraction=0.0), r"fraction must be in \(0, 1\]"),
         (("voice", "masked", 0), dict(depths=()), "depths are empty"),
-        (("voice", "masked", 0), dict(depths=(3, 13)), "voice-stale-seed0: exit 13 does not exist; nano has layers 1 to 12"),
+        (("voice", "masked", 0), dict(depths=(3, 13)), "seed0: exit 13 does not exist; nano has layers 1 to 12"),
         (("voice", "masked", 0), dict(backbone="no-such-model"), "no-such-model"),
         (("voice", "masked", 0), dict(head="tail"), "unknown head 'tail'; known: pooled"),
         (("voice", "masked", 0), dict(speeds=()), "speeds must be > 0, with at least one"),
@@ -401,9 +401,11 @@ POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
         (("emotion", "masked", 0), {}, "corpus small has no|task emotion"),
     ],
 )
-def test_a_cell_that_cannot_run_is_refused_before_the_first_one_starts(cell, changes, says, folder, small, monkeypatch):
+def test_a_cell_that_cannot_run_is_refused_before_the_first_one_starts(
+    cell, changes, message, folder, small, monkeypatch
+):
     monkeypatch.setattr(grid, "on_workers", None)
-    with pytest.raises(FedexitError, match=says):
+    with pytest.raises(FedexitError, match=message):
         run_grid([CELLS[1], Cell(*cell)], settings(folder, "voice", **changes), small / "state", workers=1)
     assert not (small / "state").exists() and not (small / "data").exists()
 
@@ -494,15 +496,15 @@ def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder
         assert ("LSTM" in kinds) == (head == "ctc-bilstm")
 
 
-def test_training_clips_are_heard_at_every_speed_and_all_others_once(folder, small, monkeypatch):
+def test_training_uses_clips_at_every_speed_and_evaluation_only_once(folder, small, monkeypatch):
     plain, twice = settings(folder, "voice"), settings(folder, "voice", speeds=(1.0, 1.25))
     once, both = (run_cell(CELLS[1], given, small / str(given.data.speeds)) for given in (plain, twice))
     assert (both.ledger["examples"] == 2 * once.ledger["examples"]).all()
     assert both.items[["item", "n"]].equals(once.items[["item", "n"]])
-    heard = []
-    monkeypatch.setattr(cells, "fine_tune", lambda model, data, *_: heard.append([clip.shape[1] for clip, _ in data]))
+    used = []
+    monkeypatch.setattr(cells, "fine_tune", lambda model, data, *_: used.append([clip.shape[1] for clip, _ in data]))
     run_cell(Cell("voice", "central", 0, 3), twice, small / "central")
-    frames = np.array(heard[0]).reshape(2, -1)  # all clips at one speed, then at the other
+    frames = np.array(used[0]).reshape(2, -1)  # all clips at one speed, then at the other
     assert (frames[1] < frames[0]).all()
 
 

@@ -260,14 +260,14 @@ def test_change_of_a_difference_is_a_difference():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "sign", "says"),
+    ("low", "high", "sign", "expected"),
     [
         (0.1, 0.2, 1, "supported"), (-0.2, -0.1, 1, "refuted"), (-0.1, 0.2, 1, "undecided"), (0.0, 0.2, 1, "undecided"),
         (-0.2, -0.1, -1, "supported"), (0.1, 0.2, -1, "refuted"), (0.0, 0.0, -1, "undecided"),
     ],
 )  # fmt: skip
-def test_verdict_is_where_the_interval_lies(low, high, sign, says):
-    assert verdict(low, high, sign) == says
+def test_verdict_is_where_the_interval_lies(low, high, sign, expected):
+    assert verdict(low, high, sign) == expected
     assert verdict(float("nan"), float("nan"), sign) == "undecided"  # one seed has no interval over seeds
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedexit.data.places import folder_of
+from fedexit.data.places import place_of
 from fedexit.data.tasks import TASKS
 from fedexit.data.tasks.contract import Task
 from fedexit.federated.heterofl import widths_for
@@ -38,7 +38,7 @@ def check_cell(cell: Cell, setting: Setting) -> None:
         raise FedexitError(f"a {cell.method} cell needs a depth >= 1, not {cell.depth}")
     if cell.method != CENTRAL:
         _check_federation(cell, setting)
-    folder_of(setting.data.corpus)
+    place_of(setting.data.corpus)
 
 
 def _check_federation(cell: Cell, setting: Setting) -> None:

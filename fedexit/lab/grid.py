@@ -53,9 +53,10 @@ def run_grids(
     if workers < 1:
         raise FedexitError(f"workers must be >= 1, not {workers}")
     check_grids(grids.values())
-    places, jobs = {}, {}
+    places, jobs, origins = {}, {}, {}
     for name, (cells, setting) in grids.items():
-        origin = origin_of(setting)
+        source = setting.data.corpus, setting.model.backbone
+        origins[source] = origin = origins.get(source) or origin_of(setting)
         folders = {kind: state / key_of(setting, origin, kind) for kind in (True, False)}
         places[name] = [(folders[cell.method == CENTRAL], cell) for cell in cells]
         jobs |= {place: (place[1], setting, place[0], origin) for place in places[name]}

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedexit.data.corpora import open_corpus
 from fedexit.devices.profiles import profiles
 from fedexit.lab.cells import Measured
+from fedexit.lab.material import opened
 from fedexit.lab.setting import CENTRAL, Cell, Setting
 from fedexit.model.backbone import PRESETS, load_backbone, shipped_backbones
 from fedexit.model.training import lacks_bfloat16
@@ -51,7 +51,7 @@ class Origin(NamedTuple):
 
 def origin_of(setting: Setting) -> Origin:
     """Return what cells of `setting` are made from, read anew: files may have changed since the last call."""
-    corpus, backbone = open_corpus(setting.data.corpus), setting.model.backbone
+    corpus, backbone = opened(setting.data.corpus), setting.model.backbone
     return Origin(present_code(), (corpus.name, corpus.checksum), (backbone, backbone_checksum(backbone)))
 
 
