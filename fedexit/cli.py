@@ -12,6 +12,9 @@ from fedexit.support.errors import FedexitError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with `arguments` (default: those of the process) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console without UTF-8 must not fail after the work
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(arguments)
     try:
         return args.handler(args) or 0
@@ -107,6 +110,8 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     convert = _command(parts, "convert", _data_convert, "make a corpus (16 kHz, mono) of a folder of audio", example)
     convert.add_argument("folder", metavar="FOLDER", help="audio of any rate and format")
     convert.add_argument("out", metavar="OUT", help="new folder, not there yet")
+    text = "leave out files that cannot be used, and list them (default: the first one stops the conversion)"
+    convert.add_argument("--skip-bad", action="store_true", help=text)
 
 
 def _command(commands: argparse._SubParsersAction, name: str, handler, text: str, example: str):
@@ -200,5 +205,4 @@ def _data_trials(args: argparse.Namespace) -> None:
 def _data_convert(args: argparse.Namespace) -> None:
     from fedexit.data.corpora import convert_folder
 
-    corpus = convert_folder(args.folder, args.out)
-    print(f"{args.folder}: {len(corpus.dataset)} clips in {corpus.folder}")
+    convert_folder(args.folder, args.out, skip_bad=args.skip_bad)

@@ -1,4 +1,4 @@
-"""A corpus of tones made on the spot: four voices (pitches) in eight groups, each held out in dev and test once."""
+"""Write a small corpus of tones: four voices, each with two groups in train, one in dev and one in test."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ WORDS = ["yes we can", "no you cannot", "what is it"]
 
 
 def write_small_corpus(folder: Path, clips: int = 6) -> Path:
+    """Write the corpus folder `folder` with `clips` clips per group and return it."""
     rows, generator = [], torch.Generator().manual_seed(0)
     (folder / "clips").mkdir(parents=True)
     for voice, pitch in VOICES.items():

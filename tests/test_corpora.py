@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedexit.data import corpora
 from fedexit.data import packages as fetch
 from fedexit.data.corpora import convert_folder, fetch_corpus, list_corpora, open_corpus, write_manifest
 from fedexit.data.folder import COLUMNS, split_groups
+from fedexit.data.places import corpus_checksum
 from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +35,7 @@ def data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A corpus of two clips with fields that CSV readers like to turn into NaN."""
+    """Make a corpus of two clips with fields that many CSV readers turn into NaN."""
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in ("a.flac", "b.flac"):
@@ -110,7 +112,7 @@ def test_open_folder(folder):
     )
     assert corpus.waveform("b").shape == (1600,)
     assert corpus.dataset[0]["audio"]["path"] == str(folder / "a.flac")
-    assert corpus.checksum == hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
+    assert corpus.checksum == corpus_checksum(folder) == open_corpus(folder).checksum
     assert list(corpus.select("train").id) == ["a"] and corpus.select("test", having="speaker").empty
 
 
@@ -122,7 +124,7 @@ def test_manifest_is_the_callers_own_copy(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda t: t.drop(columns="group"), "column 'group' is missing"),
         (lambda t: t.iloc[:0], "empty"),
@@ -136,25 +138,25 @@ def test_manifest_is_the_callers_own_copy(folder):
         (lambda t: t.assign(path=["/etc/passwd", "b.flac"]), "'/etc/passwd' leads out of the folder"),
     ],
 )
-def test_bad_manifests_are_refused_in_one_line(folder, change, says):
+def test_bad_manifests_are_refused_in_one_line(folder, change, message):
     change(rows_of(folder)).to_csv(folder / "manifest.csv", index=False)
-    with pytest.raises(FedexitError, match=re.escape(says)) as caught:
+    with pytest.raises(FedexitError, match=re.escape(message)) as caught:
         open_corpus(folder)
     assert str(folder / "manifest.csv") in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_corpora_say_how_to_get_them(tmp_path):
+def test_errors_about_missing_corpora_name_the_fix(tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "manifest.csv").write_bytes(b"")
-    for place, says in [
+    for place, message in [
         ("queen", "fedexit data fetch queen"),
         ("emodb", "fedexit data fetch emodb --from emodb4.tar"),
         ("nowhere", "expected queen, unlabelled, asc_digits, speechocean, emodb"),
         (tmp_path / "bare", "fedexit data convert"),
         (tmp_path / "broken", "not readable as a CSV"),
     ]:
-        with pytest.raises(FedexitError, match=says):
+        with pytest.raises(FedexitError, match=message):
             open_corpus(place)
 
 
@@ -194,6 +196,41 @@ def test_bad_tars_leave_nothing(tmp_path, data):
     assert not list((data / "cache").iterdir())
 
 
+@pytest.mark.parametrize("top", ["", "c/", "./c/", "data/c/"])
+def test_a_corpus_is_found_at_any_depth_of_a_tar(tmp_path, top):
+    whole = foreign_tar(tmp_path / "x.tar")
+    with tarfile.open(whole) as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive}
+    deep = {name.replace("top/", top): content for name, content in files.items()}
+    corpus = open_corpus(make_tar(tmp_path / "my.corpus.tar", {"._c": b"x", "c/._manifest.csv": b"x", **deep}))
+    assert len(corpus.dataset) == 10 and corpus.name == "my.corpus"
+
+
+def test_archives_that_hold_no_single_corpus_are_refused_in_one_line(tmp_path, data):
+    two = make_tar(tmp_path / "two.tar", {"a/manifest.csv": b"x", "b/manifest.csv": b"x"})
+    linked = tmp_path / "linked.tar"
+    with tarfile.open(linked, "w") as archive:
+        link = tarfile.TarInfo("c/1.wav")
+        link.type, link.linkname = tarfile.SYMTYPE, "2.wav"
+        archive.addfile(link)
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("c/manifest.csv", "x")
+    for place, message in [
+        (two, "holds several corpora, 'a' and 'b'"),
+        (linked, "'c/1.wav' is a link or device"),
+        (tmp_path / "c.zip", r"a \.zip archive"),
+    ]:
+        with pytest.raises(FedexitError, match=message) as caught:
+            open_corpus(place)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_named_as_it_is_called(folder, monkeypatch):
+    renamed = folder.rename(folder.with_name("my.corpus.v2"))
+    monkeypatch.chdir(renamed)
+    assert open_corpus(renamed).name == open_corpus(".").name == "my.corpus.v2"
+
+
 def test_groups_are_split_alike_everywhere():
     names = [f"speaker {number}" for number in range(40)]
     split = split_groups(names)
@@ -230,7 +267,7 @@ def test_fetch_from_deb_and_from_queen_1c(tmp_path, data, queen_1c):
     assert open_corpus("queen").checksum == corpus.checksum
 
 
-def test_fetch_uses_what_is_there(data, queen_1c, monkeypatch):
+def test_fetch_uses_a_file_fetched_earlier(data, queen_1c, monkeypatch):
     monkeypatch.setenv("PATH", "")
     (data / "downloads").mkdir(parents=True)
     (data / "downloads" / "queen.1c").write_bytes(queen_1c)
@@ -256,14 +293,14 @@ def test_fetch_by_apt_keeps_its_state_to_itself(tmp_path, data, queen_1c, monkey
     assert download.endswith(f"download {fetch.PACKAGE}") and f"Dir::State={state}" in download
 
 
-def test_fetch_without_network_or_apt_says_what_to_do(tmp_path, data, monkeypatch):
+def test_fetch_without_network_or_apt_names_the_fix(tmp_path, data, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "apt-get").write_text('#!/bin/sh\necho "E: Unable to locate package" >&2\nexit 100\n')
     (tools / "apt-get").chmod(0o755)
-    for path, says in [(f"{tools}:/bin:/usr/bin", "E: Unable to locate package"), ("", "no apt-get")]:
+    for path, message in [(f"{tools}:/bin:/usr/bin", "E: Unable to locate package"), ("", "no apt-get")]:
         monkeypatch.setenv("PATH", path)
-        with pytest.raises(FedexitError, match=f"{says}.*fedexit data fetch queen --from FILE"):
+        with pytest.raises(FedexitError, match=f"{message}.*fedexit data fetch queen --from FILE"):
             fetch_corpus("queen")
     assert not data.exists()
 
@@ -273,13 +310,13 @@ def test_bad_sources_are_refused(tmp_path, data, queen_1c):
     deb = make_deb(tmp_path / "short.deb", {"./queen.1c": queen_1c})
     deb.write_bytes(deb.read_bytes()[:600])
     found = hashlib.sha256(queen_1c + b"x").hexdigest()
-    for source, says in [
+    for source, message in [
         (tmp_path / "none.deb", "none.deb: cannot be read"),
         (tmp_path / "old.1c", f"{found}, expected {fetch.QUEEN_SHA256}"),
         (deb, "not a readable .deb"),
         (make_deb(tmp_path / "other.deb", {"./usr/readme": b"x"}), "holds no queen.1c"),
     ]:
-        with pytest.raises(FedexitError, match=says):
+        with pytest.raises(FedexitError, match=message):
             fetch_corpus("queen", source)
     assert not data.exists()
 
@@ -332,13 +369,13 @@ def test_failed_conversions_leave_nothing(folder, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.wav").write_bytes(b"RIFFnothing")
-    for source, out, says in [
+    for source, out, message in [
         (tmp_path / "none", "out", "no audio files"),
         (tmp_path / "gone", "out", "no such folder"),
         (tmp_path / "bad", "out", r"a\.wav: not readable"),
         (folder, "none", "already exists"),
     ]:
-        with pytest.raises(FedexitError, match=says):
+        with pytest.raises(FedexitError, match=message):
             convert_folder(source, tmp_path / out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "mine", "none"]
 

@@ -1,8 +1,9 @@
-"""Opening, fetching and converting speech corpora; whatever their home, they end as one folder with one manifest."""
+"""Opening, fetching and converting speech corpora; each ends as one folder with one manifest."""
 
-import os
+import re
 import shutil
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,32 +12,52 @@ import datasets
 import pandas as pd
 import torch
 
-from fedexit.data.audio import SAMPLE_RATE, decode_audio, read_audio, to_16k_mono, write_audio
+from fedexit.data.audio import SAMPLE_RATE, read_audio
+from fedexit.data.checksums import ClipHashes
+from fedexit.data.convert import Report, convert, printable
 from fedexit.data.folder import (
     COLUMNS,
     MANIFEST,
     SPLITS,
+    check_groups,
     check_manifest,
-    new_folder,
-    read_table,
+    composed,
+    read_manifest,
     save_manifest,
-    split_groups,
 )
 from fedexit.data.packages import fetch_queen
-from fedexit.data.places import QUEEN, TARS, UNLABELLED, folder_of, found, known, manifest_checksum, unpacked
+from fedexit.data.places import (
+    NAMES,
+    QUEEN,
+    TARS,
+    UNLABELLED,
+    content_checksum,
+    folder_of,
+    found,
+    named_or_own,
+    place_of,
+    place_of_known,
+    unpacked,
+)
 from fedexit.data.queen import build_queen
 from fedexit.data.unlabelled import build_unlabelled
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import replacing
 from fedexit.support.paths import data_dir
-from fedexit.support.processes import one_thread
-from fedexit.support.progress import progress
+from fedexit.support.reads import note_read, recording
 
-AUDIO_ENDINGS = {".aif", ".aiff", ".au", ".flac", ".mp3", ".ogg", ".opus", ".wav"}
+_TRIED = 16  # clips of a user's corpus that are decoded when it is opened, evenly spaced
+_SECONDS_OFF = 0.05  # by how much a manifest may misstate a clip's length
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A checked corpus: `dataset` has the manifest's columns and `audio`, the clip's file, not decoded."""
+    """A checked corpus.
+
+    name: name of a known corpus, or of the folder or .tar.
+    folder: the folder that holds the manifest.
+    dataset: the manifest's columns and `audio`, the path of the clip's file, not decoded.
+    """
 
     name: str
     folder: Path
@@ -44,45 +65,96 @@ class Corpus:
 
     @property
     def manifest(self) -> pd.DataFrame:
-        """The manifest as a new table: strings never NaN, `seconds` float."""
+        """Return the manifest as a new table: strings are never NaN, `seconds` is float."""
         return self.dataset.select_columns(COLUMNS).to_pandas()
 
-    @cached_property
-    def checksum(self) -> str:
-        """SHA-256 of the content of manifest.csv: what a result says it was measured on."""
-        return manifest_checksum(self.folder)
+    @property
+    def labels(self) -> list[str]:
+        """Return the labels of the manifest, sorted, without the empty one of clips that have no label.
 
-    @cached_property
-    def _paths(self) -> dict[str, str]:
-        return dict(zip(self.dataset["id"], self.dataset["path"], strict=True))
+        Raises FedexitError for fewer than two, because there is nothing to tell apart.
+        """
+        labels = sorted(set(self.dataset["label"]) - {""})
+        if len(labels) < 2:
+            raise FedexitError(
+                f"corpus {self.name} has {len(labels)} label(s), a classifier needs at least two; "
+                f"fill the column label of its {MANIFEST}"
+            )
+        return labels
+
+    @property
+    def checksum(self) -> str:
+        """Return the SHA-256 of manifest and audio, as they are now: the data that a result was measured on."""
+        return content_checksum(self.folder, list(self._paths.values()), self._hashes)
+
+    def clip_hash(self, clip: str) -> str:
+        """Return the SHA-256 of the file of the clip with id `clip`, as it is now; FedexitError if there is none."""
+        path = self._path(clip)
+        return self._hashes.of(path)
 
     def waveform(self, clip: str) -> torch.Tensor:
-        """Waveform (T,) float32 in [-1, 1] at 16 kHz of the clip with id `clip`; FedexitError if there is none."""
-        if clip not in self._paths:
-            raise FedexitError(f"corpus {self.name} has no clip {clip!r}; ids are in its {MANIFEST}")
-        return read_audio(self.folder / self._paths[clip])
+        """Return the waveform (T,) float32 in [-1, 1] at 16 kHz of the clip with id `clip`.
+
+        Raises FedexitError if there is no such clip, or its length is not what the manifest states.
+        """
+        waveform = read_audio(self.folder / self._path(clip))
+        true, stated = len(waveform) / SAMPLE_RATE, self._seconds[composed(clip)]
+        if abs(true - stated) > _SECONDS_OFF:
+            raise FedexitError(
+                f"{self.folder / MANIFEST}: clip {clip!r} lasts {true:.3f} s, not {stated:.3f} s as the manifest "
+                "states; correct its seconds, or run `fedexit data convert FOLDER OUT`"
+            )
+        return waveform
 
     def select(self, split: str, having: str | None = None) -> pd.DataFrame:
-        """Rows of the manifest in `split`, in its order; only those whose column `having` is not empty, if given."""
+        """Return the manifest's rows in `split`, in its order; with `having`, only where that column is not empty."""
         if split not in SPLITS:
             raise FedexitError(f"unknown split {split!r}, expected {', '.join(SPLITS)}")
         rows = self.manifest[lambda table: table["split"] == split]
         return rows if having is None else rows[rows[having] != ""]
 
+    def _path(self, clip: str) -> str:
+        if composed(clip) not in self._paths:
+            raise FedexitError(f"corpus {self.name} has no clip {clip!r}; ids are in its {MANIFEST}")
+        return self._paths[composed(clip)]
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return dict(zip(self.dataset["id"], self.dataset["path"], strict=True))
+
+    @cached_property
+    def _seconds(self) -> dict[str, float]:
+        return dict(zip(self.dataset["id"], self.dataset["seconds"], strict=True))
+
+    @cached_property
+    def _hashes(self) -> ClipHashes:
+        """Return the hashes of all clips, looked up once; later only files that changed are read again."""
+        hashes = ClipHashes(self.folder)
+        hashes.of_all(self._paths.values())
+        return hashes
+
 
 def open_corpus(name_or_folder: str | Path) -> Corpus:
     """Open a known corpus by name, or a folder or .tar that holds a `manifest.csv`, and check all of its manifest.
 
-    Audio is not decoded here. Raises FedexitError with the mend if it is unknown, not fetched yet or at fault.
+    A `Path`, or a text such as `./queen`, is always a folder or .tar of your own. A few of its clips are decoded, so
+    another rate, wrong seconds or files that are not audio are found here and not during training.
+
+    Raises:
+        FedexitError: the corpus is unknown, not fetched yet or at fault; or its name is that of a known corpus and of a
+            folder here.
     """
-    name = str(name_or_folder)
-    folder = folder_of(name)
-    table = check_manifest(_as_manifest(read_table(folder / MANIFEST)), folder)
-    return Corpus(name if known(name) else Path(name).stem, folder, _dataset(table, folder))
+    place = named_or_own(name_or_folder)
+    if isinstance(place, str):
+        return _opened(place_of(name_or_folder), place, place)
+    corpus = _opened(place_of(name_or_folder), _own_name(place), str(name_or_folder))
+    for clip in corpus.dataset["id"][:: -(-len(corpus.dataset) // _TRIED)]:
+        corpus.waveform(clip)
+    return corpus
 
 
 def list_corpora() -> pd.DataFrame:
-    """The known corpora, one per row: name, state (ready or not fetched), licence, how to get it."""
+    """Return the known corpora, one per row: name, state (ready or not fetched), licence, how to get it."""
     homes = {QUEEN: ("free redistribution, game itself not for sale", f"fedexit data fetch {QUEEN}")}
     homes[UNLABELLED] = "CC BY-SA, GPL, BSD, by package", f"fedexit data fetch {UNLABELLED}  (for pre-training only)"
     for name, (stem, licence, home) in TARS.items():
@@ -94,13 +166,17 @@ def list_corpora() -> pd.DataFrame:
 def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
     """Get the known corpus `name` into the data folder and open it.
 
-    `queen` comes from the Debian package of the game, or from `source` (a .deb or a queen.1c), and is decoded into the
-    cache (about half a minute); `unlabelled` comes from 13 packages (600 MB, some minutes); the others come from
-    `source`, their .tar.
+    Args:
+        name: a known corpus. `queen` is decoded into the cache in about half a minute. `unlabelled` comes from 13
+            packages (600 MB, some minutes).
+        source: for `queen` a .deb or a queen.1c in place of the Debian package; for the others their .tar.
+
+    Raises:
+        FedexitError: the name is unknown, or the corpus cannot be had or read.
     """
     source = Path(source) if source is not None else None
-    if not known(name):
-        raise FedexitError(f"unknown corpus {name!r}, expected {', '.join([QUEEN, UNLABELLED, *TARS])}")
+    if name not in NAMES:
+        raise FedexitError(f"unknown corpus {name!r}, expected {', '.join(NAMES)}")
     if name == QUEEN:
         folder = data_dir() / "cache" / QUEEN
         if source is not None or not (folder / MANIFEST).is_file():
@@ -109,7 +185,7 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
         build_unlabelled(data_dir() / "cache" / UNLABELLED)
     elif source is not None:
         _keep_tar(source, data_dir() / "downloads" / f"{TARS[name][0]}.tar")
-    return open_corpus(name)
+    return _opened(place_of_known(name), name, name)
 
 
 def write_manifest(corpus: str | Path, out: str | Path) -> Path:
@@ -118,80 +194,58 @@ def write_manifest(corpus: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def convert_folder(folder: str | Path, out: str | Path) -> Corpus:
-    """Make the corpus folder `out`, 16 kHz mono FLAC with a manifest, of a folder of audio files.
+def convert_folder(
+    folder: str | Path, out: str | Path, skip_bad: bool = False, say: Callable[[str], object] = print
+) -> Corpus:
+    """Make the corpus folder `out`, 16 kHz mono FLAC with a manifest, of a folder of audio files, and open it.
 
-    With a `manifest.csv` in `folder` its rows are kept. Without one every audio file is a clip, the first-level
-    subfolder its speaker, and speakers are split by `split_groups`. If anything fails there is no `out`.
+    Args:
+        folder: with a `manifest.csv`, its rows are the clips. Without one every audio file is a clip, the first-level
+            subfolder its speaker, and speakers are split by `split_groups`.
+        out: the new folder; if anything fails it is not made.
+        skip_bad: leave out files that cannot be used, and list them; otherwise the first one is an error.
+        say: receives a line with the number of clips, then one per reason for what was left out or changed.
+
+    Raises:
+        FedexitError: `out` exists or is a reserved name, or the folder, its manifest or a file is at fault.
     """
-    folder, out = Path(folder), Path(out)
-    if out.exists():
-        raise FedexitError(f"{out}: already exists; name a new folder, or remove it first")
-    table = _source_table(folder)
-    paths = [f"clips/{number:06d}.flac" for number in range(len(table))]  # numbers, as an id may hold any character
-    with new_folder(out) as part, one_thread():
-        (part / "clips").mkdir()
-        seconds = []
-        for source, path in zip(progress(table["path"], "converting"), paths, strict=True):
-            waveform = to_16k_mono(*decode_audio(folder / source))
-            write_audio(part / path, waveform)
-            seconds.append(len(waveform) / SAMPLE_RATE)
-        save_manifest(table.assign(path=paths, seconds=seconds), part / MANIFEST)
-    return open_corpus(out)
+    report = Report(skip_bad)
+    if str(out) in NAMES and not isinstance(out, Path):
+        raise FedexitError(f"{out!r} is the name of a corpus of fedexit; write ./{out} for a folder of your own")
+    convert(Path(folder), Path(out), report)
+    corpus = open_corpus(Path(out))
+    for line in (f"{printable(folder)}: {len(corpus.dataset)} clips in {printable(corpus.folder)}", *report.lines()):
+        say(line)
+    return corpus
+
+
+def _opened(place: Path, name: str, named: str) -> Corpus:
+    """Open and check the folder or .tar `place` as the corpus `name`, which the user calls `named`."""
+    folder = folder_of(place)
+    table = check_manifest(read_manifest(folder), folder)
+    check_groups(table, folder)
+    corpus = Corpus(name, folder, _dataset(table, folder))
+    if recording():
+        note_read("corpus", named, corpus.checksum)
+    return corpus
+
+
+def _own_name(place: Path) -> str:
+    """Return the name of a folder, or of a .tar without its endings."""
+    name = place.resolve().name
+    return re.sub(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", "", name, flags=re.IGNORECASE) if place.is_file() else name
 
 
 def _keep_tar(source: Path, target: Path) -> None:
     if not source.is_file() or not tarfile.is_tarfile(source):
         raise FedexitError(f"{source}: not a .tar file; expected {target.name}")
     unpacked(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    shutil.copyfile(source, part)
-    os.replace(part, target)
-
-
-def _as_manifest(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the columns path, speaker, label, transcript (perhaps split), as the tars have, as a manifest."""
-    if "id" in table or not {"path", "speaker", "transcript"} <= set(table):
-        return table
-    split = table["speaker"].map(split_groups(table["speaker"])) if "split" not in table else table["split"]
-    return table.assign(
-        id=[str(Path(path).with_suffix("")) for path in table["path"]],
-        group=table["speaker"],
-        text=table["transcript"],
-        split=split.replace("val", "dev"),
-    )
-
-
-def _source_table(folder: Path) -> pd.DataFrame:
-    """Manifest of the folder to convert, read or made from its tree (`seconds` to be measured)."""
-    if not folder.is_dir():
-        raise FedexitError(f"{folder}: no such folder; name one that holds audio files")
-    if (folder / MANIFEST).is_file():
-        table = read_table(folder / MANIFEST)
-        return check_manifest(_as_manifest(table if "seconds" in table else table.assign(seconds="1")), folder)
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_ENDINGS)
-    if not files:
-        raise FedexitError(f"{folder}: no audio files in it, expected {' '.join(sorted(AUDIO_ENDINGS))}")
-    speakers = [path.parts[0] if len(path.parts) > 1 else "" for path in files]
-    split = split_groups(speakers)
-    table = pd.DataFrame(
-        {
-            "id": [path.with_suffix("").as_posix() for path in files],
-            "path": [path.as_posix() for path in files],
-            "speaker": speakers,
-            "group": speakers,
-            "text": "",
-            "label": "",
-            "seconds": 1.0,
-            "split": [split[speaker] for speaker in speakers],
-        }
-    )
-    return check_manifest(table, folder)
+    with replacing(target) as part:
+        shutil.copyfile(source, part)
 
 
 def _dataset(table: pd.DataFrame, folder: Path) -> datasets.Dataset:
-    """In-memory dataset of a manifest with `audio` as paths: decoding inside `datasets` would need FFmpeg."""
+    """Return a manifest as a dataset in memory; `audio` holds paths, as decoding in `datasets` would need FFmpeg."""
     columns = table.to_dict("list")
     columns["audio"] = [str(folder / path) for path in table["path"]]
     return datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))

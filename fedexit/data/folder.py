@@ -1,48 +1,101 @@
-"""The one manifest format of every corpus: a folder with `manifest.csv` and the audio files it names."""
+"""The manifest format of every corpus: a folder with `manifest.csv` and the audio files that it names."""
 
 import hashlib
 import os
+import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.data import table as csv_table
+from fedexit.support.errors import FedexitError
 
 COLUMNS = ["id", "path", "speaker", "group", "text", "label", "seconds", "split"]
+SHORT_COLUMNS = ["path", "speaker", "label", "transcript"]
 SPLITS = ["train", "dev", "test"]
 MANIFEST = "manifest.csv"
+MIN_SECONDS = 0.025  # one frame of wav2vec 2.0: 400 samples
+_SPLIT_NAMES = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV file as strings, with empty fields as "" (never NaN; a text "None" or "NA" stays what it is)."""
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise FedexitError(f"{path}: not readable as a CSV table ({first_line(error)})") from error
+    """Read a manifest file as strings, as `fedexit.data.table.read_table` does."""
+    return csv_table.read_table(path, [*COLUMNS, *SHORT_COLUMNS])
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """Return the manifest of `folder` with the manifest's columns, not yet checked."""
+    return as_manifest(read_table(folder / MANIFEST), folder / MANIFEST)
+
+
+def as_manifest(table: pd.DataFrame, where: Path) -> pd.DataFrame:
+    """Return `table` with the manifest's columns, filled in if it has the short format.
+
+    The short format has `path` and `speaker`, and perhaps `label`, `transcript` and others, but no `text`. Then the id
+    is the path without its ending, the group is the speaker, and speakers are split by `split_groups`. A column that is
+    given is kept. Names are in Unicode's composed form, so equal names are equal. Raises FedexitError without `path`
+    or `speaker`.
+    """
+    if "text" not in table:
+        for column in ("path", "speaker"):
+            if column not in table:
+                expected = f"{','.join(SHORT_COLUMNS)} or {','.join(COLUMNS)}"
+                raise FedexitError(f"{where}: column {column!r} is missing, expected {expected}")
+        ids, text = clip_ids(table["path"]), table.get("transcript", "")
+        filled = {"id": ids, "group": table["speaker"], "text": text, "label": ""}
+        table = table.assign(**{name: values for name, values in filled.items() if name not in table})
+        if "split" not in table:
+            table = with_new_split(table)
+    names = {name: table[name].map(composed) for name in ("id", "speaker", "group", "label") if name in table}
+    if "split" in table:
+        names["split"] = table["split"].str.strip().str.lower().replace(_SPLIT_NAMES)
+    return table.assign(**names)
+
+
+def with_new_split(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with its groups split by `split_groups`."""
+    groups = table["group"].map(composed)
+    return table.assign(split=groups.map(split_groups(groups)))
+
+
+def composed(name: str) -> str:
+    """Return `name` in Unicode's composed form (NFC): macOS stores names decomposed, other systems composed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def clip_ids(paths: Sequence[str]) -> list[str]:
+    """Return the paths without their endings; with them where two files differ in nothing else."""
+    paths = [composed(posixpath.normpath(path.replace("\\", "/"))) if path else "" for path in paths]
+    bare = [PurePosixPath(path).with_suffix("").as_posix() if PurePosixPath(path).name else path for path in paths]
+    counts = pd.Series(bare).value_counts()
+    ids = [short if counts[short] == 1 else path for short, path in zip(bare, paths, strict=True)]
+    return ids if len(set(ids)) == len(ids) else paths
 
 
 def save_manifest(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` as a manifest: the columns in order, seconds with 3 decimals, LF line ends; whole or not at all."""
+    """Write `table` as a manifest: columns in order, seconds with 3 decimals, LF line ends; whole or not at all."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    lines = table[COLUMNS].assign(seconds=[f"{seconds:.3f}" for seconds in table["seconds"]])
+    if not path.parent.is_dir():
+        raise FedexitError(f"{path}: cannot be written (no such folder); choose another place")
     try:
-        lines.to_csv(part, index=False, lineterminator="\n")
-        os.replace(part, path)
+        csv_table.write_table(table[COLUMNS].assign(seconds=[f"{value:.3f}" for value in table["seconds"]]), path)
     except OSError as error:
         raise FedexitError(f"{path}: cannot be written ({error}); choose another place") from error
 
 
 def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """`table` with the manifest's columns alone and `seconds` as float, or FedexitError naming the first fault.
+    """Return the manifest's columns of `table`, with `seconds` as float and `path` as the file is really spelled.
 
-    Checked: every column there, at least one row, ids unique, seconds finite and above zero, split one of train, dev
-    and test, every path inside `folder` and there.
+    Raises:
+        FedexitError: a column is missing, there is no row, an id is empty or not unique, a split is not one of
+            `SPLITS`, seconds are not finite or below `MIN_SECONDS`, a path leads out of the folder or to no file, or a
+            file has two ids in different splits.
     """
     where = folder / MANIFEST
     for column in COLUMNS:
@@ -50,24 +103,76 @@ def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
             raise FedexitError(f"{where}: column {column!r} is missing, expected {','.join(COLUMNS)}")
     if table.empty:
         raise FedexitError(f"{where}: the corpus is empty, expected at least one clip")
+    _refuse(where, table["id"][table["path"] == ""], "the clip {} has no path; fill it in, or remove the row")
+    _refuse(where, table["path"][table["id"] == ""], "the clip of the file {} has an empty id; give it one")
     _refuse(where, table["id"][table["id"].duplicated()], "the id {} occurs more than once; make ids unique")
     _refuse(where, table["split"][~table["split"].isin(SPLITS)], f"unknown split {{}}, expected {', '.join(SPLITS)}")
-    seconds = pd.to_numeric(table["seconds"], errors="coerce").to_numpy(float)
+    given = table["seconds"].astype(str).str.strip().replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)  # decimal comma
+    seconds = pd.to_numeric(given, errors="coerce").to_numpy(float)
     bad = ~(np.isfinite(seconds) & (seconds > 0))
     _refuse(where, table["id"][bad], "seconds of clip {} are not a finite number above 0")
-    root = folder.resolve()
-    outside = [path for path in table["path"] if not (root / path).resolve().is_relative_to(root)]
-    _refuse(where, outside, "path {} leads out of the folder; use paths relative to it")
-    missing = [path for path in table["path"] if not (root / path).is_file()]
-    _refuse(where, missing, "the audio file {} is missing; fetch or convert the corpus again")
-    return table[COLUMNS].assign(seconds=seconds)
+    short = f"the clip {{}} is shorter than {MIN_SECONDS} s, too short for any model; take it out of the manifest"
+    _refuse(where, table["id"][seconds < MIN_SECONDS], short)
+    outside = "path {} leads out of the folder or is absolute; write it relative to the folder"
+    _refuse(where, table["path"][table["path"].map(_leads_out)], outside)
+    listings: dict[Path, dict[str, str]] = {}
+    paths = [located(folder, path, listings) for path in table["path"]]
+    missing = [path for path, there in zip(table["path"], paths, strict=True) if there is None]
+    _refuse(where, missing, "the audio file {} is missing; correct its path, or fetch or convert the corpus again")
+    table = table[COLUMNS].assign(path=paths, seconds=seconds).reset_index(drop=True)
+    _check_same_files(table, folder)
+    return table
+
+
+def check_groups(table: pd.DataFrame, folder: Path) -> None:
+    """Raise FedexitError if clips of one group are in different splits: a test would then measure what training saw.
+
+    Clips without speaker, text and label are not checked, because no task uses them.
+    """
+    used = (table[["speaker", "text", "label"]] != "").any(axis=1)
+    named = table[used & (table["group"] != "")]
+    first = named.drop_duplicates("group").set_index("group")
+    for row in named[named["split"] != named["group"].map(first["split"])].itertuples():
+        other = first.loc[row.group]
+        pair = f"{other['id']!r} ({other['split']}) and {row.id!r} ({row.split})"
+        raise FedexitError(
+            f"{folder / MANIFEST}: the clips {pair} are of one group, {row.group!r}; give a group one split "
+            "(without a column group, the speaker is the group)"
+        )
+
+
+def located(folder: Path, path: str, listings: dict[Path, dict[str, str]]) -> str | None:
+    """Return how the file `path` in `folder` is really spelled, or None if it is not there.
+
+    Found as well: a path with backslashes, and names in another Unicode form (NFC or NFD).
+
+    Args:
+        folder: the corpus.
+        path: the path as the manifest has it.
+        listings: names of each folder by composed form; filled here, so that a folder is listed once.
+    """
+    for spelled in (path, path.replace("\\", "/")):
+        if path and os.path.isfile(os.path.join(folder, spelled)):
+            return spelled
+    if composed(path) == unicodedata.normalize("NFD", path):  # one form only
+        return None
+    here = folder
+    for part in PurePosixPath(path.replace("\\", "/")).parts:
+        if not (here / part).exists():
+            if here not in listings:
+                listings[here] = {composed(name): name for name in os.listdir(here)} if here.is_dir() else {}
+            if composed(part) not in listings[here]:
+                return None
+            part = listings[here][composed(part)]
+        here = here / part
+    return here.relative_to(folder).as_posix() if here.is_file() else None
 
 
 def split_groups(groups: Iterable[str]) -> dict[str, str]:
-    """Split of each group (70 % train, 15 % dev, 15 % test, counted in groups), the same on every machine.
+    """Return the split of each group (70 % train, 15 % dev, 15 % test, counted in groups), equal on every machine.
 
-    The order is that of the names' SHA-256, which has nothing to do with what the names mean. With three groups or more
-    each split gets one; two give train and test, a single one gives train.
+    Groups are ordered by the SHA-256 of their names, which does not depend on the names' meaning. With three groups or
+    more each split gets one. Two groups give train and test, a single one gives train.
     """
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     held_out = max(1, round(0.15 * len(ranked)))
@@ -79,19 +184,46 @@ def split_groups(groups: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` that becomes `target` when the block ends well and is removed otherwise.
+    """Give a temporary sibling of `target` that becomes `target` when the block ends without an error.
 
     So a corpus folder is either complete or absent, even if the build is killed. An older `target` is replaced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    part.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise FedexitError(f"{target}: cannot be made ({error.strerror}); choose another place") from error
+    part.chmod(0o755)  # mkdtemp makes a private folder, but a cache may be shared
     try:
         yield part
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _leads_out(path: str) -> bool:
+    """Return whether `path`, followed as it is written, leaves the folder; links inside the folder are followed."""
+    plain = os.path.normpath(path.replace("\\", "/"))
+    return os.path.isabs(plain) or plain.split("/")[0] == ".." or plain[1:2] == ":"
+
+
+def _check_same_files(table: pd.DataFrame, folder: Path) -> None:
+    """Raise FedexitError if one file, by whatever path or link, has two ids in different splits."""
+    seen: dict[tuple[int, int], tuple[str, str]] = {}
+    for clip, path, split in zip(table["id"], table["path"], table["split"], strict=True):
+        other, its_split = seen.setdefault(identity(os.path.join(folder, path)), (clip, split))
+        if its_split != split:
+            raise FedexitError(
+                f"{folder / MANIFEST}: the clips {other!r} ({its_split}) and {clip!r} ({split}) are the same file; "
+                "remove one of the rows"
+            )
+
+
+def identity(path: str | Path) -> tuple[int, int]:
+    """Return device and inode: equal for two paths to one file. Raises OSError if nothing is there."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _refuse(where: Path, values: Iterable[str], message: str) -> None:

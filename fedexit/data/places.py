@@ -1,13 +1,16 @@
-"""Where corpora lie. Light on purpose: `fedexit status` asks for their checksums without importing torch."""
+"""Finding the folder of a corpus. Light on purpose: `fedexit status` asks for checksums without importing torch."""
 
-import hashlib
 import tarfile
+import zlib
+from lzma import LZMAError
 from pathlib import Path
 
-from fedexit.data.folder import MANIFEST, new_folder
+from fedexit.data.checksums import ClipHashes, combined
+from fedexit.data.folder import MANIFEST, located, new_folder, read_manifest
 from fedexit.data.packages import PACKAGE
-from fedexit.support.errors import FedexitError
-from fedexit.support.paths import data_dir
+from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.files import file_hash
+from fedexit.support.paths import data_dir, named_or_folder
 
 QUEEN, UNLABELLED = "queen", "unlabelled"
 TARS = {  # corpus: (name of its folder or tar, licence, public home)
@@ -15,15 +18,16 @@ TARS = {  # corpus: (name of its folder or tar, licence, public home)
     "speechocean": ("speechocean60", "CC BY 4.0", "jimbozhang/speechocean762 on GitHub, OpenSLR 101"),
     "emodb": ("emodb4", "CC0 1.0", "audEERING's release of EMO-DB"),
 }
-
-
-def known(name: str) -> bool:
-    """Whether the project knows a corpus of this name."""
-    return name in (QUEEN, UNLABELLED) or name in TARS
+NAMES = (QUEEN, UNLABELLED, *TARS)
+_HOW_TO_FETCH = {
+    QUEEN: f"run: fedexit data fetch {QUEEN} (Debian package {PACKAGE}, 35 MB)",
+    UNLABELLED: f"run: fedexit data fetch {UNLABELLED} (speech in 13 Debian packages, 600 MB)",
+    **{name: f"run: fedexit data fetch {name} --from {stem}.tar" for name, (stem, _, _) in TARS.items()},
+}
 
 
 def found(name: str) -> Path | None:
-    """Folder or tar of a known corpus, if it is there."""
+    """Return the folder or tar of a known corpus, or None if it is not there."""
     stem = TARS[name][0] if name in TARS else name
     cache, downloads = data_dir() / "cache", data_dir() / "downloads"
     for folder in (cache / stem, downloads / stem):
@@ -33,42 +37,60 @@ def found(name: str) -> Path | None:
     return tar if tar.is_file() else None
 
 
-def place_of(name: str) -> Path:
-    """Where the corpus called or lying at `name` is."""
-    if name == QUEEN:
-        place, mend = found(name), f"run: fedexit data fetch {QUEEN} (Debian package {PACKAGE}, 35 MB)"
-    elif name == UNLABELLED:
-        place, mend = found(name), f"run: fedexit data fetch {UNLABELLED} (speech in 13 Debian packages, 600 MB)"
-    elif name in TARS:
-        place, mend = found(name), f"run: fedexit data fetch {name} --from {TARS[name][0]}.tar"
-    else:
-        place, mend = (
-            Path(name),
-            f"expected {', '.join([QUEEN, UNLABELLED, *TARS])}, or a folder or .tar with a {MANIFEST}",
-        )
-        place = place if place.exists() else None
+def named_or_own(name: str | Path) -> str | Path:
+    """Return a known corpus's name, or the user's own place, as `named_or_folder` tells them apart."""
+    return named_or_folder(name, NAMES, "corpus", found(name) if name in NAMES else None)
+
+
+def place_of(name: str | Path) -> Path:
+    """Return where the corpus called or lying at `name` is. Raises FedexitError if it is not there."""
+    place = named_or_own(name)
+    if isinstance(place, str):
+        return place_of_known(place)
+    if not place.exists():
+        expected = f"expected {', '.join(NAMES)}, or a folder or .tar with a {MANIFEST}"
+        raise FedexitError(f"corpus {str(name)!r} is not there; {expected}")
+    return place
+
+
+def place_of_known(name: str) -> Path:
+    """Return where the known corpus `name` is. Raises FedexitError with the command that fetches it."""
+    place = found(name)
     if place is None:
-        raise FedexitError(f"corpus {name!r} is not there; {mend}")
+        raise FedexitError(f"corpus {name!r} is not there; {_HOW_TO_FETCH[name]}")
     return place
 
 
 def unpacked(tar: Path) -> Path:
-    """Folder of a tar's corpus in the cache, unpacked on first use; another content of the tar gets another folder."""
-    checksum = hashlib.sha256(tar.read_bytes()).hexdigest()
-    folder = data_dir() / "cache" / f"{tar.stem}-{checksum[:12]}"
+    """Return the folder of a tar's corpus in the cache, unpacked on first use; a changed tar gets a new folder.
+
+    Raises FedexitError if `tar` is no tar, is damaged, or holds anything but files and folders.
+    """
+    folder = data_dir() / "cache" / f"{tar.stem}-{file_hash(tar)[:12]}"
     if not folder.is_dir():
         with new_folder(folder) as part:
             try:
                 with tarfile.open(tar) as archive:
+                    for member in archive:
+                        if not (member.isfile() or member.isdir()):
+                            raise FedexitError(
+                                f"{tar}: cannot be unpacked ({member.name!r} is a link or device); make it of files "
+                                "and folders only, with tar --dereference"
+                            )
                     archive.extractall(part, filter="data")
-            except (tarfile.TarError, EOFError) as error:
-                raise FedexitError(f"{tar}: cannot be unpacked ({error}); get it again") from error
-    inside = sorted(folder.glob(f"*/{MANIFEST}"))
-    return inside[0].parent if inside else folder
+            except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
+                kind = "a .zip archive" if tar.suffix.lower() == ".zip" else first_line(error)
+                raise FedexitError(
+                    f"{tar}: cannot be unpacked ({kind}); get it again as a .tar, or unpack it and give its folder"
+                ) from error
+    return _corpus_inside(folder, tar)
 
 
-def folder_of(name: str) -> Path:
-    """Folder of the corpus called or lying at `name`, with its `manifest.csv`. Raises FedexitError with the mend."""
+def folder_of(name: str | Path) -> Path:
+    """Return the folder, with a `manifest.csv`, of the corpus called or lying at `name`.
+
+    Raises FedexitError if it is not there or holds no manifest.
+    """
     place = place_of(name)
     folder = unpacked(place) if place.is_file() else place
     if not (folder / MANIFEST).is_file():
@@ -76,6 +98,35 @@ def folder_of(name: str) -> Path:
     return folder
 
 
-def manifest_checksum(folder: Path) -> str:
-    """SHA-256 of the content of manifest.csv: what a result says it was measured on."""
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+def corpus_checksum(name: str | Path) -> str:
+    """Return the checksum of the content, manifest and audio, of the corpus called or lying at `name`."""
+    folder = folder_of(name)
+    return content_checksum(folder, manifest_paths(folder), ClipHashes(folder))
+
+
+def manifest_paths(folder: Path) -> list[str]:
+    """Return the files that the manifest of `folder` names, as they are spelled on disk."""
+    listings: dict[Path, dict[str, str]] = {}
+    return [located(folder, path, listings) or path for path in read_manifest(folder)["path"]]
+
+
+def content_checksum(folder: Path, paths: list[str], hashes: ClipHashes) -> str:
+    """Return the checksum of the manifest in `folder` together with its files `paths`."""
+    return combined((folder / MANIFEST).read_bytes(), hashes.of_all(paths))
+
+
+def _corpus_inside(folder: Path, tar: Path) -> Path:
+    """Return the folder nearest to the top of the unpacked `tar` that holds a manifest; `folder` if there is none."""
+    every = [file.parent for file in folder.rglob(MANIFEST) if not _is_hidden(file.relative_to(folder))]
+    if not every:
+        return folder
+    depth = min(len(path.parts) for path in every)
+    nearest = sorted(path for path in every if len(path.parts) == depth)
+    if len(nearest) > 1:
+        names = " and ".join(repr(path.relative_to(folder).as_posix()) for path in nearest[:2])
+        raise FedexitError(f"{tar}: holds several corpora, {names}; unpack it and give the folder of one")
+    return nearest[0]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

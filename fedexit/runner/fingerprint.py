@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from fedexit.data.places import folder_of, manifest_checksum
+from fedexit.data import places
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, weights_hash
@@ -80,7 +80,7 @@ def version(package: str) -> str:
 @cache
 def corpus_checksum(name: str) -> str:
     """Checksum of a corpus. Raises FedexitError when it is not there."""
-    return manifest_checksum(folder_of(name))
+    return places.corpus_checksum(name)
 
 
 def notebook_code(path: Path) -> list[str]:

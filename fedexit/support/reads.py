@@ -11,6 +11,11 @@ from pathlib import Path
 KINDS = ("corpus", "backbone", "cell")
 
 
+def recording() -> bool:
+    """Return whether reads are recorded, for callers whose checksum takes time to compute."""
+    return bool(os.environ.get("FEDEXIT_READS"))
+
+
 def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
     """Record that this process reads the `kind` (one of `KINDS`) called `name` with this content `checksum`.
 
