@@ -20,7 +20,6 @@ from fedexit import FedexitError, open_corpus
 from fedexit.central import fine_tuning as central
 from fedexit.central.fine_tuning import Recipe
 from fedexit.central.masked_prediction import save_model
-from fedexit.data.corpora import Corpus
 from fedexit.data.tasks import make_task
 from fedexit.data.trials import make_trials
 from fedexit.devices.dynamics import Faults
@@ -167,11 +166,14 @@ def test_keys_know_the_backbone_by_content_and_not_by_place(folder, tmp_path):
     assert key(one, False) != before
 
 
-def test_keys_use_the_present_checksum_of_the_corpus(folder, monkeypatch):
-    """A corpus may change between two grids of one session."""
-    before = key(setting(folder), True)
-    monkeypatch.setattr(Corpus, "checksum", property(lambda corpus: "another content"))
-    assert key(setting(folder), True) != before
+def test_keys_know_the_audio_of_the_corpus_as_it_is_now(folder, tmp_path):
+    """A file may change in place between two grids of one session, under the same manifest."""
+    corpus = tmp_path / "small"
+    shutil.copytree(folder, corpus)
+    before = [key(setting(corpus), kind) for kind in (True, False)]
+    assert before == [key(setting(folder), kind) for kind in (True, False)]  # equal content at another place
+    shutil.copyfile(corpus / "clips/ANN1-0.flac", corpus / "clips/ANN1-1.flac")
+    assert not {*before} & {key(setting(corpus), kind) for kind in (True, False)}
 
 
 def test_a_setting_refuses_a_field_that_no_part_has(folder):
@@ -308,7 +310,7 @@ def corpus_like(folder, name, change):
 def people(table):
     """Ten speakers with a label each other clip, and short texts."""
     kind = [f"{row.speaker}{row.group[3:-4]}" for row in table.itertuples()]
-    table["speaker"] = table["group"] = [{"DOT3": "DOT1", "DOT4": "DOT2"}.get(name, name) for name in kind]
+    table["speaker"] = [{"DOT3": "DOT1", "DOT4": "DOT2"}.get(name, name) for name in kind]
     table["label"] = [("low", "high")[n % 2] for n in range(len(table))]
     table["text"] = [("yes", "no we", "it's")[n % 3] for n in range(len(table))]
     return table
