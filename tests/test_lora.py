@@ -16,7 +16,7 @@ from test_grid import settings
 from fedexit import Client, FedexitError, LocalTraining, MultiExitModel, federate, layer_of, load_backbone
 from fedexit.federated.clients import local_round
 from fedexit.federated.ledger import client_costs
-from fedexit.lab import cells, grid
+from fedexit.lab import cells, kept
 from fedexit.lab.cells import run_cell
 from fedexit.lab.setting import Cell
 from fedexit.model.costs import clip_macs, memory
@@ -198,11 +198,12 @@ def test_cells_of_a_grid_train_adapters_and_are_stored_apart(tmp_path, monkeypat
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     folder = write_small_corpus(tmp_path / "small", clips=10)
     plain, lora = settings(folder, "voice"), settings(folder, "voice", lora=2)
-    assert len({grid._key(setting, central) for setting in (plain, lora) for central in (True, False)}) == 4
+    made_from = kept.Origin("code", ("small", "content"), ("nano", "nano"))
+    assert len({kept.key_of(own, made_from, central) for own in (plain, lora) for central in (True, False)}) == 4
     sent = {}
     for setting in (plain, lora):
-        found = run_cell(Cell("voice", "layerwise", 0), setting, tmp_path / str(setting.lora))
-        sent[setting.lora] = found.ledger.groupby("depth")["bytes"].first()
+        found = run_cell(Cell("voice", "layerwise", 0), setting, tmp_path / str(setting.model.lora))
+        sent[setting.model.lora] = found.ledger.groupby("depth")["bytes"].first()
         assert set(found.errors["exit"]) == {3, 6}
     assert (sent[2] < 0.1 * sent[0]).all()
     central = run_cell(Cell("voice", "central", 0, 3), lora, tmp_path / "central")

@@ -41,6 +41,28 @@ def test_pairs_are_of_the_same_seed():
     assert paired(table[:0], ["task"], "method", "b", "a").empty
 
 
+def test_a_seed_that_a_group_has_twice_is_refused_by_name():
+    table = pd.DataFrame({"task": "t", "method": ["a", "b", "b"], "seed": np.array([0, 0, 0]), "value": 1.0})
+    with pytest.raises(FedexitError, match="two rows have task t, method b, seed 0; keep one row per group and seed"):
+        over_seeds(table, ["task", "method"])
+    with pytest.raises(FedexitError, match="two rows have task t, method b, seed 0"):
+        paired(table, ["task"], "method", "b", "a")
+    assert over_seeds(table[:2], ["task", "method"])["seeds"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("column", "index"), [("value", 2), ("method", 1)])
+def test_a_missing_value_or_group_is_refused_and_not_left_out(column, index):
+    table = pd.DataFrame({"task": "t", "method": ["a", "b", "b"], "seed": [0, 0, 1], "value": 1.0}).astype(object)
+    table.loc[index, column] = np.nan
+    with pytest.raises(FedexitError, match=f"row {index} has no {column}"):
+        over_seeds(table, ["task", "method"])
+
+
+def test_groups_may_be_called_like_missing_values():
+    table = pd.DataFrame({"client": ["NA", "nan", "", "0003"], "seed": np.int64(0), "value": 1.0})
+    assert over_seeds(table, ["client"])["client"].tolist() == ["NA", "nan", "", "0003"]
+
+
 def texts(seeds=1, clips=120, seed=0):
     """Errors of two systems in texts of 1 to 12 words: clips differ a lot, seeds a little, system a errs more."""
     rng = np.random.default_rng(seed)
@@ -90,11 +112,11 @@ def test_bootstrap_draws_seeds_then_clips():
     """Against the same by loops, over both levels."""
     found = pairs(texts(seeds=4, clips=25), "method", "a", "b")
     rng, slow = np.random.default_rng(5), []
-    for _ in range(20_000):
+    for _ in range(8_000):
         chosen = np.ix_(rng.integers(4, size=4), rng.integers(25, size=25))
         slow.append(ratio(found.more[chosen], found.n[chosen], None))
     low, high = np.quantile(slow, [0.025, 0.975])
-    assert bootstrap(found, ("test",), draws=20_000) == pytest.approx((low, high), abs=0.03 * (high - low))
+    assert bootstrap(found, ("test",), draws=20_000) == pytest.approx((low, high), abs=0.04 * (high - low))
 
 
 def test_interval_covers_the_truth():
@@ -125,10 +147,11 @@ def test_permutation_p_is_scipys_exact_one(seed):
 
 
 def test_permutation_p_of_many_clips_is_near_scipys_drawn_one():
-    found = pairs(texts(clips=400, seed=9), "method", "a", "b")
+    found = pairs(texts(clips=200, seed=9), "method", "a", "b")
     theirs = stats.permutation_test(
-        (found.more[0],), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
-    )
+        (found.more[0],), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0),
+        vectorized=True,
+    )  # fmt: skip
     assert permutation_p(found) == pytest.approx(theirs.pvalue, abs=0.01)
 
 
@@ -137,7 +160,7 @@ def test_permutation_p_at_its_ends():
     assert permutation_p(same) == 1.0
     always = Pairs(np.ones((1, 10)), np.ones((1, 10)))
     assert permutation_p(always) == pytest.approx(2 / 2**10)
-    with pytest.raises(FedexitError, match="whole numbers"):
+    with pytest.raises(FedexitError, match="integer counts"):
         permutation_p(Pairs(np.full((1, 3), 0.5), np.ones((1, 3))))
 
 
@@ -155,7 +178,7 @@ def test_holm_is_the_closed_bonferroni_test(p):
     assert holm(p) == pytest.approx(closed(p))
 
 
-def test_holm_refuses_what_is_no_probability():
+def test_holm_refuses_values_that_are_no_probabilities():
     with pytest.raises(FedexitError, match="p between 0 and 1"):
         holm([0.1, float("nan")])
 
@@ -186,7 +209,8 @@ def test_wider_takes_each_limit_from_the_interval_that_goes_further():
         columns=["low", "high", "seeds_low", "seeds_high", "name"],
     )
     found = wider(table)
-    assert found[["low", "high"]].to_numpy().tolist() == [[-2.0, 3.0], [-2.0, 1.0], [-1.0, 1.0]]
+    np.testing.assert_array_equal(found[["low", "high"]], [[-2.0, 3.0], [-2.0, 1.0], [nan, nan]])
+    assert verdict(*found.loc[2, ["low", "high"]], -1) == "undecided"
     assert found["name"].tolist() == ["a", "b", "one seed"] and table["low"].tolist() == [-2.0, -1.0, -1.0]
 
 
@@ -231,19 +255,19 @@ def test_change_of_a_difference_is_a_difference():
         changed(pairs(texts(seeds=1), "method", "a", "b"), pairs(texts(seeds=1), "method", "a", "b"), ("t",), 9)[3]
     )
     for unlike in (pairs(items[items["seed"] < 2], "method", "a", "b"), ab._replace(n=2 * ab.n)):
-        with pytest.raises(FedexitError, match=r"other seeds and clips, or counted differently: \(3, "):
+        with pytest.raises(FedexitError, match=r"other seeds or clips, or count differently: \(3, "):
             changed(ab, unlike, ("test",))
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "sign", "says"),
+    ("low", "high", "sign", "expected"),
     [
         (0.1, 0.2, 1, "supported"), (-0.2, -0.1, 1, "refuted"), (-0.1, 0.2, 1, "undecided"), (0.0, 0.2, 1, "undecided"),
         (-0.2, -0.1, -1, "supported"), (0.1, 0.2, -1, "refuted"), (0.0, 0.0, -1, "undecided"),
     ],
 )  # fmt: skip
-def test_verdict_is_where_the_interval_lies(low, high, sign, says):
-    assert verdict(low, high, sign) == says
+def test_verdict_is_where_the_interval_lies(low, high, sign, expected):
+    assert verdict(low, high, sign) == expected
     assert verdict(float("nan"), float("nan"), sign) == "undecided"  # one seed has no interval over seeds
 
 
@@ -254,7 +278,7 @@ def test_all_parts_must_hold_and_one_can_refute():
     assert all_of([]) == "undecided"
 
 
-def test_what_cannot_be_paired_is_said():
+def test_items_that_cannot_be_paired_are_refused():
     items = texts(clips=5)
     with pytest.raises(FedexitError, match="no items of method 'z'"):
         pairs(items, "method", "a", "z")
@@ -264,3 +288,5 @@ def test_what_cannot_be_paired_is_said():
         pairs(pd.concat([items, items[:1]]), "method", "a", "b")
     with pytest.raises(FedexitError, match="count differently"):
         pairs(items.assign(n=range(10)), "method", "a", "b")
+    with pytest.raises(FedexitError, match="item 4 of 'b' has no count of errors at seed 0"):
+        pairs(items.assign(errors=[*range(9), np.nan]), "method", "a", "b")

@@ -12,7 +12,7 @@ from small_corpus import write_small_corpus
 
 from fedexit.data.corpora import open_corpus
 from fedexit.data.folder import COLUMNS
-from fedexit.data.tasks import TASKS, make_task
+from fedexit.data.tasks import TASKS, make_task, task_options
 from fedexit.data.tasks.asr import asr_task
 from fedexit.data.tasks.contract import Clips
 from fedexit.data.tasks.keyword import digit_task, first_words, keyword_task
@@ -104,6 +104,14 @@ def test_unknown_tasks_and_partitions_are_refused(folder):
         make_clients(task, {}, "dirichlet", min_clips=4, alpha=0.0)
     with pytest.raises(FedexitError, match="has 500 clips"):
         make_clients(task, {}, min_clips=500)
+
+
+def test_tasks_state_their_options_and_whether_voices_can_be_verified(folder):
+    assert task_options("emotion") == ["fold"] and "max_seconds" in task_options("asr")
+    corpus = open_corpus(folder)
+    assert make_task("voice", corpus, min_clips=10).verification and not make_task("keyword", corpus).verification
+    with pytest.raises(FedexitError, match="unknown task 'mood'"):
+        task_options("mood")
 
 
 def test_tiers_come_in_shares():

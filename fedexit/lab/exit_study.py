@@ -1,6 +1,6 @@
-"""What early exit saves, at what cost: a model per task with the loss at all exits, its errors, work and time.
+"""Measure what early exit saves and what it costs: one model per task with the loss at all exits.
 
-The paper (sec. 2.1) says that inference may stop early, and measures nothing of it.
+The paper (sec. 2.1) says that inference may stop early, but does not measure it.
 """
 
 import math
@@ -35,8 +35,21 @@ def train_and_score(
 ) -> pd.DataFrame:  # fmt: skip
     """Fine-tune one model with the loss at all `exits`, write it to `folder`, and score its dev and test clips.
 
-    The table of `scored` with `task`, `seed`, `split`, `clip`, its id, and `guess`: the error of always giving the most
-    frequent label, or of saying nothing. A run that was stopped goes on after its last whole epoch.
+    An interrupted run resumes after its last whole epoch.
+
+    Args:
+        task: the task.
+        backbone: name of the backbone.
+        exits: exits of the model.
+        recipe: how to train.
+        seconds: clips are cut after this many seconds.
+        limit: at most so many clips of each split; None takes all.
+        seed: draws heads and batches.
+        folder: where the checkpoint and the model go.
+
+    Returns:
+        The table of `scored` with `task`, `seed`, `split`, `clip` (its id) and `guess`: the error rate of the most
+        frequent label, or of an empty transcript.
     """
     parts = {split: held(task, split, seconds, limit) for split in ("train", "dev", "test")}
     model = MultiExitModel(load_backbone(backbone, seed), task.labels, exits, seed, task.head)
@@ -55,17 +68,18 @@ def train_and_score(
 
 
 def held(task: Task, split: str, seconds: float, limit: int | None) -> Clips:
-    """Clips of a `split` of `task`, cut after `seconds`; no more than `limit` of them, drawn."""
+    """Return the clips of a `split` of `task`, cut after `seconds`; at most `limit` of them, drawn at random."""
     rows = task.rows.query("split == @split")
     drawn = sorted(numpy_stream("early exit", task.name, split).permutation(len(rows))[:limit])
     return Clips(task.corpus, rows.iloc[drawn], seconds)
 
 
 def totals(rows: pd.DataFrame) -> dict[str, float]:
-    """What `rows` of `taken`, of one model or several, come to, against always running to the deepest exit.
+    """Summarise `rows` of `taken`, of one model or several, against always running to the deepest exit.
 
-    `error`; `extra`, by how much it is higher; the shares of multiply-accumulates `saved`, and `saved_layers`, without
-    the convolutions, which every exit needs.
+    Returns:
+        `error`, the error rate; `extra`, how much higher it is than that of the deepest exit; `saved`, the share of
+        multiply-accumulates that is saved; `saved_layers`, the same without the convolutions, which every exit needs.
     """
     layers, deepest_layers = (rows[name] - rows["convolutions"] for name in ("macs", "deepest_macs"))
     return {
@@ -77,20 +91,20 @@ def totals(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def against_deepest(rows: pd.DataFrame) -> Pairs:
-    """`rows` of `taken` (`seed, clip` and counts) beside the deepest exit's, for an interval of `totals`' `extra`."""
+    """Pair `rows` of `taken` with the deepest exit, for an interval of the `extra` of `totals`."""
     counts = rows.assign(more=rows["errors"] - rows["deepest_errors"]).set_index(["seed", "clip"])[["more", "n"]]
     wide = counts.unstack("clip", fill_value=0)
     return Pairs(wide["more"].to_numpy(float), wide["n"].to_numpy(float))
 
 
 def totals_by(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """`totals` of each group of `rows` with the same `keys`, in their order."""
+    """Return the `totals` of each group of `rows` with the same `keys`, in their order."""
     groups = rows.groupby(list(keys), sort=False)
     return pd.DataFrame([dict(zip(keys, key, strict=True)) | totals(own) for key, own in groups])
 
 
 def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
-    """What `rule` gives at thresholds from lax to strict, spread evenly over its values.
+    """Return the results of `rule` at thresholds from lax to strict, spread evenly over its values.
 
     Columns `step` and the sums `errors, n, macs, clips`.
     """
@@ -106,10 +120,17 @@ def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
 def latencies(
     model: MultiExitModel, clips: Sequence[Tensor], thresholds: Mapping[str, float], repetitions: int
 ) -> pd.DataFrame:
-    """Seconds of each clip (T,) on its own, on one thread, by each way to run it: `item, way, exit, seconds`.
+    """Measure the seconds of each clip (T,) alone, on one thread, for each way to run it.
 
-    A way is `exit 3` (always to there, asking its head alone), and so on, or one of the rules in `thresholds`. They
-    take turns, so that a slow moment of the machine hits all; after one turn to warm up, the median counts.
+    Args:
+        model: the model.
+        clips: waveforms (T,) at 16 kHz.
+        thresholds: threshold of each rule.
+        repetitions: number of turns. The ways take turns, so that a slow moment of the machine affects all of them;
+            after one turn to warm up, the median counts.
+
+    Returns:
+        Columns `item, way, exit, seconds`. A way is a rule, or `exit 3` (always to exit 3, with its head alone).
     """
     rows = []
     with one_thread():
@@ -133,27 +154,34 @@ def _seconds(function: Callable) -> float:
     return time.perf_counter() - since
 
 
-FIXED = "fixed"  # not a rule of run time: all clips stop at one exit
+FIXED = "fixed"  # all clips stop at one exit, which is set before run time
 
 
 def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int]) -> pd.DataFrame:
-    """What every exit says of every clip, and what it costs: a row per clip and exit, sorted.
+    """Return the errors of every exit on every clip, and their costs: one row per clip and exit, sorted.
 
-    `item, exit`; `errors` of `n` labels or characters (`metric`); how sure it is by each of `RULES`; and
-    multiply-accumulates: `convolutions`; `macs_alone`, all there is if that exit alone is asked; `macs_early`, with the
-    heads before it too.
-    samples: of each clip, at 16 kHz.
+    Args:
+        model: the model.
+        data: the clips.
+        samples: length of each clip in samples at 16 kHz.
+
+    Returns:
+        `item, exit`; `errors` of `n` labels or characters (`metric`); the confidence by each of `RULES`; and
+        multiply-accumulates: `convolutions`; `macs_alone`, all work if only that exit's head runs; `macs_early`, with
+        the heads before it too.
     """
-    said, sure = [], []
+    predicted, sure = [], []
     for group, outputs, targets in forward(model, data):
         seen = []
         for depth, logits in outputs.items():
             seen.append(logits)
             pairs = answers(logits, targets)
-            said += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
+            predicted += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
             rules = {name: rule(seen).tolist() for name, rule in RULES.items()}
             sure.append(pd.DataFrame({"item": group, "exit": depth, **rules}))
-    errors = item_errors(pd.DataFrame(said, columns=["item", "exit", "predicted", "label"])).query("metric != 'WER'")
+    errors = item_errors(pd.DataFrame(predicted, columns=["item", "exit", "predicted", "label"])).query(
+        "metric != 'WER'"
+    )
     where = ["item", "exit"]
     return errors.merge(pd.concat(sure), on=where).merge(_work(model, samples), on=where).sort_values(where)
 
@@ -171,11 +199,11 @@ def _work(model: MultiExitModel, samples: Sequence[int]) -> pd.DataFrame:
 
 
 def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
-    """The threshold for `rule` that makes at most `points` (of 100) more errors on `dev` than the deepest exit does.
+    """Return the threshold for `rule` that makes at most `points` (of 100) more errors on `dev` than the deepest exit.
 
-    From the strictest, which saves least, to laxer ones; the first that costs more ends the search. The laxest that
-    happens to look good on dev would flatter itself (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then
-    test"). inf: no exit but the deepest will do. dev: of `scored`.
+    The search goes from the strictest threshold, which saves least, to laxer ones, and ends at the first that costs
+    more. The laxest that happens to look good on dev would be too optimistic (fixed-sequence testing: Angelopoulos et
+    al. 2021, "Learn then test"). inf means that only the deepest exit is good enough. dev: a table of `scored`.
     """
     sure, errors = _by_exit(dev, rule), _by_exit(dev, "errors")
     allowed = errors[:, -1].sum() + points / 100 * _by_exit(dev, "n")[:, 0].sum()
@@ -188,21 +216,21 @@ def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
 
 
 def fixed_exit_for(dev: pd.DataFrame, points: float) -> int:
-    """The shallowest exit that makes at most `points` (of 100) more errors on `dev` than the deepest."""
+    """Return the shallowest exit that makes at most `points` (of 100) more errors on `dev` than the deepest."""
     sums = dev.groupby("exit")[["errors", "n"]].sum()
     return int(sums.index[sums["errors"] <= sums["errors"].iloc[-1] + points / 100 * sums["n"]][0])
 
 
 def taken(table: pd.DataFrame, rule: str, threshold: float) -> pd.DataFrame:
-    """The row of `scored` at which each clip stops.
+    """Return the row of `scored` at which each clip stops.
 
-    Also `macs`, its own work, and of always going on `deepest_errors` and `deepest_macs`.
+    Adds `macs`, the work of the clip, and `deepest_errors` and `deepest_macs` for always running to the deepest exit.
     """
     return _taken(table, stops(_by_exit(table, rule), threshold), "macs_alone" if rule == FIXED else "macs_early")
 
 
 def oracle(table: pd.DataFrame) -> pd.DataFrame:
-    """As `taken`, by one who knows the errors: a clip stops at the shallowest of its best exits and asks it alone."""
+    """Return the upper bound that uses the true errors: a clip stops at its shallowest best exit, with one head."""
     return _taken(table, _by_exit(table, "errors").argmin(1), "macs_alone")
 
 
@@ -217,5 +245,5 @@ def _taken(table: pd.DataFrame, stop: np.ndarray, work: str) -> pd.DataFrame:
 
 
 def _by_exit(table: pd.DataFrame, column: str) -> np.ndarray:
-    """A column of `scored` as (clips, exits). Under the rule `fixed` an exit is as sure as it is deep."""
+    """Return a column of `scored` as (clips, exits). For the rule `fixed` the depth of an exit is its confidence."""
     return table["exit" if column == FIXED else column].to_numpy().reshape(-1, table["exit"].nunique())

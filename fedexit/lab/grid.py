@@ -1,35 +1,38 @@
-"""Many models side by side: the cells of an experiment's grid, each resumable, on as many processes as wished.
+"""Run many cells side by side, each resumable, on any number of processes.
 
-A cell runs in one process with one thread, so its bits do not depend on how many cells run beside it.
+A cell runs in one process with one thread, so its results do not depend on the number of cells beside it.
 """
 
-import hashlib
-import os
+import time
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from fedexit.central.fine_tuning import Recipe
-from fedexit.data.places import corpus_checksum
-from fedexit.devices.profiles import profiles
-from fedexit.federated.clients import LocalTraining
 from fedexit.federated.partition import tier_of
-from fedexit.lab.cells import Measured, groups_tested, run_cell, task_of, tiers_of
-from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting, check_cell
-from fedexit.support.checkpoints import options_set
+from fedexit.lab.cells import Measured, run_cell
+from fedexit.lab.checks import check_grids, check_writable
+from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, write_cell
+from fedexit.lab.material import groups_tested, has_folds, task_of, tiers_of
+from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import weights_hash
-from fedexit.support.paths import backbones_dir
 from fedexit.support.processes import on_workers
 
 
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
-    """All cells' results, in the order of `cells`; what the folder `state` holds is not run again.
+    """Return the results of all `cells`, in their order; finished cells in the folder `state` are not run again.
 
-    Cells are stored by what they take of the setting, corpus and backbone: with another one they start anew, beside.
+    Args:
+        cells: the cells.
+        setting: what they share.
+        state: folder of finished cells. Another setting, corpus content or backbone starts its cells anew in another
+            folder below it.
+        workers: number of processes; it changes no result.
+
+    Raises:
+        FedexitError: as `run_grids`.
     """
     return run_grids({"": (cells, setting)}, state, workers)[""]
 
@@ -37,80 +40,83 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 def run_grids(
     grids: Mapping[Hashable, tuple[Iterable[Cell], Setting]], state: Path, workers: int
 ) -> dict[Hashable, Measured]:
-    """`run_grid` of several grids, by name, side by side: no worker waits between them. A cell in two is run once.
+    """Run several grids side by side, by name, as `run_grid` does each; a cell that is in two grids runs once.
 
-    Raises FedexitError for a grid without cells, a cell that its setting cannot run, no workers, and as `run_cell`.
+    Every cell of every grid is checked before the first one starts. Finished cells that other or unknown code made
+    are read, with a warning that counts them.
+
+    Raises:
+        FedexitError: a grid without cells, a cell that its setting cannot run (`check_grids`), fewer than one worker, a
+            folder that cannot be written, or as `run_cell`.
     """
-    places, jobs = {}, {}
+    grids = {name: (list(cells), setting) for name, (cells, setting) in grids.items()}
+    if workers < 1:
+        raise FedexitError(f"workers must be >= 1, not {workers}")
+    check_grids(grids.values())
+    places, jobs, origins = {}, {}, {}
     for name, (cells, setting) in grids.items():
-        if not (cells := list(cells)):
-            raise FedexitError("a grid has no cells: give at least one")
-        for cell in cells:
-            check_cell(cell, setting)
-        folders = {central: state / _key(setting, central) for central in {cell.method == CENTRAL for cell in cells}}
+        source = setting.data.corpus, setting.model.backbone
+        origins[source] = origin = origins.get(source) or origin_of(setting)
+        folders = {kind: state / key_of(setting, origin, kind) for kind in (True, False)}
         places[name] = [(folders[cell.method == CENTRAL], cell) for cell in cells]
-        jobs |= {place: (place[1], setting, place[0]) for place in places[name]}
-    for folder, _ in jobs:
-        folder.mkdir(parents=True, exist_ok=True)
-    longest_first = sorted(jobs, key=lambda place: -_cost(*jobs[place][:2]))  # so that no worker waits for the last
-    done = on_workers(_stored_cell, [jobs[place] for place in longest_first], workers, "federations")
-    found = dict(zip(longest_first, done, strict=True))
+        jobs |= {place: (place[1], setting, place[0], origin) for place in places[name]}
+    missing = [place for place in jobs if not is_finished(*place)]
+    for folder in {folder for folder, _ in missing}:
+        check_writable(folder)
+    if missing:
+        longest_first = sorted(missing, key=lambda place: -_cost(*jobs[place][:2]))  # no worker waits for the last
+        on_workers(_make_cell, [jobs[place] for place in longest_first], workers, "federations")
+    found = {place: read_cell(*place) for place in jobs}
+    _warn_of_unverified([verified for _, verified in found.values()])
     return {
-        name: Measured(*(_joined(frames) for frames in zip(*map(found.get, own), strict=True)))
+        name: Measured(*(_joined(tables) for tables in zip(*(found[place][0] for place in own), strict=True)))
         for name, own in places.items()
     }
 
 
-def _key(setting: Setting, central: bool) -> str:
-    """Name of the folder of central cells, or of federations: the options of the one do not touch the other."""
-    folder = backbones_dir() / setting.backbone
-    weights = weights_hash(folder if folder.is_dir() else Path(setting.backbone))
-    federated = dict(rounds={}, partition={}, fraction=1.0, training=LocalTraining(), evaluations=0)
-    used = replace(setting, **(federated if central else dict(central=Recipe())))
-    facts = f"{options_set(used)!r} {corpus_checksum(setting.corpus)} {weights}"
-    if setting.policy is not None:  # what the devices of the fleet are stands in a table that readers may change
-        facts += f" {[profiles()[name] for name in setting.fleet]!r}"
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """All rows; a frame without any (a central cell's ledger) would make floats of the others' whole numbers."""
-    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
-
-
-def _cost(cell: Cell, setting: Setting) -> float:
-    """Rough: layers run, times seconds and passes over the clips."""
-    depth = cell.depth or sum(setting.depths) / len(setting.depths)
-    if cell.method == CENTRAL:
-        passes = setting.central.epochs
-    else:
-        passes = setting.rounds[cell.task] * setting.fraction * setting.training.epochs
-    return depth * setting.max_seconds[cell.task] * passes * len(setting.speeds)
-
-
 def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """`Measured.items` of cells of `setting`, with whose clip each is: its `group`, its device's `tier` (`tier_of`).
+    """Return `Measured.items` with the owner of each clip: its `group` and the `tier` of its device (`tier_of`).
 
-    Who is in which tier depends on the seed. Where seeds test other people (`folds`), their items are named apart.
+    The seed decides which device is in which tier. Where seeds test other people (folds), items get other numbers for
+    each seed.
     """
     parts, made = [], cache(lambda name, fold: task_of(Cell(name, HOMOGENEOUS, fold), setting))
     for (name, seed), own in items.groupby(["task", "seed"], sort=False):
-        task = made(name, seed if setting.folds else 0)
+        folds = has_folds(name)
+        task = made(name, seed if folds else 0)
         tiers, groups = tiers_of(task, setting, seed), groups_tested(task)[own["item"]]
-        named = own["item"] + (1_000_000 * seed if setting.folds else 0)
+        named = own["item"] + (1_000_000 * seed if folds else 0)
         parts.append(own.assign(item=named, group=groups, tier=[tier_of(group, tiers) for group in groups]))
     return pd.concat(parts, ignore_index=True)
 
 
-def _stored_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
-    """`run_cell`, with its result kept in place of its checkpoint."""
-    files = [state / f"{cell.name}.{kind}.csv.gz" for kind in Measured._fields]
-    if not all(file.exists() for file in files):
-        for file, frame in zip(files, run_cell(cell, setting, state), strict=True):
-            partial = file.with_suffix(".partial")
-            # pandas writes floats so that they come back bit for bit; without the time, the same bytes each time
-            frame.to_csv(partial, index=False, compression={"method": "gzip", "mtime": 0})
-            os.replace(partial, file)
-        (state / f"{cell.name}.safetensors").unlink(missing_ok=True)
-    as_written = dict(dtype={"client": str}, keep_default_na=False, na_values=[""])  # clients "0003" and "NA" are names
-    return Measured(*(pd.read_csv(file, **as_written) for file in files))
+def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin) -> None:
+    """Run a cell, write its results and delete its checkpoint."""
+    since = time.perf_counter()
+    measured = run_cell(cell, setting, folder)
+    write_cell(folder, cell, measured, setting, origin, time.perf_counter() - since)
+    (folder / f"{cell.name}.safetensors").unlink(missing_ok=True)
+
+
+def _warn_of_unverified(verified: Sequence[bool]) -> None:
+    if others := verified.count(False):
+        warnings.warn(
+            f"unverified: {others} of {len(verified)} kept cells were made by other or unknown code, or their tables "
+            "changed; delete them to measure them again",
+            stacklevel=3,
+        )
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return all rows. A frame without rows (a central cell's ledger) is left out: it would make integers floats."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+
+
+def _cost(cell: Cell, setting: Setting) -> float:
+    """Return a rough cost: layers that run, times seconds and passes over the clips."""
+    depth = cell.depth or sum(setting.model.depths) / len(setting.model.depths)
+    if cell.method == CENTRAL:
+        passes = setting.study.central.epochs
+    else:
+        passes = setting.federation.rounds * setting.federation.fraction * setting.federation.training.epochs
+    return depth * setting.data.max_seconds * passes * len(setting.data.speeds)

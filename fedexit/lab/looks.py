@@ -1,4 +1,4 @@
-"""Colours, dashes and layout shared by all figures."""
+"""Set the colours, dashes and layout that all figures share."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Fixed by name, so that a method looks the same in every figure.
+# A method looks the same in every figure.
 METHODS = {
     "homogeneous": ("#555555", "s", "homogeneous (all clients at this depth)"),
     "exclusive": ("#E69F00", "P", "exclusive (deepest tier alone)"),
@@ -31,7 +31,7 @@ SETTINGS = {
     "homogeneous": METHODS["homogeneous"],
 }
 EXITS = (("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", "-."), ("black", "D", ":"))  # shallow to deep
-# What an interval says of a hypothesis: marker, and its filling.
+# Verdict on a hypothesis: marker and its fill colour.
 VERDICTS = {"supported": ("o", "black"), "undecided": ("o", "white"), "refuted": ("X", "black")}
 # Ways to choose an exit at run time: colour, marker, dashes.
 WAYS = {
@@ -51,19 +51,19 @@ MEMORY = {"weights": "", "gradients": "//", "optimiser": "..", "activations": "x
 
 
 def style() -> None:
-    """Set the project's look for all figures that follow."""
+    """Set the project's style for all figures that follow."""
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
-    """One legend for the whole figure, below it, where it hides no point; in one row, or in `columns`."""
+    """Put one legend for the whole figure below it, in one row or in `columns`."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), fontsize="small")
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with an axis for each of `names`, titled by it, three in a row at most (of four, two)."""
+    """Return a figure with one titled axis for each of `names`: at most three in a row, two when there are four."""
     columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
@@ -76,6 +76,6 @@ def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tup
 
 
 def seed_marks(axis: Axes, places: Sequence[float], values: Sequence[float], method: str) -> None:
-    """A small hollow mark of the `method` for each seed."""
+    """Draw a small hollow mark of the `method` for each seed."""
     colour, marker, _ = METHODS[method]
     axis.scatter(places, values, facecolors="none", edgecolors=colour, marker=marker, s=16, lw=0.8)

@@ -1,4 +1,4 @@
-"""The published tables as data, so that no notebook types one of the paper's numbers.
+"""Read the published tables, so that no notebook contains a number of the paper.
 
 Source: Guo et al., "Adaptive Federated Fine-Tuning of Self-Supervised Speech Representations", Interspeech 2026,
 DOI 10.21437/Interspeech.2026-2122, Tables 1 to 3. `depthfl`: Kim et al., "DepthFL", ICLR 2023, Table 3.
@@ -14,9 +14,10 @@ REFERENCE = "Guo et al., Interspeech 2026"
 
 
 def published(table: int) -> pd.DataFrame:
-    """Table 1 (error by task, setting and depth), 2 (mixed depths) or 3 (memory in MB) of the paper, in long form.
+    """Return Table 1 (error by task, setting and depth), 2 (mixed depths) or 3 (memory in MB) in long form.
 
-    Raises FedexitError for another number.
+    Raises:
+        FedexitError: another number.
     """
     if table not in (1, 2, 3):
         raise FedexitError(f"the paper has tables 1, 2 and 3, not {table}")
@@ -25,10 +26,10 @@ def published(table: int) -> pd.DataFrame:
 
 
 def depthfl() -> pd.DataFrame:
-    """Accuracy in % on CIFAR-100 of DepthFL's four exits: columns `place` (1 is shallow), `last` and `all`.
+    """Return the accuracy in % on CIFAR-100 of DepthFL's four exits: columns `place` (1 is shallow), `last` and `all`.
 
-    `last`: trained at each client's last exit alone (their row InclusiveFL); `all`: at all of its exits (DepthFL,
-    FedAvg).
+    `last`: trained at the last exit of each client only (their row InclusiveFL). `all`: trained at all of its exits
+    (DepthFL, FedAvg).
     """
     with (files("fedexit.lab") / "published" / "depthfl.csv").open() as file:
         return pd.read_csv(file)

@@ -1,4 +1,4 @@
-"""How figures look: one style, readable in grey and by colour-blind readers (markers and dashes tell, colours help)."""
+"""Draw the figures in one style. Markers and dashes carry the meaning, so that grey prints stay readable."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,12 @@ from fedexit.lab.looks import DASHES, EXITS, MEMORY, METHODS, POLICIES, SETTINGS
 
 
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
-    """Error by exit: a hollow mark per seed and method, filled ones joined by a line for the means over seeds.
+    """Draw error by exit: a hollow mark per seed and method, and a line through the means over seeds.
 
-    data: columns `method, seed, exit, value` (share of wrong clips); baseline: majority-class error, drawn dashed.
+    Args:
+        data: columns `method, seed, exit, value` (share of wrong clips).
+        axis: where to draw.
+        baseline: error of the majority class, drawn dashed.
     """
     exits = sorted(data["exit"].unique())
     present = [method for method in METHODS if method in set(data["method"])]
@@ -33,9 +36,12 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
 
 
 def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
-    """Differences with their intervals, a line per `label` in listed order, a mark per value of `column`.
+    """Draw differences with intervals: a line per `label`, in the order of the rows, a mark per value of `column`.
 
-    rows: `label`, `difference, low, high` in points and `column`.
+    Args:
+        axis: where to draw.
+        rows: `label`, `difference, low, high` in points, and `column`.
+        column: column that chooses the mark.
     """
     labels, kinds = list(dict.fromkeys(rows["label"])), list(dict.fromkeys(rows[column]))
     for place, kind in enumerate(kinds):
@@ -52,10 +58,13 @@ def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
 
 
 def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: float | None = None) -> None:
-    """One task's errors by exit, central and homogeneous: seeds as small marks, means with their intervals as lines.
+    """Draw the errors of one task by exit, central and homogeneous: seeds as marks, means with intervals as lines.
 
-    seen: `method, exit, value` (a share); means: `task, metric, method, exit, mean, half_interval` in percent; guess:
-    the share that guessing errs in, in the title, and dashed where it does not press the rest flat.
+    Args:
+        axis: where to draw.
+        seen: `method, exit, value` (a share).
+        means: `task, metric, method, exit, mean, half_interval` in percent.
+        guess: error rate of guessing, in the title; drawn dashed where it does not flatten the rest.
     """
     exits = sorted(means["exit"].unique())
     for method, (colour, marker, label) in SETTINGS.items():
@@ -66,13 +75,13 @@ def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: f
     name, metric = means["task"].iloc[0], means["metric"].iloc[0]
     if guess is not None and guess < 2 * seen["value"].max():
         axis.axhline(100 * guess, color="black", ls="--", lw=1)
-    told = "" if guess is None else f" (guessing: {100 * guess:.0f} %)"
-    axis.set(title=name + told, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
+    note = "" if guess is None else f" (guessing: {100 * guess:.0f} %)"
+    axis.set(title=name + note, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
     axis.set_xticks(range(len(exits)), exits)
 
 
 def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
-    """A difference over `column`, a line per exit with its intervals, in points; at 0 there is none.
+    """Draw a difference over `column` in points, a line per exit with its intervals.
 
     table: `exit, difference, low, high` (shares) and `column`.
     """
@@ -87,7 +96,7 @@ def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
 
 
 def verdict_marks(axis: Axes, effects: pd.DataFrame, parts: Sequence[str]) -> None:
-    """A row for each of `parts` of hypotheses: its interval in points, turned so that right of 0 is as was expected.
+    """Draw a row for each of `parts` of hypotheses: its interval in points; right of 0 is the expected direction.
 
     effects: `part, difference, low, high` (shares), `sign` (the expected one) and `verdict`; a part may be missing.
     """
@@ -101,7 +110,7 @@ def verdict_marks(axis: Axes, effects: pd.DataFrame, parts: Sequence[str]) -> No
 
 
 def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:
-    """Training memory by depth, a bar of its parts in MiB; the forward-only model a dash, what was measured marks.
+    """Draw training memory by depth: a bar of its parts in MiB, forward alone as a dash, measurements as marks.
 
     held: columns `depth, weights, gradients, optimiser, activations, forward`; measured: `depth, mode, measured_mib`.
     """
@@ -118,9 +127,9 @@ def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:
 
 
 def error_by_work(axis: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> None:
-    """Error over multiply-accumulates: the fixed exits joined by a line, each rule's curve, a mark where it was set.
+    """Draw error over multiply-accumulates: a line through the fixed exits, a curve per rule, marks at chosen points.
 
-    points: `way, error, macs`, ways being those of `WAYS`; curves: the same of a rule's whole range, in order.
+    points: `way, error, macs`, with ways of `WAYS`; curves: the same columns for the whole range of each rule.
     """
     for way, (colour, marker, dash) in WAYS.items():
         line, own = (table[table["way"] == way] for table in (curves, points))
@@ -135,7 +144,7 @@ def error_by_work(axis: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> Non
 
 
 def time_by_work(axis: Axes, saved: pd.DataFrame, band: float) -> None:
-    """Time saved over multiply-accumulates saved, of every way; the line where they agree, and a `band` of points.
+    """Draw time saved over multiply-accumulates saved for every way, with the line of equality and a `band` of points.
 
     saved: `way, macs_saved, latency_saved`; the way `exit 3` is one of the fixed exits.
     """
@@ -151,7 +160,7 @@ def time_by_work(axis: Axes, saved: pd.DataFrame, band: float) -> None:
 
 
 def shares_by_exit(axis: Axes, shares: pd.DataFrame) -> None:
-    """A bar per row of `shares`, in pieces per column (exit), dark for deep."""
+    """Draw a bar per row of `shares`, with one piece per column (exit), dark for deep exits."""
     left = 0
     for place, (exit, share) in enumerate(shares.items()):
         grey = str(0.85 - 0.5 * place / max(1, shares.shape[1] - 1))
@@ -164,7 +173,7 @@ def shares_by_exit(axis: Axes, shares: pd.DataFrame) -> None:
 
 
 def memory_by_depth(axis: Axes, needed: pd.DataFrame, budgets: pd.Series) -> None:
-    """Training memory by depth, a line per task, and the memory that devices can give as named levels; MiB, log scale.
+    """Draw training memory by depth in MiB on a log scale: a line per task, and the memory of devices as named levels.
 
     needed: `task, depth, memory_mib`; budgets: by device. Levels far from all lines are left out.
     """
@@ -179,7 +188,7 @@ def memory_by_depth(axis: Axes, needed: pd.DataFrame, budgets: pd.Series) -> Non
     depths, below = sorted(needed["depth"].unique()), 0.0
     for device, level in budgets[budgets.between(low, high)].sort_values().items():
         axis.axhline(level, color="0.6", lw=0.8, zorder=0)
-        below = max(level, below * (high / low) ** 0.035)  # names keep apart
+        below = max(level, below * (high / low) ** 0.035)  # names do not overlap
         axis.text(depths[-1] + 0.4, below, device, fontsize=8, va="center")
     axis.set(yscale="log", ylim=(low, high), xticks=depths, xlim=(depths[0] - 0.4, depths[-1] + 0.3), xlabel="depth")
     axis.grid(visible=False)
@@ -192,9 +201,9 @@ def depth_tiles(
     labels: pd.DataFrame | None = None,
     lost: pd.DataFrame | None = None,
 ) -> None:
-    """A tile per row and column of `depths`, darker for deeper, white for those who take no part (NaN).
+    """Draw a tile per row and column of `depths`: darker is deeper, white takes no part (NaN).
 
-    labels: what is written on the tiles; lost: where a cross says that the update did not arrive.
+    labels: texts on the tiles; lost: where a cross marks an update that did not arrive.
     """
     greys = {exit: 0.9 - 0.7 * place / max(1, len(exits) - 1) for place, exit in enumerate(exits)}
     shades = depths.apply(lambda column: column.map(greys)).fillna(1.0).to_numpy(float)
@@ -216,7 +225,7 @@ def depth_tiles(
 
 
 def coverage_lines(axis: Axes, table: pd.DataFrame) -> None:
-    """A number by layer for each policy, as a line with the range of its rounds as a band.
+    """Draw a number by layer for each policy: a line, with the range over rounds as a band.
 
     table: `policy, layer, mean, low, high`.
     """

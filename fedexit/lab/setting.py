@@ -1,13 +1,12 @@
-"""The setting of an experiment and its cells, one per trained model."""
+"""Define the setting of an experiment, in four parts, and its cells, one per trained model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass, field, fields, replace
 
 from fedexit.central.fine_tuning import Recipe
 from fedexit.devices.policy import Policy
 from fedexit.devices.profiles import profiles
 from fedexit.federated.clients import LocalTraining
-from fedexit.federated.methods import everyone, find_method
 from fedexit.support.errors import FedexitError
 
 HOMOGENEOUS, CENTRAL = "homogeneous", "central"
@@ -15,8 +14,12 @@ HOMOGENEOUS, CENTRAL = "homogeneous", "central"
 
 @dataclass(frozen=True)
 class Cell:
-    """One model. `method`: one of `METHODS`, of which `homogeneous` takes all clients at `depth`; or
-    `central`, all clips in one place, trained to `depth`.
+    """Name one trained model of a grid.
+
+    task: a name of `fedexit.data.tasks.TASKS`.
+    method: a name of `METHODS`, or `central`: all clips in one place.
+    seed: an integer; for a task with folds it is also the number of the fold.
+    depth: the exit of `central` and `homogeneous` models; 0 for the other methods, whose clients differ in depth.
     """
 
     task: str
@@ -24,70 +27,145 @@ class Cell:
     seed: int
     depth: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("seed", "depth"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+
     @property
     def name(self) -> str:
-        """File name of the cell's state."""
+        """Return the beginning of the names of the cell's files."""
         return f"{self.task}-{self.method}{self.depth or ''}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all cells of a grid share. `depths`: the tiers of the mixed federations, in `shares` of the devices (equal).
+class DataPart:
+    """Say which clips are used.
 
-    alpha: skew of the partition `dirichlet` (`make_clients`); drop_out: share of drawn clients of whom nothing arrives;
-    policy: sets clients' depths anew in each round, a client being the device of `fleet`
-    (`fedexit.devices.profiles.profiles`)
-    that stands at the place of its tier in `depths`; folds: the cell's seed is the task's `fold`, which says who is
-    tested; head: taken in place of the task's own; speeds: at each of these a training clip is heard
-    (`fedexit.data.tasks.asr.played`), so an epoch has as many passes; lora: rank of the adapters that are trained in
-    place of the backbone's weights (`fedexit.model.lora`), 0 for all weights.
-    Raises FedexitError for a policy beside drop-outs and a fleet that has no known device for each of `depths`.
+    corpus: a known corpus, or a folder or .tar with a manifest.
+    max_seconds: clips are cut after this many seconds.
+    min_clips: groups with fewer training clips become no client.
+    speeds: training clips are used once at each of these speeds, so an epoch has as many passes.
     """
 
     corpus: str
-    backbone: str
-    depths: tuple[int, ...]
-    rounds: Mapping[str, int]  # by task, as the next two
-    partition: Mapping[str, str]
-    max_seconds: Mapping[str, float]  # clips are cut there
-    fraction: float
-    training: LocalTraining
-    central: Recipe = field(default_factory=Recipe)
-    folds: bool = False
-    head: str = ""
-    speeds: tuple[float, ...] = (1.0,)
+    max_seconds: float
     min_clips: int = 8
-    dev_clips: int = 200
-    evaluations: int = 6  # on dev, spread over the rounds
-    shares: tuple[float, ...] = ()
+    speeds: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "speeds", tuple(float(speed) for speed in self.speeds))
+
+
+@dataclass(frozen=True)
+class FederationPart:
+    """Say how federations run; central cells do not use it.
+
+    rounds: number of rounds.
+    partition: how clips are dealt to clients (`fedexit.federated.partition.PARTITIONS`).
+    fraction: share of the clients that is sampled per round.
+    training: how every client trains.
+    alpha: skew of the partition `dirichlet`; smaller is more skewed.
+    drop_out: share of the sampled clients whose update never arrives.
+    policy: sets the depths of clients anew in each round; None leaves them as they are.
+    fleet: with a policy, the device (`fedexit.devices.profiles.profiles`) that each tier of `ModelPart.depths` is.
+    evaluations: how often the model is evaluated on dev, spread over the rounds.
+    """
+
+    rounds: int
+    partition: str
+    fraction: float
+    training: LocalTraining = field(default_factory=LocalTraining)
     alpha: float = 0.5
     drop_out: float = 0.0
     policy: Policy | None = None
     fleet: tuple[str, ...] = ()
+    evaluations: int = 6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fleet", tuple(self.fleet))
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """Say which model is trained.
+
+    backbone: a preset, a model in data/backbones/, a folder or a hub id (`load_backbone`).
+    depths: depths of the tiers.
+    shares: share of the devices in each tier; empty for equal shares.
+    head: a head in place of the task's own; "" for the task's own.
+    lora: rank of the adapters that are trained in place of the backbone's weights; 0 trains all weights.
+    """
+
+    backbone: str
+    depths: tuple[int, ...]
+    shares: tuple[float, ...] = ()
+    head: str = ""
     lora: int = 0
 
     def __post_init__(self) -> None:
-        if self.policy is None:
+        object.__setattr__(self, "depths", tuple(_integer("a depth", depth) for depth in self.depths))
+        object.__setattr__(self, "shares", tuple(float(share) for share in self.shares))
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """Say how central cells train and how many clips are used for evaluation.
+
+    central: the recipe of central cells; federations do not use it.
+    dev_clips: number of dev clips that are evaluated, drawn once per task.
+    """
+
+    central: Recipe = field(default_factory=Recipe)
+    dev_clips: int = 200
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Hold what all cells of a grid share.
+
+    data: which clips are used.
+    federation: how federations run.
+    model: which model is trained.
+    study: central training and evaluation.
+
+    Raises:
+        FedexitError: a policy together with drop-outs, or a fleet without a known device for each depth.
+    """
+
+    data: DataPart
+    federation: FederationPart
+    model: ModelPart
+    study: StudyPart = field(default_factory=StudyPart)
+
+    def __post_init__(self) -> None:
+        federation, depths = self.federation, self.model.depths
+        if federation.policy is None:
             return
-        if self.drop_out:
-            raise FedexitError("a policy says who drops out (`depth.Faults`): leave out drop_out, or the policy")
-        if len(self.fleet) != len(self.depths):
-            raise FedexitError(f"a policy needs a device of the fleet for each of {self.depths}, not {self.fleet}")
-        if unknown := set(self.fleet) - set(profiles()):
+        if federation.drop_out:
+            raise FedexitError("a policy has its own drop-outs (`dynamics.Faults`): leave out drop_out, or the policy")
+        if len(federation.fleet) != len(depths):
+            raise FedexitError(f"a policy needs a device of the fleet for each of {depths}, not {federation.fleet}")
+        if unknown := set(federation.fleet) - set(profiles()):
             raise FedexitError(f"unknown device {min(unknown)!r}; known: {', '.join(profiles())}")
 
+    def changed(self, **values: object) -> "Setting":
+        """Return a copy in which fields of the parts have other values, e.g. `setting.changed(rounds=3, lora=8)`.
 
-def check_cell(cell: Cell, setting: Setting) -> None:
-    """Raise FedexitError for a cell that the setting cannot run, before anything is computed."""
-    for what in ("max_seconds",) if cell.method == CENTRAL else ("max_seconds", "rounds", "partition"):
-        if cell.task not in getattr(setting, what):
-            raise FedexitError(f"the setting has no {what} for task {cell.task!r}; add it to its `{what}`")
-    if cell.method == CENTRAL:
-        return
-    method = find_method(cell.method)
-    if setting.evaluations < 1:
-        raise FedexitError(f"evaluations must be >= 1, not {setting.evaluations}")
-    if method.narrow and (setting.policy or setting.drop_out):
-        raise FedexitError(f"method {cell.method} knows no depths by round and no drop-outs; leave them out")
-    if method.enlist is not everyone and setting.policy:
-        raise FedexitError(f"method {cell.method} sets the depths of its clients; leave out the policy")
+        Raises:
+            FedexitError: no part has a field of that name, or the new setting is refused.
+        """
+        parts = {}
+        for part in fields(self):
+            own = getattr(self, part.name)
+            names = [known.name for known in fields(own) if known.name in values]
+            parts[part.name] = replace(own, **{name: values.pop(name) for name in names})
+        if values:
+            raise FedexitError(f"a setting has no field {min(values)!r}; see the parts in fedexit/lab/setting.py")
+        return replace(self, **parts)
+
+
+def _integer(what: str, value: object) -> int:
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise FedexitError(f"{what} must be an integer, not {value!r}") from None

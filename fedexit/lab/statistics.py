@@ -1,7 +1,7 @@
-"""Means over seeds with their uncertainty; two systems compared clip by clip and seed by seed.
+"""Compute means over seeds with their uncertainty, and compare two systems clip by clip and seed by seed.
 
-A comparison works from counts: each clip, at each seed, has `errors` and `n`, what could be wrong of it (1 for a label,
-its words for a text), and a system's error rate is a ratio of their sums.
+A comparison works from counts: each clip, at each seed, has `errors` out of `n` (1 for a label, the number of words or
+characters for a text). The error rate of a system is the ratio of the two sums.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from scipy.stats import t
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
 
-SHARES = ["difference", "low", "high", "seeds_low", "seeds_high"]  # columns of `compared` that are error rates
-_CELLS = 2**22  # weights drawn at a time, so that memory stays small
+SHARES = ["difference", "low", "high", "seeds_low", "seeds_high"]  # columns of `compared` that are shares, not points
+_CELLS = 2**22  # weights drawn at a time; this bounds the memory
 
 
 def half_interval(values: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of Student's interval of the mean of `values` (of seeds, say); NaN for fewer than two."""
+    """Return half the width of Student's interval for the mean of `values`, e.g. over seeds; NaN for fewer than two."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return float("nan")
@@ -27,22 +27,48 @@ def half_interval(values: Sequence[float], level: float = 0.95) -> float:
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean of `value` over seeds per group: columns `by, mean, half_interval, seeds`."""
+    """Return the mean of `value` over seeds per group: columns `by, mean, half_interval, seeds`.
+
+    Args:
+        table: columns `by`, `seed` and `value`, one row per group and seed.
+        by: columns that name a group.
+
+    Raises:
+        FedexitError: a group has a seed twice, or a group, seed or value is missing.
+    """
+    _check_unique(table, [*by, "seed"])
     grouped = table.groupby(list(by), sort=False)["value"]
     return grouped.agg(mean="mean", half_interval=half_interval, seeds="size").reset_index()
 
 
 def paired(table: pd.DataFrame, by: Sequence[str], column: str, one: str, other: str) -> pd.DataFrame:
-    """`value` at `column` = `one` minus that at `other`, of the same seed, as in `over_seeds`."""
+    """Return `value` at `column` = `one` minus that at `other`, of equal seeds, summarised as by `over_seeds`.
+
+    A seed that only one of the two has is left out. Raises FedexitError as `over_seeds`.
+    """
+    _check_unique(table, [*by, column, "seed"])
     wide = table.pivot_table(index=[*by, "seed"], columns=column, values="value", sort=False)
-    wide = wide.reindex(columns=[one, other])  # of no rows at all there are no columns
+    wide = wide.reindex(columns=[one, other])  # an empty table has no columns
     return over_seeds((wide[one] - wide[other]).dropna().rename("value").reset_index(), by)
 
 
-class Pairs(NamedTuple):
-    """Two systems on the same clips: `more` (S, I), the errors of one beyond the other's, and `n` (S, I).
+def _check_unique(table: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise FedexitError when two rows have the same `keys`, or when a key or a `value` is missing."""
+    missing = table[[*keys, "value"]].isna()
+    if missing.any(axis=None):
+        row, column = missing.stack().idxmax()
+        raise FedexitError(f"row {row} has no {column}; leave such rows out, or measure them")
+    twice = table.duplicated(list(keys))
+    if twice.any():
+        where = ", ".join(f"{key} {value}" for key, value in table.loc[twice, list(keys)].iloc[0].items())
+        raise FedexitError(f"two rows have {where}; keep one row per group and seed")
 
-    Rows are seeds, columns clips; where a seed does not have a clip, both are 0.
+
+class Pairs(NamedTuple):
+    """Hold the counts of two systems on the same clips. Rows are seeds, columns are clips.
+
+    more: (S, I), errors of one system minus those of the other; 0 where a seed does not have a clip.
+    n: (S, I), how many labels or words could be wrong; 0 where a seed does not have a clip.
     """
 
     more: np.ndarray
@@ -50,23 +76,29 @@ class Pairs(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Error rate of one system minus that of the other, all seeds and clips together."""
+        """Return the error rate of one system minus that of the other, over all seeds and clips together."""
         return float(self.more.sum() / self.n.sum())
 
     @property
     def by_seed(self) -> np.ndarray:
-        """The same of each seed (S,)."""
+        """Return the difference of each seed (S,)."""
         return self.more.sum(axis=1) / self.n.sum(axis=1)
 
 
 def pairs(items: pd.DataFrame, column: str, one: str, other: str) -> Pairs:
-    """The systems `one` and `other`, named in `column`, clip by clip.
+    """Pair the systems `one` and `other`, named in `column`, clip by clip.
 
-    items: `seed, item, errors, n` and `column`, a row per clip, seed and system
-    (`fedexit.lab.cells.Measured.items`). Equal
-    items of different seeds are taken for the same clip: where seeds test other clips (folds), name them apart first.
-    Raises FedexitError for a system without rows, for clips that only one of the two has or has twice, and where the
-    two do not count the same `n`.
+    Args:
+        items: columns `seed, item, errors, n` and `column`, one row per clip, seed and system
+            (`fedexit.lab.cells.Measured.items`). Equal items of different seeds are the same clip: where seeds test
+            other clips (folds), give them other numbers first.
+        column: column that names the system.
+        one: first system.
+        other: second system.
+
+    Raises:
+        FedexitError: a system has no rows, only one of the two has a clip, a clip is there twice, a count is missing,
+            or the two count a different `n`.
     """
     key = ["seed", "item"]
     counts = [items[items[column] == name].set_index(key)[["errors", "n"]] for name in (one, other)]
@@ -76,6 +108,9 @@ def pairs(items: pd.DataFrame, column: str, one: str, other: str) -> Pairs:
         if own.index.has_duplicates:
             seed, item = own.index[own.index.duplicated()][0]
             raise FedexitError(f"item {item} of {name!r} is there twice at seed {seed}; compare one exit at a time")
+        if own.isna().any(axis=None):
+            seed, item = own.index[own.isna().any(axis=1)][0]
+            raise FedexitError(f"item {item} of {name!r} has no count of errors at seed {seed}; measure it again")
     first, second = counts
     if len(lone := first.index.symmetric_difference(second.index)):
         where = f"seed {lone[0][0]}, item {lone[0][1]}"
@@ -90,24 +125,33 @@ def pairs(items: pd.DataFrame, column: str, one: str, other: str) -> Pairs:
 def bootstrap(
     found: Pairs, stream: Sequence[str | int | float], draws: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of `found.difference`, over seeds and clips at once: see `resampled`."""
+    """Return the percentile interval of `found.difference` over seeds and clips at once (see `resampled`)."""
     return interval(resampled(found, stream, draws), level)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """What lies between holds `level` of the drawn `values`; NaN are left out."""
+    """Return the limits between which `level` of the drawn `values` lie.
+
+    NaN are left out: a draw that misses every fold of a system has no difference (`resampled`).
+    """
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def resampled(found: Pairs, stream: Sequence[str | int | float], draws: int = 10_000) -> np.ndarray:
-    """`found.difference` in each of `draws` resamples of seeds and clips (draws,); NaN where folds were all missed.
+    """Return `found.difference` in each of `draws` resamples of seeds and clips (draws,).
 
-    Each draw takes S seeds, then I clips, with replacement, and each pair as often as its seed times its clip: clips
-    are the same at every seed, so they are drawn once for all of them (the pigeonhole bootstrap, Owen 2007, Annals of
-    Applied Statistics 1(2)). Of few seeds the part that they contribute comes out somewhat narrow, by the factor
-    (S - 1) / S in variance. Randomness comes from the stream named `stream`: for pairs of the same seeds and clips,
-    one name draws the same ones, so what is made of several differences is drawn by making it of their arrays.
+    It is NaN in a draw that misses all folds.
+
+    Each draw takes S seeds and I clips with replacement, and counts each pair as often as its seed times its clip. The
+    clips are the same at every seed, so they are drawn once for all seeds (the pigeonhole bootstrap, Owen 2007, Annals
+    of Applied Statistics 1(2)). With few seeds, the variance that they contribute is too small by (S - 1) / S.
+
+    Args:
+        found: the two systems.
+        stream: name of the stream of random numbers. For pairs of the same seeds and clips, equal names draw equal
+            resamples, so the arrays of several differences can be combined draw by draw.
+        draws: number of resamples.
     """
     rng = numpy_stream(*stream)
     seeds, items = found.n.shape
@@ -122,10 +166,10 @@ def resampled(found: Pairs, stream: Sequence[str | int | float], draws: int = 10
 
 
 def verdict(low: float, high: float, sign: int) -> str:
-    """What an interval says of the hypothesis that a difference has this `sign` (1 or -1).
+    """Return the verdict of an interval on the hypothesis that a difference has this `sign` (1 or -1).
 
-    `supported` where all of it lies on that side of 0, `refuted` where all of it lies on the other, else `undecided`,
-    as where there is no interval (NaN).
+    `supported`: the whole interval lies on that side of 0. `refuted`: it lies on the other side. `undecided`: it
+    contains 0, or there is no interval (NaN), as with one seed.
     """
     if not (low > 0 or high < 0):
         return "undecided"
@@ -133,7 +177,7 @@ def verdict(low: float, high: float, sign: int) -> str:
 
 
 def all_of(verdicts: Iterable[str]) -> str:
-    """The verdict on a hypothesis of several parts: one refuted part refutes it, and every part must be supported."""
+    """Return the verdict on a hypothesis of several parts: one refuted part refutes it; all must be supported."""
     found = set(verdicts)
     if "refuted" in found:
         return "refuted"
@@ -141,15 +185,17 @@ def all_of(verdicts: Iterable[str]) -> str:
 
 
 def permutation_p(found: Pairs) -> float:
-    """Two-sided p of the sign-flip test: were the two systems alike, each clip could as well favour the other one.
+    """Return the two-sided p-value of the sign-flip test: if the systems were alike, each clip could favour either.
 
-    A clip flips with all its seeds, which are not independent of each other. Exact: errors are whole numbers, so the
-    distribution of the sum under all flips is built clip by clip, and nothing is drawn. Raises FedexitError for errors
-    that are no counts.
+    A clip flips together with all of its seeds, which are not independent of each other. The p-value treats the seeds
+    as fixed. It is exact: errors are integers, so the distribution of the sum under all flips is computed clip by clip.
+
+    Raises:
+        FedexitError: errors are not integers.
     """
     more = found.more.sum(axis=0)
     if (more != np.round(more)).any():
-        raise FedexitError("the permutation test needs whole numbers of errors, not rates")
+        raise FedexitError("the permutation test needs integer counts of errors, not rates")
     steps = np.abs(more[more != 0]).astype(int)
     total = int(steps.sum())
     chance = np.zeros(total + 1)  # of the sum of the clips that are flipped
@@ -164,10 +210,12 @@ def permutation_p(found: Pairs) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment of the p of a table of hypotheses, in their order (Holm 1979).
+    """Return Holm's step-down adjustment of the p-values of a table of hypotheses, in their order (Holm 1979).
 
-    Those below 0.05 may all be rejected with a chance of at most 5 % that any of them is true. Raises FedexitError for
-    what is no probability.
+    Rejecting all that are below 0.05 rejects a true hypothesis with a chance of at most 5 %.
+
+    Raises:
+        FedexitError: a value is not a probability.
     """
     p = np.asarray(p, float)
     if not ((p >= 0) & (p <= 1)).all():
@@ -181,13 +229,23 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def compared(
     items: pd.DataFrame, by: Sequence[str], column: str, comparisons: Sequence[tuple[str, str]], draws: int = 10_000
 ) -> pd.DataFrame:
-    """A table of comparisons of two systems each, with paired intervals over clips and seeds.
+    """Compare pairs of systems, with paired intervals over clips and seeds.
 
-    items: see `pairs`; a comparison is made in each group of equal `by`. Columns `by, one, other`, `difference` (error
-    rate of one minus that of other, a share) and its 95 % interval `low, high` (`bootstrap`), `seeds_low, seeds_high`
-    (the same by Student's t over the seeds' differences, wide for few seeds, NaN for one), `p` (`permutation_p`),
-    `p_holm` over the whole table, `seeds, items`. The first of `by` names the stream, so the same comparison has the
-    same interval in every table. Raises FedexitError as `pairs` does.
+    Args:
+        items: see `pairs`.
+        by: a comparison is made in each group of equal `by`. The first of them names the random stream, so the same
+            comparison has the same interval in every table.
+        column: column that names the system.
+        comparisons: pairs of systems, one and other.
+        draws: number of bootstrap resamples.
+
+    Returns:
+        Columns `by, one, other`; `difference`, the error rate of one minus that of other (a share), with its 95 %
+        intervals `low, high` (`bootstrap`) and `seeds_low, seeds_high` (Student's t over seeds, NaN for one seed); `p`
+        (`permutation_p`); `p_holm` over the whole table; `seeds, items`.
+
+    Raises:
+        FedexitError: as `pairs`.
     """
     rows = []
     for key, own in items.groupby(list(by), sort=False):
@@ -206,27 +264,39 @@ def compared(
 def changed(
     found: Pairs, other: Pairs, stream: Sequence[str | int], draws: int = 10_000
 ) -> tuple[float, float, float, float, float]:
-    """How much larger the difference `found` is than `other`, on the same seeds and clips: a difference of differences.
+    """Return how much larger the difference `found` is than `other`, on the same seeds and clips.
 
-    Returns the values of `SHARES`, as shares and not points: the change, the limits of its bootstrap (each draw takes
-    the same seeds and clips for both, see `resampled`) and those of Student's t over the seeds, NaN for one. Raises
-    FedexitError where the two do not count the same `n` at each seed and clip.
+    Args:
+        found: the first difference.
+        other: the second one.
+        stream: name of the random stream; each draw takes the same seeds and clips for both (`resampled`).
+        draws: number of bootstrap resamples.
+
+    Returns:
+        The values of `SHARES`, as shares and not points: the change, the limits of its bootstrap, and those of
+        Student's t over seeds (NaN for one seed).
+
+    Raises:
+        FedexitError: the two do not count the same `n` at each seed and clip.
     """
     if not np.array_equal(found.n, other.n):
         shapes = f"{found.n.shape} and {other.n.shape}"
-        raise FedexitError(f"two differences of other seeds and clips, or counted differently: {shapes}")
+        raise FedexitError(f"the two differences have other seeds or clips, or count differently: {shapes}")
     change, half = found.difference - other.difference, half_interval(found.by_seed - other.by_seed)
     within = interval(resampled(found, stream, draws) - resampled(other, stream, draws))
     return change, *within, change - half, change + half
 
 
 def wider(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """`compared` with the wider limits of its two intervals as `low, high`: a verdict on few seeds goes by these."""
+    """Return `comparisons` with the wider limits of its two intervals as `low, high`; verdicts use these.
+
+    The limits are NaN where one of the intervals is missing: with one seed there is no verdict.
+    """
     low, high = (comparisons[[end, f"seeds_{end}"]] for end in ("low", "high"))
-    return comparisons.assign(low=low.min(axis=1), high=high.max(axis=1))  # without the NaN of a single seed
+    return comparisons.assign(low=low.min(axis=1, skipna=False), high=high.max(axis=1, skipna=False))
 
 
 def _multiplicities(rng: np.random.Generator, draws: int, count: int) -> np.ndarray:
-    """How often each of `count` things is taken in `draws` samples of that size with replacement (draws, count)."""
+    """Return how often each of `count` things is taken in `draws` samples of that size, with replacement."""
     taken = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
     return np.bincount(taken.ravel(), minlength=draws * count).reshape(draws, count).astype(float)

@@ -20,7 +20,18 @@ TASKS: dict[str, Callable[..., Task]] = {
     "emotion": emotion_task,
     "asr": asr_task,
 }
-__all__ = ["TASKS", "Clips", "Task", "make_task"]
+__all__ = ["TASKS", "Clips", "Task", "make_task", "task_options"]
+
+
+def task_options(name: str) -> list[str]:
+    """Return the names of the options of the task `name`, e.g. `fold` of `emotion`.
+
+    Raises:
+        FedexitError: there is no such task.
+    """
+    if name not in TASKS:
+        raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return list(inspect.signature(TASKS[name]).parameters)[1:]
 
 
 def make_task(name: str, corpus: Corpus, **options: object) -> Task:
@@ -34,9 +45,7 @@ def make_task(name: str, corpus: Corpus, **options: object) -> Task:
     Raises:
         FedexitError: the name or an option is unknown, or the corpus lacks what the task needs.
     """
-    if name not in TASKS:
-        raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    known = list(inspect.signature(TASKS[name]).parameters)[1:]
+    known = task_options(name)
     for option in options:
         if option not in known:
             raise FedexitError(f"task {name} has no option {option!r}; known: {', '.join(known) or 'none'}")

@@ -27,6 +27,7 @@ class Task:
         the column `target`: an index into `labels`, for `ctc` a list of character ids from 1.
     head: a name in `fedexit.model.heads.HEADS`.
     max_seconds: clips are cut there, unless a caller cuts elsewhere.
+    verification: whether pairs of its voices are verified, where the corpus has a list of trials.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     rows: pd.DataFrame
     head: str = "pooled"
     max_seconds: float = 3.0
+    verification: bool = False
 
 
 def can_spell(seconds: float, target: Sequence[int], frame: int = FRAME) -> bool:
@@ -80,8 +82,9 @@ class Clips(Sequence[Example]):
 
     @property
     def content_hash(self) -> str:
-        """Return a hash of the corpus's content, the clips, their targets, cut and speed (see `data_digest`)."""
-        facts = [self.corpus.checksum, self.ids, self.targets, self.max_samples, self.speed]
+        """Return a hash of the audio, ids, targets, cut and speed of the clips (see `data_digest`)."""
+        audio = [self.corpus.clip_hash(clip) for clip in self.ids]
+        facts = [audio, self.ids, self.targets, self.max_samples, self.speed]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -94,7 +97,7 @@ class Clips(Sequence[Example]):
         return torchaudio.functional.resample(clip, round(100 * self.speed), 100), self.targets[index]
 
 
-def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Task:
+def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str, verification: bool = False) -> Task:
     """Return a task whose labels are the values of `column` in training.
 
     Raises FedexitError for fewer than two labels, and for a value that is in dev or test alone.
@@ -111,4 +114,4 @@ def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str) -> Ta
             )
     labels = sorted(train)
     target = rows[column].map({label: index for index, label in enumerate(labels)})
-    return Task(name, corpus, labels, rows.assign(target=target).reset_index(drop=True))
+    return Task(name, corpus, labels, rows.assign(target=target).reset_index(drop=True), verification=verification)

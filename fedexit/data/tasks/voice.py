@@ -16,7 +16,7 @@ def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
         raise FedexitError(
             f"corpus {corpus.name}: task voice needs two speakers with {min_clips} transcribed clips each"
         )
-    return closed_set("voice", corpus, rows[rows["speaker"].map(counts) >= min_clips], "speaker")
+    return closed_set("voice", corpus, rows[rows["speaker"].map(counts) >= min_clips], "speaker", verification=True)
 
 
 def speaker_task(corpus: Corpus, dev: float = 0.2, test: float = 0.2) -> Task:
@@ -35,4 +35,4 @@ def speaker_task(corpus: Corpus, dev: float = 0.2, test: float = 0.2) -> Task:
         order = numpy_stream("speaker task", speaker).permutation(own.index)
         first, second = round(dev * len(own)), round((dev + test) * len(own))
         split[order[:first]], split[order[first:second]] = "dev", "test"
-    return closed_set("speaker", corpus, rows.assign(split=split), "speaker")
+    return closed_set("speaker", corpus, rows.assign(split=split), "speaker", verification=True)

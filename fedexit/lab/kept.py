@@ -1,0 +1,225 @@
+"""Keep finished cells: three tables and an index entry, which records the code and everything else that made them.
+
+A cell is *verified* when the present code made it and its tables are as they were written. Any other cell is
+*unverified*: it is still read, because it took hours, but nothing calls it up to date.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fedexit.devices.profiles import profiles
+from fedexit.lab.cells import Measured
+from fedexit.lab.material import opened
+from fedexit.lab.setting import CENTRAL, Cell, Setting
+from fedexit.model.backbone import PRESETS, load_backbone, shipped_backbones
+from fedexit.model.training import lacks_bfloat16
+from fedexit.runner import fingerprint
+from fedexit.support.checkpoints import options_set
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import file_hash, weights_hash, write_bytes, write_text
+from fedexit.support.paths import backbones_dir, results_dir
+from fedexit.support.reads import note_read
+
+MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
+TEXTS = {"client", "method", "metric", "split", "task", "tier"}  # columns of names: "NA", "nan", "0003" and "" stay
+
+
+class Origin(NamedTuple):
+    """Say what a grid's cells are made from.
+
+    code: hash of the code.
+    corpus: name and content checksum of the corpus.
+    backbone: name and checksum of the backbone.
+    """
+
+    code: str
+    corpus: tuple[str, str]
+    backbone: tuple[str, str]
+
+
+def origin_of(setting: Setting) -> Origin:
+    """Return what cells of `setting` are made from, read anew: files may have changed since the last call."""
+    corpus, backbone = opened(setting.data.corpus), setting.model.backbone
+    return Origin(present_code(), (corpus.name, corpus.checksum), (backbone, backbone_checksum(backbone)))
+
+
+@cache
+def present_code() -> str:
+    """Return the hash of the code that makes cells now."""
+    return fingerprint.code_hash(MAKER)
+
+
+def backbone_checksum(name: str) -> str:
+    """Return a hash of a backbone's configuration and weights: of its files if they are here, else as it is loaded.
+
+    A preset has no weights to compare, because its code draws them: the checksum is its name.
+    """
+    folder = backbones_dir() / name if name in shipped_backbones() else Path(name)
+    if folder.is_dir():
+        configurations = [file_hash(folder / part) for part in ("config.json", "preprocessor_config.json")]
+        return _hash([*configurations, weights_hash(folder)])
+    if name in PRESETS:
+        return name
+    digest = hashlib.sha256()
+    for parameter, tensor in sorted(load_backbone(name).state_dict().items()):
+        digest.update(parameter.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def key_of(setting: Setting, origin: Origin, central: bool) -> str:
+    """Return the name of the folder of a setting's central cells, or of its federations.
+
+    It depends on everything that decides numbers: the options that differ from their defaults, the content of the
+    corpus, the weights and the device table. The options of federations do not touch central cells and the reverse.
+    The code is not part of the key: a cell of other code is found, and is unverified.
+    """
+    words = in_words(options_set(setting))
+    del words["data"]["corpus"], words["model"]["backbone"]  # another path to the same content is the same
+    if central:
+        del words["federation"]
+    else:
+        words["study"].pop("central", None)
+    facts = {"setting": words, "corpus": origin.corpus, "backbone": origin.backbone[1]}
+    if setting.federation.policy is not None and not central:  # readers may change the table of devices
+        known = profiles()
+        facts["fleet"] = in_words([known[name] for name in setting.federation.fleet])
+    return _hash(facts)[:16]
+
+
+def in_words(value: object) -> object:
+    """Return a dataclass with all of its fields, a mapping, a sequence or a scalar as plain values for JSON."""
+    if is_dataclass(value):
+        return {known.name: in_words(getattr(value, known.name)) for known in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return in_words(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(name): in_words(own) for name, own in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [in_words(own) for own in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, int | float | None) else str(value)
+
+
+def is_finished(folder: Path, cell: Cell) -> bool:
+    """Return whether all tables of the cell are in `folder`."""
+    return all(file.is_file() for file in _tables(folder, cell))
+
+
+def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, origin: Origin, seconds: float) -> None:
+    """Write the index entry of a cell, then its tables; a cell is finished when its last table is there.
+
+    Args:
+        folder: where the files go (`key_of`).
+        cell: the cell.
+        measured: its tables.
+        setting: its setting, which the entry holds in words.
+        origin: what it was made from.
+        seconds: wall time of the run that finished it.
+    """
+    contents = dict(zip(_tables(folder, cell), map(_packed, measured), strict=True))
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
+    used = {"data", "model", "study", *(() if cell.method == CENTRAL else ("federation",))}
+    entry = {
+        "cell": in_words(cell),
+        "setting": {part: words for part, words in in_words(setting).items() if part in used},
+        "code": origin.code,
+        "corpus": dict(zip(("name", "checksum"), origin.corpus, strict=True)),
+        "backbone": dict(zip(("name", "checksum"), origin.backbone, strict=True)),
+        "versions": {name: fingerprint.version(name) for name in fingerprint.VERSIONS},
+        "python": platform.python_version(),
+        "processor": {"model": processor(), "bfloat16": not lacks_bfloat16()},
+        "seconds": round(seconds, 1),
+        "tables": dict(zip(Measured._fields, hashes, strict=True)),
+    }
+    write_text(_entry(folder, cell), json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    for file, content in contents.items():
+        write_bytes(file, content)
+
+
+def read_cell(folder: Path, cell: Cell) -> tuple[Measured, bool]:
+    """Return the tables of a finished cell, and whether it is verified; the read is noted for the provenance.
+
+    Raises:
+        FedexitError: a table is damaged.
+    """
+    files = _tables(folder, cell)
+    hashes = dict(zip(Measured._fields, map(file_hash, files), strict=True))
+    entry = _read_entry(_entry(folder, cell))
+    code = entry.get("code") if entry.get("tables") == hashes else ""
+    code = code if isinstance(code, str) else ""
+    note_read("cell", _name(folder / cell.name), _hash(list(hashes.values())), code=code)
+    return Measured(*map(_unpacked, files)), bool(code) and code == present_code()
+
+
+def processor() -> str:
+    """Return the model name of the processor, or its kind where the system does not say more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _tables(folder: Path, cell: Cell) -> list[Path]:
+    return [folder / f"{cell.name}.{kind}.csv.gz" for kind in Measured._fields]
+
+
+def _entry(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def _read_entry(file: Path) -> dict:
+    """Return an index entry; an empty one where there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _packed(table: pd.DataFrame) -> bytes:
+    """Return a table as a packed CSV file; equal tables give equal bytes, because no time is stored."""
+    target = io.BytesIO()
+    # pandas writes floats with all their digits; quotes keep names with a carriage return whole
+    packing = {"method": "gzip", "mtime": 0}
+    table.to_csv(target, index=False, compression=packing, quoting=csv.QUOTE_NONNUMERIC)
+    return target.getvalue()
+
+
+def _unpacked(file: Path) -> pd.DataFrame:
+    """Return a stored table with its names as they were written and its floats bit-identical."""
+    try:
+        columns = pd.read_csv(file, nrows=0).columns
+        empty = {name: [""] for name in columns if name not in TEXTS}
+        texts = dict.fromkeys(TEXTS & {*columns}, str)
+        return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=empty)
+    except (OSError, EOFError, ValueError) as error:
+        raise FedexitError(f"{file.name} is damaged ({error}); delete it and run again to measure the cell") from error
+
+
+def _name(path: Path) -> str:
+    """Return a cell's path below the results folder, or the last two parts of any other."""
+    path = path.resolve()
+    try:
+        return path.relative_to(results_dir()).as_posix()
+    except (FedexitError, ValueError):
+        return "/".join(path.parts[-2:])
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
