@@ -8,7 +8,7 @@ few versions. Code is hashed as a normalised syntax tree, without comments and d
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
@@ -27,9 +27,12 @@ from fedexit.support.paths import backbones_dir
 NOT_COUNTED = (
     "__main__",
     "cli",
+    "runner.checks",
     "runner.execution",
     "runner.fingerprint",
+    "runner.jobs",
     "runner.manifest",
+    "runner.provenance",
     "runner.readme",
     "runner.run",
     "support.errors",
@@ -40,8 +43,23 @@ NOT_COUNTED = (
 )
 # Parameters that change how fast a notebook runs and no number of its results.
 HOW_FAST = ("workers", "threads")
-VERSIONS = ("numpy", "scikit-learn", "torch", "torchaudio", "transformers")
-# How a difference in each section is said; {key} alone when nothing more is useful than "it changed".
+# Libraries that decide a number.
+VERSIONS = (
+    "datasets",
+    "flashlight-text",
+    "jiwer",
+    "numpy",
+    "pandas",
+    "peft",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "soundfile",
+    "torch",
+    "torchaudio",
+    "transformers",
+)
+# How a difference in each section is described; {key} alone where the values say nothing to a reader.
 PHRASES = {
     "code": "{key} changed",
     "parameters": "parameter {key}: {old} -> {new}",
@@ -53,10 +71,17 @@ PHRASES = {
 }
 
 
-def components(notebook: Notebook, parameters: dict, results: Path) -> dict[str, dict]:
-    """Everything the results of `notebook` depend on; `results` is the profile's folder of finished results.
+def components(notebook: Notebook, profile: str, parameters: dict, results: Path) -> dict[str, dict]:
+    """Return everything that the results of `notebook` depend on, except kept cells.
 
-    Raises FedexitError when the notebook cannot be read or a corpus is not there.
+    Args:
+        notebook: the notebook.
+        profile: name of the profile, which may declare corpora and backbones of its own.
+        parameters: values of its parameters, `profile` among them.
+        results: the profile's folder of finished results.
+
+    Raises:
+        FedexitError: the notebook cannot be read or a corpus is missing.
     """
     tree = cells_tree(notebook_code(notebook.path))
     return {
@@ -64,14 +89,14 @@ def components(notebook: Notebook, parameters: dict, results: Path) -> dict[str,
         "parameters": {name: value for name, value in parameters.items() if name not in HOW_FAST},
         "modules": {name: module_hash(name) for name in closure(modules_named(tree))},
         "needs": {name: file_hash(results / name) for name in notebook.reads},
-        "backbones": {name: weights_hash(backbones_dir() / name) for name in notebook.backbones},
-        "data": {name: corpus_checksum(name) for name in notebook.data},
+        "backbones": {name: backbone_checksum(name) for name in notebook.backbones_in(profile)},
+        "data": {name: corpus_checksum(name) for name in notebook.data_in(profile)},
         "versions": {name: version(name) for name in VERSIONS},
     }
 
 
 def differences(old: dict[str, dict], new: dict[str, dict]) -> list[str]:
-    """Phrases that name what changed from `old` to `new` components; empty when nothing did."""
+    """Return phrases that name what changed from `old` to `new` components; empty when nothing did."""
     phrases = []
     for section, phrase in PHRASES.items():
         before, after = old.get(section, {}), new[section]
@@ -83,26 +108,37 @@ def differences(old: dict[str, dict], new: dict[str, dict]) -> list[str]:
 
 
 def key_of(parts: dict[str, dict]) -> str:
-    """Short name of a fingerprint, for the folder of checkpoints that belong to it."""
+    """Return a short name of a fingerprint, for the folder of checkpoints that belong to it."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@cache
 def version(package: str) -> str:
-    """Installed version, read without importing the package, or "none"."""
+    """Return the installed version, read without importing the package, or "none"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
 
 
-@cache
 def corpus_checksum(name: str) -> str:
-    """Checksum of a corpus. Raises FedexitError when it is not there."""
-    return manifest_checksum(folder_of(name))
+    """Return the checksum of a corpus. Raise FedexitError when it is not there."""
+    return _checksum(manifest_checksum, folder_of(name))
+
+
+def backbone_checksum(name: str) -> str:
+    """Return the hash of the weights in a folder of data/backbones, or "missing"."""
+    return _checksum(weights_hash, backbones_dir() / name)
+
+
+@cache
+def _checksum(of: Callable[[Path], str], folder: Path) -> str:
+    """Return a checksum of a folder, computed once: notebooks share corpora and backbones."""
+    return of(folder)
 
 
 def notebook_code(path: Path) -> list[str]:
-    """Sources of the code cells of a notebook file. Raises FedexitError when it is not one."""
+    """Return the sources of the code cells of a notebook file. Raise FedexitError when it is not a notebook."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
