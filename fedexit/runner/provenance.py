@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
     parts = fingerprint.components(notebook, profile, parameters, results_dir() / profile)
     folder = results_dir() / profile / notebook.id
     try:
-        stored = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        stored = json.loads(_provenance(notebook, profile).read_text(encoding="utf-8"))
         earlier, hashes = dict(stored["fingerprint"]), dict(stored["artifacts"])
         if "reads" not in stored:
             return State(unverified=[UNRECORDED])
@@ -72,6 +73,20 @@ def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
     if not changed and not unverified and not was_run_here(notebook, profile):
         changed = [NOT_HERE]
     return State(changed, unverified)
+
+
+def described(notebook: Notebook, profile: str, parameters: dict) -> str:
+    """Return `up to date`, `to run (why)` or `unverified (why)`, also where a corpus is missing."""
+    try:
+        state = state_of(notebook, profile, parameters)
+    except FedexitError as error:
+        state = State(changed=[str(error)])
+        with suppress(OSError, ValueError, TypeError):
+            if "reads" not in json.loads(_provenance(notebook, profile).read_text(encoding="utf-8")):
+                state = State(unverified=[UNRECORDED, *state.changed])
+    if not state.reasons:
+        return "up to date"
+    return f"{'to run' if state.changed else 'unverified'} ({'; '.join(state.reasons)})"
 
 
 def _cells_compared(cells: dict[str, dict]) -> tuple[list[str], list[str]]:

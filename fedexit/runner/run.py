@@ -117,16 +117,12 @@ def status(profile: str) -> None:
     """Print for each notebook of `profile` whether it is up to date, is to be run or is unverified, and why."""
     stale: set[str] = set()
     for notebook in select(load_manifest(project_root()), profile, []):
-        try:
-            state = state_of(notebook, profile, _parameters(notebook, profile, {}))
-        except FedexitError as error:
-            state = provenance.State(changed=[str(error)])
+        described = provenance.described(notebook, profile, _parameters(notebook, profile, {}))
         waits = [need for need in notebook.needs if need in stale]
-        if state.reasons:
-            print(f"{notebook.id}: {'to run' if state.changed else 'unverified'} ({'; '.join(state.reasons)})")
-        else:
-            print(f"{notebook.id}: up to date" + (f" unless {', '.join(waits)} changes its tables" if waits else ""))
-        if state.reasons or waits:
+        if described != "up to date":
+            waits = []
+        print(f"{notebook.id}: {described}" + (f" unless {', '.join(waits)} changes its tables" if waits else ""))
+        if described != "up to date" or waits:
             stale.add(notebook.id)
 
 
