@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain("disk full; free space, then run the command again to resume", 1)
-        what = error.strerror or error  # libraries raise it without the system's number and words
+        what = str(error.strerror or error).splitlines()[0]  # libraries raise it without the system's number and words
         return _complain(f"{error.filename or 'system'}: {what}; fix this, then run the command again", 1)
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from fedexit.support.files import replacing
 MAX_BYTES = 1_000_000  # of an executed notebook: a larger one is slow to open and to compare
 MAX_PRINTED = 100_000  # characters that are kept of what a cell prints to stdout or stderr
 MAX_LINE = 10_000  # characters that are kept of one printed line
+MAX_OUTPUTS = 1_000  # of a cell: tables, pictures and streams
 _LINE_CUT = " [... the rest of this line is not stored]"
+_TOO_MANY = f"[... only the first {MAX_OUTPUTS:,} outputs of a cell are stored]\n"
 _OUTPUT_CUT = f"\n[... only the first {MAX_PRINTED:,} characters that a cell prints are stored]\n"
 
 
@@ -75,8 +78,9 @@ def execute(
         if os.strerror(errno.ENOSPC) in error.evalue:
             raise OSError(errno.ENOSPC, f"in a cell of {notebook.id}") from None
         _show_failure(error)
-        lines = [line for line in f"{error.ename}: {error.evalue}".splitlines() if line.strip()]
-        raise FedexitError(f"{notebook.id} failed in cell In [{error.exec_count}]: {lines[0]:.300}") from None
+        first = next((line for line in error.evalue.splitlines() if line.strip()), "no message")
+        reason = f"{error.ename}: {first:.300}"
+        raise FedexitError(f"{notebook.id} failed in cell In [{error.exec_count}]: {reason}") from None
     _remove_volatile(executed)
     if executed.stat().st_size > MAX_BYTES:
         raise FedexitError(
@@ -117,7 +121,9 @@ def _engine() -> str:
     class Client(PapermillNotebookClient):
         def output(self, outs: list, msg: dict, display_id: str | None, cell_index: int) -> object:
             if msg["msg_type"] != "stream" or self.output_hook_stack[msg["parent_header"].get("msg_id")]:
-                return super().output(outs, msg, display_id, cell_index)
+                if len(outs) < MAX_OUTPUTS:
+                    return super().output(outs, msg, display_id, cell_index)
+                return None if outs[-1].get("text") == _TOO_MANY else add_printed(outs, "stderr", _TOO_MANY)
             if self.clear_before_next_output:
                 self.clear_before_next_output = False
                 outs.clear()
@@ -126,8 +132,12 @@ def _engine() -> str:
     class CappedEngine(Engine):
         @classmethod
         def execute_managed_notebook(cls, nb_man: object, kernel_name: str, kernel_manager_class: type, **_: object):
-            options = dict(kernel_name=kernel_name, kernel_manager_class=kernel_manager_class, log=logger)
-            return Client(nb_man, startup_timeout=120, **options).execute()
+            # a cell that prints a lot is done before its last message arrives: wait for it, then go on
+            waits = dict(startup_timeout=120, iopub_timeout=120, raise_on_iopub_timeout=False)
+            client = Client(
+                nb_man, kernel_name=kernel_name, kernel_manager_class=kernel_manager_class, log=logger, **waits
+            )
+            return client.execute(stdout=subprocess.DEVNULL)  # the notebook has it; ipykernel repeats it here
 
     papermill_engines.register("fedexit", CappedEngine)
     return "fedexit"

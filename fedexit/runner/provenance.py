@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedexit.data.places import known
+from fedexit.data.places import QUEEN, TARS, UNLABELLED
 from fedexit.runner import fingerprint
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
@@ -128,31 +128,25 @@ def _provenance(notebook: Notebook, profile: str) -> Path:
     return results_dir() / profile / notebook.id / "provenance.json"
 
 
-def recorded_reads(notebook: Notebook, profile: str, file: Path) -> dict[str, dict]:
-    """Return what the run noted in `file`, if nbs_ci.yml declares all of it.
+def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
+    """Return the reason for each corpus and backbone (`corpus emodb`) that the notebook may not read in `profile`."""
+    folders = [folder.name for folder in backbones_dir().glob("*") if folder.is_dir()]
+    kinds = [
+        ("corpus", "data", {QUEEN, UNLABELLED, *TARS} - set(notebook.data_in(profile))),
+        ("backbone", "backbones", set(folders) - set(notebook.backbones_in(profile))),
+    ]
+    return {
+        f"{kind} {name}": f"{notebook.id} reads the {kind} {name}, which nbs_ci.yml does not declare; add {name} to "
+        f"{section} of the notebook or of its profile {profile}"
+        for kind, section, names in kinds
+        for name in sorted(names)
+    }
 
-    Corpora and models that the notebook made for itself, in its own or a temporary folder, are left out.
 
-    Raises:
-        FedexitError: the notebook read a corpus or a backbone that is not declared.
-    """
+def recorded_reads(file: Path) -> dict[str, dict]:
+    """Return what a run noted in `file`, except corpora, models and cells that it made for itself."""
     reads = {kind: {n: note for n, note in notes.items() if not _own(n)} for kind, notes in read_notes(file).items()}
     reads["cell"] = {name: note for name, note in reads["cell"].items() if not name.startswith(".state/")}
-    undeclared = [
-        (kind, name, section)
-        for kind, section, declared, ours in (
-            ("corpus", "data", notebook.data_in(profile), known),
-            ("backbone", "backbones", notebook.backbones_in(profile), _ships),
-        )
-        for name in sorted(reads[kind])
-        if name not in declared and ours(name)
-    ]
-    if undeclared:
-        kind, name, section = undeclared[0]
-        raise FedexitError(
-            f"{notebook.id} read the {kind} {name}, which nbs_ci.yml does not declare; add {name} to {section} of the "
-            f"notebook or of its profile {profile}"
-        )
     return reads
 
 
@@ -160,11 +154,6 @@ def _own(name: str) -> bool:
     """Return whether a corpus or model is a folder that does not outlive the run."""
     temporary = (Path(tempfile.gettempdir()), results_dir() / ".state")
     return Path(name).is_absolute() and any(Path(name).is_relative_to(folder) for folder in temporary)
-
-
-def _ships(name: str) -> bool:
-    """Return whether `name` is a folder of data/backbones."""
-    return Path(name).name == name and (backbones_dir() / name).is_dir()
 
 
 def write(notebook: Notebook, profile: str, parts: dict, reads: dict, seconds: float, folder: Path) -> None:

@@ -4,6 +4,7 @@ A notebook works in results/.state/<profile>/<id>/out; that folder is renamed to
 declared artifact is there and its checks hold. Until then the earlier results stay.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -173,11 +174,12 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
         left.unlink(missing_ok=True)
     begin = time.monotonic()
     try:
-        environment = _environment(notebook, out, checkpoints, bar) | {"FEDEXIT_READS": str(notes)}
+        environment = _environment(notebook, out, checkpoints, bar)
+        environment["FEDEXIT_READS"] = str(notes)
+        environment["FEDEXIT_UNDECLARED"] = json.dumps(provenance.undeclared(notebook, profile))
         execute(notebook, parameters, executed, environment, notebook.profiles[profile].limit, bar)
         check_artifacts(notebook, out)
         check_tables(notebook, out)
-        reads = provenance.recorded_reads(notebook, profile, notes)
     except FedexitError as failure:
         if not executed.is_file():  # stopped before the first cell
             raise
@@ -185,7 +187,7 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
         raise FedexitError(f"{failure}; the notebook is kept at {_shown(failed)}") from None
     seconds = time.monotonic() - begin
     os.replace(executed, out / "notebook.ipynb")
-    provenance.write(notebook, profile, parts, reads, seconds, out)
+    provenance.write(notebook, profile, parts, provenance.recorded_reads(notes), seconds, out)
     _put_in_place(out, results_dir() / profile / notebook.id, state / "old")
     provenance.mark_as_run_here(notebook, profile)
     shutil.rmtree(state / "checkpoints")
