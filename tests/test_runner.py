@@ -351,7 +351,7 @@ def test_missing_corpus_is_said_before_anything_starts(project, capsys, monkeypa
 def test_broken_notebook_is_said_before_anything_starts(project, capsys):
     (project.root / "notebooks/02_second.ipynb").write_text("<<<<<<< HEAD")
     code, out, err = fedexit(capsys, "run", "--profile", "smoke")
-    assert (code, out) == (2, "") and "02_second.ipynb is not a notebook" in err
+    assert (code, out) == (2, "") and "02_second: the file is not a notebook" in err
     write_notebook(project.root / "notebooks/02_second.ipynb", "rounds = 0", SECOND)
     assert "02_second: unknown parameter profile" in fedexit(capsys, "run", "--profile", "smoke")[2]
 
@@ -411,23 +411,24 @@ def test_a_run_stores_what_it_read_except_what_it_made_for_itself(project, capsy
 def test_kept_cells_of_other_or_unknown_code_are_unverified(project, capsys):
     cells = project.root / "results/kept/smoke/cells"
     cells.mkdir(parents=True)
-    for name in ("a", "b", "c"):
+    for name in ("a.errors.csv.gz", "a.json", "a.5.json", "b.json", "c"):
         (cells / name).write_text(name)
     now = fingerprint.code_hash(provenance.CELLS_CODE)
-    a, b, c = (("cell", f"kept/smoke/cells/{name}", file_hash(cells / name)) for name in ("a", "b", "c"))
+    a, b, c = (("cell", f"kept/smoke/cells/{name}", "as its maker hashes it") for name in ("a", "b", "c"))
 
     def status() -> str:
         return fedexit(capsys, "status", "--profile", "smoke")[1].splitlines()[1]
 
     store(project, (*a, now), (*b, now))
+    (cells / "a.5.json").write_text("another cell")
     assert status() == "02_second: up to date unless 01_first changes its tables"
     store(project, (*a, now), (*b, ""), (*c, "other"))
     assert status() == (
         "02_second: unverified (1 of 3 kept cells were made by unknown code (kept/smoke/cells/b); "
         "1 of 3 kept cells were made by other code than the present (kept/smoke/cells/c))"
     )
-    (cells / "a").write_text("changed")
-    (cells / "b").unlink()
+    (cells / "a.errors.csv.gz").write_text("changed")
+    (cells / "b.json").unlink()
     assert status().startswith(
         "02_second: to run (1 of 3 kept cells changed (kept/smoke/cells/a); "
         "1 of 3 kept cells are gone (kept/smoke/cells/b); 1 of 3 kept cells were made by unknown code"

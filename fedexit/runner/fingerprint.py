@@ -83,7 +83,10 @@ def components(notebook: Notebook, profile: str, parameters: dict, results: Path
     Raises:
         FedexitError: the notebook cannot be read or a corpus is missing.
     """
-    tree = cells_tree(notebook_code(notebook.path))
+    try:
+        tree = cells_tree(notebook_code(notebook.path))
+    except FedexitError as error:
+        raise FedexitError(f"{notebook.id}: {error}") from None
     return {
         "code": {"code cells": _hash(_plain(tree))},
         "parameters": {name: value for name, value in parameters.items() if name not in HOW_FAST},
@@ -143,7 +146,7 @@ def notebook_code(path: Path) -> list[str]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError):
-        raise FedexitError(f"{path.name} is not a notebook (format 4); open it in JupyterLab and save it") from None
+        raise FedexitError("the file is not a notebook (format 4); open it in JupyterLab and save it") from None
 
 
 def code_hash(module: str) -> str:
@@ -241,7 +244,7 @@ def _statements(cell: str) -> list[ast.stmt]:
     try:
         found = ast.parse(TransformerManager().transform_cell(cell)).body
     except SyntaxError as error:
-        raise FedexitError(f"a code cell is not Python: {error.msg}: {(error.text or '').strip()}") from None
+        raise FedexitError(f"a code cell is not Python ({error.msg}): {(error.text or '').strip()}; fix it") from None
     if cell.lstrip().startswith("%%"):  # the rest of such a cell may be Python or not
         with suppress(FedexitError):
             found += _statements(cell.lstrip().partition("\n")[2])

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -105,8 +106,11 @@ def _cells_compared(cells: dict[str, dict]) -> tuple[list[str], list[str]]:
 
 
 def _content(cell: str) -> str | None:
+    """Return a hash of the files of a kept cell (`<name>`, `<name>.errors.csv.gz`, ...); None if there are none."""
     path = results_dir() / cell
-    return file_hash(path) if path.is_file() else None
+    own = re.compile(re.escape(path.name) + r"(\.[a-z][\w.]*)?")
+    files = sorted(file for file in path.parent.glob("*") if own.fullmatch(file.name))
+    return "+".join(map(file_hash, files)) or None
 
 
 def was_run_here(notebook: Notebook, profile: str) -> bool:
@@ -146,8 +150,8 @@ def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
 def recorded_reads(file: Path) -> dict[str, dict]:
     """Return what a run noted in `file`, except corpora, models and cells that it made for itself."""
     reads = {kind: {n: note for n, note in notes.items() if not _own(n)} for kind, notes in read_notes(file).items()}
-    reads["cell"] = {name: note for name, note in reads["cell"].items() if not name.startswith(".state/")}
-    return reads
+    kept = {name: note for name, note in reads["cell"].items() if not name.startswith(".state/")}
+    return reads | {"cell": {name: note | {"checksum": _content(name)} for name, note in kept.items()}}
 
 
 def _own(name: str) -> bool:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,6 +99,11 @@ def _run_all(
                     print(f"{name}: {outcome[name]}", flush=True)
             except FedexitError as error:
                 failure = failure or (name, error)
+            except BrokenExecutor:
+                killed = (
+                    f"{name}: its process was killed; most often memory ran out: use fewer --jobs, then run it again"
+                )
+                failure = failure or (name, FedexitError(killed))
     if failure:
         print(f"fedexit: {failure[1]}", file=sys.stderr)
         outcome[failure[0]] = "failed"
