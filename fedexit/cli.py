@@ -159,20 +159,19 @@ def _parameter(text: str) -> tuple[str, object]:
     """Return the name and value of NAME=VALUE; the value is YAML: a number, text, true, null, a list or a mapping."""
     from fedexit.runner.manifest import parse_yaml
 
+    where = f"-p {text}" if len(text) < 100 else f"-p {text:.100}..."
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise FedexitError(f"-p {text}: write -p NAME=VALUE, for example -p rounds=3")
+        raise FedexitError(f"{where}: write -p NAME=VALUE, for example -p rounds=3")
     if name == "profile":
-        raise FedexitError(f"-p {text}: write --profile {value}")
-    parsed = parse_yaml(value, f"-p {text}")
+        raise FedexitError(f"{where}: write --profile {value}")
+    parsed = parse_yaml(value, where)
     try:  # the value is stored with the results as JSON and must come back unchanged
         same = json.loads(json.dumps(parsed, allow_nan=False)) == parsed
     except (TypeError, ValueError):
         same = False
     if not same:
-        raise FedexitError(
-            f"-p {text}: give a number, text, true, null, a list of these or a mapping from text to them"
-        )
+        raise FedexitError(f"{where}: give a number, text, true, null, a list of these or a mapping from text to them")
     return name, parsed
 
 
