@@ -1,4 +1,4 @@
-"""The command line answers mistakes in one line and with the right exit code."""
+"""Test that the command line reports mistakes in one line and with the right exit code."""
 
 import errno
 import subprocess
@@ -37,8 +37,8 @@ def test_help_shows_an_example(command, capsys):
     ("error", "code", "message"),
     [
         (FedexitError("no such thing; name another"), 2, "fedexit: no such thing; name another\n"),
-        (KeyboardInterrupt(), 130, "fedexit: interrupted; run the same command again, it resumes\n"),
-        (OSError(errno.ENOSPC, "x"), 1, "fedexit: disk full; free space and run the same command again, it resumes\n"),
+        (KeyboardInterrupt(), 130, "fedexit: interrupted; run the command again to resume\n"),
+        (OSError(errno.ENOSPC, "x"), 1, "fedexit: disk full; free space, then run the command again to resume\n"),
     ],
 )
 def test_errors_are_one_line(error, code, message, monkeypatch, capsys):
@@ -63,17 +63,17 @@ def test_other_errors_of_the_system_are_one_line_that_names_the_file(error, says
 
     monkeypatch.setattr(runner, "status", fail)
     assert cli.main(["status"]) == 1
-    assert capsys.readouterr().err == f"fedexit: {says}; mend it and run the same command again\n"
+    assert capsys.readouterr().err == f"fedexit: {says}; fix this, then run the command again\n"
 
 
 def test_parameters_are_yaml(monkeypatch):
     seen = {}
     monkeypatch.setattr(runner, "run", lambda *arguments: seen.update(arguments=arguments) or False)
     given = [part for text in ("rate=1e-3", "depths=[2,3]", "name=x=y", "none=") for part in ("-p", text)]
-    code = cli.main(["run", "01_a", "--profile", "smoke", *given, "--force"])
+    code = cli.main(["run", "01_a", "--profile", "smoke", *given, "--force", "--jobs", "2"])
     assert code == 1  # a notebook failed
     parameters = {"rate": 0.001, "depths": [2, 3], "name": "x=y", "none": None}
-    assert seen["arguments"] == ("smoke", ["01_a"], parameters, True)
+    assert seen["arguments"] == ("smoke", ["01_a"], parameters, True, 2)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,10 @@ def test_parameters_are_yaml(monkeypatch):
         ("rounds", "write -p NAME=VALUE"),
         ("profile=smoke", "write --profile smoke"),
         ("rounds=[1", "not YAML"),
-        ("day=2020-01-01", "give a number, text"),
-        ("rounds=[2020-01-01]", "give a number, text"),
         ("rounds={1: 2}", "a mapping from text"),
+        ("rounds={a: 1, a: 2}", "a is given twice"),
+        ("rounds=!!timestamp 2020-01-01", "give a number, text"),
+        ("rounds=@x", "not YAML"),
         ("rate=.nan", "give a number"),
     ],
 )
@@ -95,7 +96,7 @@ def test_bad_parameters(text, complaint, capsys):
 
 
 def test_outside_a_project(tmp_path):
-    """Also: `python -m fedexit` works, and a mistake imports neither torch nor papermill."""
+    """Test one more thing: `python -m fedexit` works, and a mistake imports neither torch nor papermill."""
     code = (
         "import sys; from fedexit.cli import main; c = main(['status']); assert 'torch' not in sys.modules; sys.exit(c)"
     )
@@ -104,3 +105,20 @@ def test_outside_a_project(tmp_path):
     assert done.stderr.startswith("fedexit: no nbs_ci.yml in ") and done.stderr.count("\n") == 1
     done = subprocess.run([sys.executable, "-m", "fedexit", "nonsense"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "invalid choice: 'nonsense'" in done.stderr
+
+
+def test_any_console_can_show_the_output(tmp_path):
+    code = "from fedexit.cli import main; import sys; sys.exit(main(['data', 'manifest', 'Zoë 🎤', '--out', 'x.csv']))"
+    environment = {"PYTHONIOENCODING": "ascii", "FEDEXIT_ROOT": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and r"Zo\xeb \U0001f3a4" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_works_where_fcntl_is_missing(tmp_path):
+    """Simulate Windows, which has neither `fcntl` nor `os.ttyname`."""
+    code = (
+        "import os, sys; sys.modules['fcntl'] = None; del os.ttyname; import fedexit; from fedexit.runner import run; "
+        "from fedexit.cli import main; main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "COMMAND" in done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""nbs_ci.yml is refused in one line that names the notebook and the field."""
+"""Test that faults of nbs_ci.yml are reported in one line that names the notebook and the field."""
 
 import copy
 
@@ -49,7 +49,7 @@ def load(tmp_path):
 def test_good_manifest(load):
     first, second, _ = load(GOOD)
     assert first.path == load.root / "notebooks/01_a.ipynb"
-    assert first.profiles["smoke"]["parameters"] == {"rounds": 2}
+    assert first.profiles["smoke"].parameters == {"rounds": 2}
     assert second.reads == ["01_a/tables/x.csv", "01_a/figures/f.csv"]  # never pictures
 
 
@@ -62,9 +62,12 @@ def broken(number: int, **fields) -> dict:
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [
-        (broken(1, colour="red"), "notebook 02_b: .*'colour' was unexpected"),
-        (broken(1, artifacts=["y.csv"]), "notebook 02_b, field artifacts.0: 'y.csv' does not match"),
-        (broken(0, profiles={"smoke": {"minutes": "1 h", "limit": 2}}), "01_a, field profiles.smoke.minutes: '1 h'"),
+        (broken(1, colour="red"), "notebook 02_b, field colour: unknown field"),
+        (broken(1, artifacts=["y.csv"]), "notebook 02_b, field artifacts.0: 'y.csv' does not fit"),
+        (
+            broken(0, profiles={"smoke": {"minutes": "1 h", "limit": 2}}),
+            "01_a, field profiles.smoke.minutes: '1 h' does not fit: input should be a valid number",
+        ),
         (broken(0, profiles={}), "notebook 01_a, field profiles"),
         (broken(0, id="01 a"), "notebook 01 a, field id"),
         (broken(0, needs=["02_b"]), "notebook 01_a, field needs: 02_b is not a notebook listed before it"),
@@ -75,9 +78,21 @@ def broken(number: int, **fields) -> dict:
         (broken(2, id="02_b"), "notebook 02_b is listed more than once"),
         (broken(2, id="04_d"), "notebook 04_d has no file notebooks/04_d.ipynb"),
         ({"notebooks": GOOD["notebooks"][:2]}, "notebooks/03_c.ipynb is not listed"),
-        ({"notebooks": ["01_a"]}, "notebook 1: '01_a' is not of type 'object'"),
+        ({"notebooks": ["01_a"]}, "notebook 1: '01_a' does not fit"),
+        (broken(2, title=None), "03_c, field title: None does not fit"),
+        (broken(2, needs=["01_a", "01_a"]), "03_c, field needs: 01_a is listed twice"),
+        (broken(0, profiles={"smoke": {"minutes": True, "limit": 2}}), "01_a, field profiles.smoke.minutes: True"),
+        (broken(0, profiles={"smoke": {"minutes": 1, "limit": float("inf")}}), "01_a, field profiles.smoke.limit"),
+        (broken(0, profiles={"smoke": {"minutes": 1}}), "01_a, field profiles.smoke.limit: missing; add it"),
+        (broken(0, profiles={"smoke": {"minutes": 1, "limit": 2, "data": "queen"}}), "profiles.smoke.data: 'queen'"),
+        (broken(0, profiles={"smoke": {"minutes": 1, "limit": 2, "parameters": {"a": {}}}}), "smoke.parameters.a: {}"),
+        (broken(0, profiles={"smoke": {"minutes": 1, "limit": 2, "parameters": {"a b": 1}}}), "parameters.a b"),
         ("notebooks: [", "nbs_ci.yml, line 1: not YAML"),
-        ("", "nbs_ci.yml: None is not of type 'object'"),
+        ("notebooks: []\nnotebooks: []\n", "nbs_ci.yml, line 2: not YAML that can be used: notebooks is given twice"),
+        ("notebooks:\n- {id: a, id: b}\n", "line 2: .*id is given twice"),
+        ("notebooks: *no", "line 1: .*undefined alias"),
+        ("notebooks: !!python/object:os.system {}", "line 1: .*could not determine a constructor"),
+        ("", "nbs_ci.yml: None does not fit"),
     ],
 )
 def test_faults_are_named_in_one_line(load, raw, complaint):
@@ -107,8 +122,66 @@ def test_select_keeps_the_order_and_adds_needs(load):
         ("[1, a]", [1, "a"]),
         ("queen", "queen"),
         ("e3", "e3"),
+        ("no", "no"),
+        ("on", "on"),
+        ("Yes", "Yes"),
+        ("true", True),
+        ("010", "010"),
+        ("0", 0),
+        ("-7", -7),
+        (".5", 0.5),
+        ("0x1F", "0x1F"),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("2020-01-01", "2020-01-01"),
+        ("~", None),
+        ("", None),
+        ("# only a comment", None),
     ],
 )
-def test_numbers_with_exponents_are_numbers(text, value):
+def test_values_are_read_as_yaml_1_2(text, value):
     parsed = parse_yaml(text, "-p x")
     assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("query", "part"),
+    [
+        ("@os.system('x')", "not an expression"),
+        ("value.mean() > 1", r"value\.mean\(\)"),
+        ("(lambda: 1)() > 0", "lambda"),
+        ("[x for x in value]", "for x in value"),
+        ("__class__ > 1", "__class__"),
+        ("value.__class__ == 1", "value.__class__"),
+        ("value[0] > 1", r"value\[0\]"),
+        ("9 ** 9 ** 9 > value", r"9 \*\* 9"),
+        ("(x := 1) > 0", "x := 1"),
+        ("f'{value}' == 'a'", "f'"),
+        ("value > 1; other", "not an expression"),
+        ("", "not an expression"),
+    ],
+)
+def test_queries_cannot_run_code(load, query, part):
+    checks = [{"table": "tables/x.csv", "query": query}]
+    with pytest.raises(FedexitError, match=f"notebook 01_a, field checks.0.query: the query .*{part}") as caught:
+        load(broken(0, checks=checks))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("query", ["a < -1e-6", "a < 0 or b > 1", "not a in ['x', 'y']", "(a + b) / 2 <= c", "a & b"])
+def test_comparisons_are_queries(load, query):
+    load(broken(0, checks=[{"table": "tables/x.csv", "query": query}]))
+
+
+def test_profiles_add_their_own_data_and_backbones(load):
+    smoke = {"minutes": 1, "limit": 2}
+    study = smoke | {"data": ["emodb"], "backbones": ["tiny"]}
+    first = load(broken(0, data=["queen"], profiles={"smoke": smoke, "study": study}))[0]
+    assert (first.data_in("smoke"), first.data_in("study")) == (["queen"], ["emodb", "queen"])
+    assert (first.backbones_in("smoke"), first.backbones_in("study")) == ([], ["tiny"])
+
+
+def test_the_manifest_must_be_utf_8(load):
+    (load.root / "nbs_ci.yml").write_bytes(b"notebooks: \xff")
+    with pytest.raises(FedexitError, match=r"nbs_ci\.yml is not UTF-8 \(byte 11\)"):
+        load_manifest(load.root)

@@ -1,4 +1,4 @@
-"""Every notebook has the same frame, so that a reader knows where to look. Read from the files; nothing is run."""
+"""Test that every notebook has the same frame, so that a reader knows where to look. No notebook is run."""
 
 import ast
 import re
@@ -34,18 +34,18 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 
 
 def parsed(source: str) -> ast.Module:
-    """Syntax tree of a cell, its magics taken out."""
+    """Return the syntax tree of a cell without its magics."""
     return ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", source))
 
 
 def parameters(path: Path) -> set[str]:
-    """Names set in the one cell tagged `parameters`."""
+    """Return the names set in the one cell tagged `parameters`."""
     [cell] = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     return {target.id for node in parsed(cell.source).body for target in node.targets}
 
 
 def written(path: Path) -> set[str]:
-    """Artifacts of the calls `run.table(..., "name")` and `run.figure(..., "name", ...)`; names are written out."""
+    """Return the artifacts of the calls `run.table(..., "name")` and `run.figure(..., "name", ...)`."""
     calls = [
         node
         for cell in code_cells(path)
@@ -60,7 +60,7 @@ def written(path: Path) -> set[str]:
 
 
 def manifest() -> dict:
-    """Entries of nbs_ci.yml by id; it refuses a notebook that is not listed and an entry without notebook."""
+    """Return the entries of nbs_ci.yml by id; a notebook that is not listed or has no file fails the test."""
     try:
         return {notebook.id: notebook for notebook in load_manifest(ROOT)}
     except FedexitError as error:
@@ -85,7 +85,7 @@ def test_first_cell_is_the_contract(path):
 def test_parameters_are_those_of_the_manifest(path):
     known = parameters(path)
     assert "profile" in known
-    given = {name for profile in manifest()[path.stem].profiles.values() for name in profile.get("parameters", {})}
+    given = {name for profile in manifest()[path.stem].profiles.values() for name in profile.parameters}
     assert given - known == set(), "not set in the cell tagged parameters"
 
 
@@ -123,3 +123,29 @@ def test_every_figure_is_followed_by_what_to_see(path):
 @each_notebook
 def test_artifacts_are_those_declared(path):
     assert written(path) == set(manifest()[path.stem].artifacts)
+
+
+# The corpora and backbones that parameters can name; random weights (nano, tiny-random, base) need no declaration.
+CORPORA = {"queen", "unlabelled", "asc_digits", "emodb", "speechocean"}
+BACKBONES = {"tiny", "tiny-ctc", "tiny-first"}
+CORPUS_OF_TASK = {"digit": "asc_digits", "speaker": "speechocean", "emotion": "emodb"}
+
+
+def named(values: dict) -> set:
+    """Return all texts in the values of parameters, inside lists as well."""
+    lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    return {value for parts in lists for value in parts if isinstance(value, str)}
+
+
+@each_notebook
+def test_profiles_declare_the_corpora_and_backbones_that_their_parameters_name(path):
+    notebook = manifest()[path.stem]
+    [cell] = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    defaults = {node.targets[0].id: ast.literal_eval(node.value) for node in parsed(cell.source).body}
+    for name, profile in notebook.profiles.items():
+        values = named({**defaults, **profile.parameters})
+        corpora = values & CORPORA
+        if "corpora" not in defaults:  # otherwise the notebook names the corpus of each task itself
+            corpora |= {CORPUS_OF_TASK[task] for task in values & set(CORPUS_OF_TASK)}
+        assert corpora <= set(notebook.data_in(name)), f"data of profile {name}"
+        assert values & BACKBONES <= set(notebook.backbones_in(name)), f"backbones of profile {name}"

@@ -1,4 +1,4 @@
-"""The frame holds together: pins, sizes, README, no traces of one machine."""
+"""Test the frame of the project: pins, sizes, README, no traces of one machine."""
 
 import gzip
 import os
@@ -31,7 +31,7 @@ BINARY = {".png", ".safetensors"}
 
 
 def project_files() -> list[Path]:
-    """Files in git, and new ones that git would not ignore."""
+    """Return the files in git, and new ones that git would not ignore."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(git, capture_output=True, text=True, check=True).stdout
@@ -41,7 +41,7 @@ def project_files() -> list[Path]:
 
 
 def text_of(path: Path) -> str:
-    """Its text; that of a compressed table as well."""
+    """Return the text of a file, decompressed if it is a compressed table."""
     return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
 
 
@@ -133,13 +133,18 @@ def test_readme_commands_exist(capsys):
         assert stop.value.code == 0, f"README.md: fedexit {command}: {capsys.readouterr().err}"
 
 
+def test_readme_has_a_row_for_every_floor():
+    floors = {path.parent.name for path in (ROOT / "fedexit").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| \[fedexit/(\w+)/\]", README, re.M)) == floors
+
+
 def test_readme_links_resolve():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https:")]
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def own_recordings(folder: Path) -> None:
-    """Twelve speakers with two low and two high tones of half a second each, and their manifest."""
+    """Write two low and two high tones of half a second for each of twelve speakers, and their manifest."""
     folder.mkdir()
     rows = []
     for speaker in range(12):
@@ -221,11 +226,11 @@ def test_readme_recommends_what_the_search_found(tmp_path):
     entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"smoke": {"minutes": 1, "limit": 2}}}
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
 
-    def told():
+    def recommended():
         written = readme.render(UNWRITTEN, tmp_path)
         return written[written.index(CHOICE[0]) : written.index(CHOICE[1])].splitlines()[1:]
 
-    assert told() == []  # before the study
+    assert recommended() == []  # before the study
     search = tmp_path / "results" / "study" / "14_local_objectives" / "tables"
     search.mkdir(parents=True)
     others = "next,0.83,1.0,True\ndear,0.82,9.0,False\nlast,1.0,0.0,True\n"
@@ -234,17 +239,17 @@ def test_readme_recommends_what_the_search_found(tmp_path):
     rows = ["o1,x,y,voice,1,1,1,5,refuted", "o4,all,last,voice,-0.05,-0.08,-0.02,5,supported"]
     rows += ["o4,all,last,keyword,-0.05,-0.11,0.01,5,undecided", "o4,all,last,asr,0.03,0.01,0.05,5,refuted"]
     (search / "verdicts.csv").write_text("\n".join([head, *rows]))
-    assert "`all`" in told()[0] and "0.81 of" in told()[0] and "0.9 % more" in told()[0]
-    assert told()[0].endswith("told from it on dev: `next`.")
-    assert told()[-5:] == [
+    assert "`all`" in recommended()[0] and "0.81 times" in recommended()[0] and "0.9 % more" in recommended()[0]
+    assert recommended()[0].endswith("on dev, too close to call: `next`.")
+    assert recommended()[-5:] == [
         "| voice | 5 | -5.0 | -8.0 to -2.0 | yes |",
-        "| keyword | 5 | -5.0 | -11.0 to +1.0 | no |",
+        "| keyword | 5 | -5.0 | -11.0 to +1.0 | not resolved |",
         "| asr | 5 | +3.0 | +1.0 to +5.0 | no, worse |",
         "",
-        "Points of `asr` are of characters, all others of clips.",
+        "A point is 1 % of the characters for `asr`, and 1 % of the clips for all other tasks.",
     ]
     (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,1.02,0.94,True\n{others}")
-    assert "No entry" in told()[0] and told()[0].endswith("take `last`.")
+    assert "No method" in recommended()[0] and recommended()[0].endswith("take `last`.")
 
 
 def test_readme_table_needs_its_markers(tmp_path):

@@ -1,4 +1,4 @@
-"""What notebooks write: the same bytes each time, in the right folder, and never what nobody would find again."""
+"""Test the files that notebooks write: bit-identical each time and in the right folder."""
 
 import matplotlib
 import numpy as np
@@ -93,7 +93,7 @@ def test_in_the_runner_only_needs_are_read_and_folders_are_given(run, tmp_path, 
     assert (tmp_path / "state/02_b/out/tables/y.csv").is_file()
     assert run.state("round.safetensors") == tmp_path / "state/02_b/checkpoints/key/round.safetensors"
     assert run.state("round.safetensors").parent.is_dir()
-    with pytest.raises(FedexitError, match="stands in the notebook 02_b"):
+    with pytest.raises(FedexitError, match="is called in the notebook 02_b; write start"):
         results.start("01_a", "smoke")
     assert results.start("02_b", "smoke", seed=7) == run
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The runner on a tiny project of two notebooks, the second reading a table of the first."""
+"""Test the runner on a tiny project of two notebooks; the second reads a table of the first."""
 
 import contextlib
 import json
@@ -18,10 +18,13 @@ import pytest
 import yaml
 
 from fedexit.cli import main
-from fedexit.runner import execution, fingerprint
+from fedexit.runner import execution, fingerprint, provenance
 from fedexit.runner import run as runner
-from fedexit.runner.execution import _remove_volatile
+from fedexit.runner.execution import MAX_LINE, MAX_PRINTED, _remove_volatile, add_printed
 from fedexit.runner.manifest import load_manifest
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import file_hash
+from fedexit.support.reads import note_read
 
 FIRST = """
 import os, time
@@ -142,14 +145,14 @@ def test_forced_rerun_gives_the_same_bytes_and_no_machine_path(project, capsys):
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     fedexit(capsys, "run", "--profile", "smoke", "01_first")
-    before, provenance = contents(), json.loads(project.result("01_first/provenance.json").read_text())
+    before, record = contents(), json.loads(project.result("01_first/provenance.json").read_text())
     code, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first", "--force")
     after = json.loads(project.result("01_first/provenance.json").read_text())
     assert code == 0 and "(forced)" in out
     assert contents() == before and set(before) == {"notebook.ipynb", "tables/x.csv"}
-    assert provenance | {"seconds": 0} == after | {"seconds": 0}
-    assert provenance["fingerprint"]["modules"].keys() >= {"results", "errors", "paths"}
-    assert provenance["artifacts"]["tables/x.csv"] == fingerprint.file_hash(project.result("01_first/tables/x.csv"))
+    assert record | {"seconds": 0} == after | {"seconds": 0}
+    assert record["fingerprint"]["modules"].keys() >= {"fedexit.runner.results"}
+    assert record["artifacts"]["tables/x.csv"] == file_hash(project.result("01_first/tables/x.csv"))
     for content in (before["notebook.ipynb"], json.dumps(after).encode()):
         assert str(project.root).encode() not in content and sys.prefix.encode() not in content
 
@@ -161,7 +164,7 @@ def test_results_that_came_with_the_project_are_reproduced_and_compared(project,
     came = "the results came with the project and were not run here"
     assert f"01_first: to run ({came})" in fedexit(capsys, "status", "--profile", "smoke")[1]
     _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first")
-    assert re.search(r"01_first: ran in \d+ s; tables as before, to the byte", out)
+    assert re.search(r"01_first: ran in \d+ s; tables bit-identical to the earlier ones", out)
     assert "01_first: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
     _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first", "-p", "rounds=3")
     assert "tables changed: x" in out
@@ -217,11 +220,11 @@ def test_artifacts_are_those_declared(project, capsys, mode, complaint):
 def test_checks_hold_even_when_nothing_runs(project, capsys):
     project.save(rounds=-1)
     code, _, err = fedexit(capsys, "run", "--profile", "smoke", "01_first")
-    assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check wants at least 2" in err
+    assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check requires at least 2" in err
     manifest = project.root / "nbs_ci.yml"
     manifest.write_text(manifest.read_text().replace("min_rows: 2", "max_rows: 0"))
     code, _, err = fedexit(capsys, "run", "--profile", "smoke", "01_first")
-    assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check wants 0 to 0" in err
+    assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check requires 0 to 0" in err
 
 
 def test_a_table_without_columns_is_one_message_and_keeps_the_earlier_results(project, capsys):
@@ -274,7 +277,7 @@ def ended(pid: int) -> bool:
 def test_killed_runner_leaves_no_kernel_and_the_next_run_works(project, capsys):
     project.save(mode="sleep")
     process, kernel = start_sleeping_run(project)
-    with pytest.raises(runner.FedexitError, match="being run by another process"):
+    with pytest.raises(FedexitError, match="being run by another process"):
         runner.run("smoke", [], {})
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -291,7 +294,7 @@ def test_interrupt_is_one_line_and_ends_the_kernel(project):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err == "fedexit: interrupted; run the same command again, it resumes\n"
+    assert err == "fedexit: interrupted; run the command again to resume\n"
     assert ended(kernel)
 
 
@@ -333,7 +336,7 @@ def test_mistakes_are_said_before_anything_starts(project, capsys):
 
 def test_missing_corpus_is_said_before_anything_starts(project, capsys, monkeypatch):
     def missing(name: str) -> str:
-        raise fingerprint.FedexitError(f"corpus {name} is not here; fetch it")
+        raise FedexitError(f"corpus {name} is not here; fetch it")
 
     monkeypatch.setattr(fingerprint, "corpus_checksum", missing)
     listing = project.root / "nbs_ci.yml"
@@ -348,6 +351,188 @@ def test_missing_corpus_is_said_before_anything_starts(project, capsys, monkeypa
 def test_broken_notebook_is_said_before_anything_starts(project, capsys):
     (project.root / "notebooks/02_second.ipynb").write_text("<<<<<<< HEAD")
     code, out, err = fedexit(capsys, "run", "--profile", "smoke")
-    assert (code, out) == (2, "") and "02_second.ipynb is not a notebook" in err
+    assert (code, out) == (2, "") and "02_second: the file is not a notebook" in err
     write_notebook(project.root / "notebooks/02_second.ipynb", "rounds = 0", SECOND)
     assert "02_second: unknown parameter profile" in fedexit(capsys, "run", "--profile", "smoke")[2]
+
+
+READING = """
+from fedexit.support.reads import note_read
+for kind, name in [("backbone", "own"), ("backbone", "hub/name"), ("corpus", f"{run_folder}/x"), ("cell", ".state/x")]:
+    note_read(kind, name, "c")
+"""
+
+
+def store(project, *reads: tuple) -> None:
+    """Store results of the second notebook as if its run had noted `reads`: (kind, name, checksum, code)."""
+    second = load_manifest(project.root)[1]
+    notes, folder = project.root / "reads.jsonl", project.result("02_second")
+    keys = ("kind", "name", "checksum", "code")
+    notes.write_text("".join(json.dumps(dict(zip(keys, read, strict=True))) + "\n" for read in reads))
+    found = provenance.recorded_reads(notes)
+    for name in ("notebook.ipynb", "tables/y.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("value\n1\n")
+    parts = fingerprint.components(second, "smoke", {"profile": "smoke"}, project.root / "results/smoke")
+    provenance.write(second, "smoke", parts, found, 1, folder)
+    provenance.mark_as_run_here(second, "smoke")
+
+
+@pytest.mark.parametrize(("kind", "name", "section"), [("corpus", "emodb", "data"), ("backbone", "own", "backbones")])
+def test_what_is_read_must_be_declared(project, monkeypatch, kind, name, section):
+    (project.root / "data/backbones/own").mkdir(parents=True)
+    second = load_manifest(project.root)[1]
+    monkeypatch.setenv("FEDEXIT_UNDECLARED", json.dumps(provenance.undeclared(second, "smoke")))
+    complaint = f"02_second reads the {kind} {name}, which nbs_ci.yml does not declare; add {name} to {section} of the"
+    with pytest.raises(FedexitError, match=complaint):
+        note_read(kind, name, "c")
+    note_read(kind, "my_folder", "c")
+    note_read("cell", name, "c")
+
+
+def test_a_run_stores_what_it_read_except_what_it_made_for_itself(project, capsys):
+    (project.root / "data/backbones/own").mkdir(parents=True)
+    code = f"run_folder = {str(project.root / 'results/.state')!r}\n" + READING + SECOND
+    write_notebook(project.root / "notebooks/02_second.ipynb", 'profile = ""', code)
+    code, _, err = fedexit(capsys, "run", "--profile", "smoke", "02_second")
+    assert code == 1 and "FedexitError: 02_second reads the backbone own, which nbs_ci.yml does not declare" in err
+    assert not project.result("02_second").exists() and project.result("02_second.failed.ipynb").is_file()
+    listing = project.root / "nbs_ci.yml"
+    listing.write_text(listing.read_text().replace("  headline:", "  backbones: [own]\n  headline:"))
+    assert fedexit(capsys, "run", "--profile", "smoke", "02_second")[0] == 0
+    record = json.loads(project.result("02_second/provenance.json").read_text())
+    noted = {name: {"checksum": "c", "code": ""} for name in ("own", "hub/name")}
+    assert record["reads"] == {"backbone": noted, "cell": {}, "corpus": {}}
+    assert set(record["fingerprint"]["versions"]) == set(fingerprint.VERSIONS)
+    assert {"scipy", "pandas", "peft", "flashlight-text", "soundfile", "jiwer"} <= set(fingerprint.VERSIONS)
+    assert "02_second: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
+
+
+def test_kept_cells_of_other_or_unknown_code_are_unverified(project, capsys):
+    cells = project.root / "results/kept/smoke/cells"
+    cells.mkdir(parents=True)
+    for name in ("a.errors.csv.gz", "a.json", "a.5.json", "b.json", "c"):
+        (cells / name).write_text(name)
+    now = fingerprint.code_hash(provenance.CELLS_CODE)
+    a, b, c = (("cell", f"kept/smoke/cells/{name}", "as its maker hashes it") for name in ("a", "b", "c"))
+
+    def status() -> str:
+        return fedexit(capsys, "status", "--profile", "smoke")[1].splitlines()[1]
+
+    store(project, (*a, now), (*b, now))
+    (cells / "a.5.json").write_text("another cell")
+    assert status() == "02_second: up to date unless 01_first changes its tables"
+    store(project, (*a, now), (*b, ""), (*c, "other"))
+    assert status() == (
+        "02_second: unverified (1 of 3 kept cells were made by unknown code (kept/smoke/cells/b); "
+        "1 of 3 kept cells were made by other code than the present (kept/smoke/cells/c))"
+    )
+    (cells / "a.errors.csv.gz").write_text("changed")
+    (cells / "b.json").unlink()
+    assert status().startswith(
+        "02_second: to run (1 of 3 kept cells changed (kept/smoke/cells/a); "
+        "1 of 3 kept cells are gone (kept/smoke/cells/b); 1 of 3 kept cells were made by unknown code"
+    )
+
+
+def test_results_from_before_reads_were_recorded_are_unverified(project, capsys):
+    fedexit(capsys, "run", "--profile", "smoke", "01_first")
+    file = project.result("01_first/provenance.json")
+    record = json.loads(file.read_text())
+    del record["reads"]
+    file.write_text(json.dumps(record))
+    _, out, _ = fedexit(capsys, "status", "--profile", "smoke")
+    assert "01_first: unverified (made before fedexit recorded what a notebook reads; run it again)" in out
+    _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "02_second")
+    assert "01_first: up to date" not in out and "01_first: used as it is, unverified" in out
+    assert "01_first: ran in" in fedexit(capsys, "run", "--profile", "smoke", "01_first")[1]
+    assert "01_first: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
+
+
+def test_how_fast_a_notebook_runs_makes_nothing_stale(project, capsys):
+    first = project.root / "notebooks/01_first.ipynb"
+    first.write_text(first.read_text().replace('mode = \\"\\"', 'workers = 1\\nmode = \\"\\"'))
+    project.save(workers=2)
+    assert fedexit(capsys, "run", "--profile", "smoke", "01_first")[0] == 0
+    project.save(workers=4)
+    first.write_text(first.read_text().replace("workers = 1", "workers = 8"))
+    assert "01_first: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
+    project.save(rounds=2)
+    assert "01_first: to run (parameter rounds: 1 -> 2)" in fedexit(capsys, "status", "--profile", "smoke")[1]
+
+
+def test_given_parameters_are_printed_as_they_were_read(project, capsys):
+    given = ("-p", "note=010", "-p", "rounds=3", "-p", "mode=no")
+    _, out, _ = fedexit(capsys, "run", "--profile", "smoke", "01_first", *given)
+    assert out.startswith("note = '010' (text)\nrounds = 3 (number)\nmode = 'no' (text)\n[1/1] 01_first")
+
+
+@pytest.mark.parametrize(
+    ("printed", "stored"),
+    [
+        (["a\n", "b\n"], "a\nb\n"),
+        (["10 %\r", "20 %\r", "done\n"], "done\n"),
+        (["10 %", "\r20 %", "\n", "30 %\r"], "20 %\n30 %\r"),
+        (["a\r\nb"], "a\r\nb"),
+        (["x" * MAX_LINE], "x" * MAX_LINE),
+        (["x" * MAX_LINE, "yyy\n", "next"], "x" * MAX_LINE + execution._LINE_CUT + "\nnext"),
+        (["x" * 50_000_000], "x" * MAX_LINE + execution._LINE_CUT),
+        (["line\n" * 50_000] * 3 + ["more"], ("line\n" * 50_000)[:MAX_PRINTED] + execution._OUTPUT_CUT),
+        (["\x00\x1b[31mred\x07\x08"], "\x00\x1b[31mred\x07\x08"),
+    ],
+)
+def test_printed_text_is_stored_up_to_a_limit(printed, stored):
+    outputs = []
+    for text in printed:
+        add_printed(outputs, "stdout", text)
+    assert [output["text"] for output in outputs] == [stored]
+
+
+def test_a_long_progress_loop_keeps_its_end():
+    outputs = []
+    for step in range(30_000):
+        add_printed(outputs, "stderr", f"\rstep {step}")
+    add_printed(outputs, "stdout", "done")
+    assert [output["text"] for output in outputs] == ["done", "step 29999"]
+
+
+def test_one_long_line_and_braces_in_the_path_do_no_harm(tmp_path, monkeypatch, capsys):
+    odd = tmp_path / "{x} $HOME 100% 'é"
+    odd.mkdir()
+    monkeypatch.setenv("FEDEXIT_ROOT", str(odd))
+    for name in ("FEDEXIT_RESULTS", "FEDEXIT_DATA", "FEDEXIT_OUT"):
+        monkeypatch.delenv(name, raising=False)
+    project = Project(odd)
+    code = FIRST + "print('x' * 2_000_000)\n"
+    write_notebook(odd / "notebooks/01_first.ipynb", 'profile = ""\nrounds = 0\nnote = ""\nmode = "ok"', code)
+    project.limit = 0.5
+    project.save()
+    assert fedexit(capsys, "run", "--profile", "smoke", "01_first")[0] == 0
+    assert "the rest of this line is not stored" in project.result("01_first/notebook.ipynb").read_text()
+
+
+def test_jobs_run_side_by_side_and_wait_for_what_they_need(project, capsys):
+    third = project.root / "notebooks/03_third.ipynb"
+    write_notebook(third, 'profile = ""', SECOND.replace("02_second", "03_third").replace('"y"', '"z"'))
+    listing = project.root / "nbs_ci.yml"
+    raw = yaml.safe_load(listing.read_text())
+    raw["notebooks"].append(raw["notebooks"][1] | {"id": "03_third", "artifacts": ["tables/z.csv"]})
+    raw["notebooks"][2].pop("headline")
+    listing.write_text(yaml.safe_dump(raw))
+    code, out, _ = fedexit(capsys, "run", "--profile", "smoke", "--jobs", "2")
+    lines = out.splitlines()
+    assert code == 0 and lines[0].startswith("[1/3] 01_first") and lines[1].startswith("01_first: ran in")
+    assert {line[:5] for line in lines[2:4]} == {"[2/3]", "[3/3]"}  # both before one of them has ended
+    assert fedexit(capsys, "run", "--profile", "smoke", "--jobs", "2")[1].count("up to date") == 6
+    assert fedexit(capsys, "run", "--jobs", "0")[0] == 2
+
+
+def test_the_first_failure_stops_the_other_jobs(project, capsys):
+    second = project.root / "notebooks/02_second.ipynb"
+    write_notebook(second, 'profile = ""', "import time\ntime.sleep(100)")
+    listing = project.root / "nbs_ci.yml"
+    project.save(mode="fail")
+    listing.write_text(listing.read_text().replace("  needs:\n  - 01_first\n", ""))
+    code, out, err = fedexit(capsys, "run", "--profile", "smoke", "--jobs", "2")
+    assert code == 1 and "01_first: failed\n02_second: not run\n" in out and "01_first failed in cell" in err
+    assert not [child for child in psutil.Process().children(recursive=True) if "ipykernel" in str(child.cmdline())]

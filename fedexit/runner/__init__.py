@@ -1,1 +1,1 @@
-"""The runner: it turns notebooks into results."""
+"""Run notebooks and keep their results with a record of how they were made."""

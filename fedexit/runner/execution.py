@@ -4,56 +4,82 @@ import errno
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import replacing
 
-MAX_BYTES = 1_000_000  # of an executed notebook: more is slow to open and to compare
+MAX_BYTES = 1_000_000  # of an executed notebook: a larger one is slow to open and to compare
+MAX_PRINTED = 100_000  # characters that are kept of what a cell prints to stdout or stderr
+MAX_LINE = 10_000  # characters that are kept of one printed line
+MAX_OUTPUTS = 1_000  # of a cell: tables, pictures and streams
+_LINE_CUT = " [... the rest of this line is not stored]"
+_TOO_MANY = f"[... only the first {MAX_OUTPUTS:,} outputs of a cell are stored]\n"
+_OUTPUT_CUT = f"\n[... only the first {MAX_PRINTED:,} characters that a cell prints are stored]\n"
 
 
 def known_parameters(notebook: Notebook) -> list[str]:
-    """Names set in the notebook's cell tagged `parameters`. Raises FedexitError when it names no Python kernel."""
-    import papermill  # 1.7 s; `fedexit status` does without
+    """Return the names set in the notebook's cell tagged `parameters`.
+
+    Raises:
+        FedexitError: its metadata names no Python kernel.
+    """
+    import papermill  # takes 1.7 s; `fedexit status` does without
 
     try:
-        return sorted(papermill.inspect_notebook(str(notebook.path)))
+        return sorted(papermill.inspect_notebook(_literally(notebook.path)))
     except ValueError:
         raise FedexitError(f"{notebook.id}: no kernel in its metadata; open it in JupyterLab with Python 3") from None
 
 
-def execute(notebook: Notebook, parameters: dict, executed: Path, env: dict[str, str], minutes: float) -> None:
+def execute(
+    notebook: Notebook, parameters: dict, executed: Path, env: dict[str, str], minutes: float, bar: bool = True
+) -> None:
     """Run `notebook` with `parameters` in a fresh kernel with the variables `env`, and write it to `executed`.
 
-    Raises FedexitError when a cell fails (its source and the error are printed to stderr), when the kernel dies, after
-    `minutes`, or when the executed notebook is too large: `executed` then holds what was run. OSError on a full disk.
+    Args:
+        notebook: the source.
+        parameters: values for its cell tagged `parameters`.
+        executed: file for the executed notebook; it holds what was run also after an error.
+        env: environment variables of the kernel, beside those of this process.
+        minutes: time limit for the whole notebook.
+        bar: show a progress bar, if stderr is a terminal.
+
+    Raises:
+        FedexitError: a cell failed (its source and the error are printed to stderr), the kernel died, the limit was
+            reached, or the executed notebook is too large.
+        OSError: the disk is full.
     """
     import papermill
 
     try:
         with _time_limit(notebook.id, minutes):
             papermill.execute_notebook(
-                str(notebook.path),
-                str(executed),
+                _literally(notebook.path),
+                _literally(executed),
                 parameters,
+                engine_name=_engine(),
                 kernel_name="python3",
                 language="python",
-                progress_bar=sys.stderr.isatty(),
+                progress_bar=bar and sys.stderr.isatty(),
                 cwd=str(notebook.path.parent),
                 kernel_manager_class=_this_interpreter(env),
-                coalesce_streams=True,  # otherwise the same prints come in chunks of chance
             )
     except papermill.PapermillExecutionError as error:
         if os.strerror(errno.ENOSPC) in error.evalue:
             raise OSError(errno.ENOSPC, f"in a cell of {notebook.id}") from None
         _show_failure(error)
-        reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+        first = next((line for line in error.evalue.splitlines() if line.strip()), "no message")
+        reason = f"{error.ename}: {first:.300}"
         raise FedexitError(f"{notebook.id} failed in cell In [{error.exec_count}]: {reason}") from None
     _remove_volatile(executed)
     if executed.stat().st_size > MAX_BYTES:
@@ -62,15 +88,19 @@ def execute(notebook: Notebook, parameters: dict, executed: Path, env: dict[str,
         )
 
 
+def _literally(path: Path) -> str:
+    """Return a path for papermill, which takes braces in it for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def _this_interpreter(env: dict[str, str]) -> type:
-    """Kernel manager that starts this Python, whatever kernelspec is installed under the name python3."""
+    """Return a kernel manager that starts this Python, whatever kernelspec is installed under the name python3."""
     from ipykernel.kernelspec import make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
     escaped = {name: value.replace("$", "$$") for name, value in env.items()}  # the values are string templates
-
-    command = [*make_ipkernel_cmd(), "--log-level=CRITICAL"]  # its remarks about sockets are no news to the reader
+    command = [*make_ipkernel_cmd(), "--log-level=CRITICAL"]  # its remarks about sockets do not help the reader
 
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=command, language="python", display_name="Python 3", env=escaped)
@@ -78,12 +108,76 @@ def _this_interpreter(env: dict[str, str]) -> type:
     return ThisInterpreter
 
 
+@cache
+def _engine() -> str:
+    """Register an engine of papermill that stores at most `MAX_PRINTED` characters per cell; return its name.
+
+    nbclient joins what a cell prints with regular expressions that need minutes for one long line.
+    """
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, papermill_engines
+    from papermill.log import logger
+
+    class Client(PapermillNotebookClient):
+        def output(self, outs: list, msg: dict, display_id: str | None, cell_index: int) -> object:
+            if msg["msg_type"] != "stream" or self.output_hook_stack[msg["parent_header"].get("msg_id")]:
+                if len(outs) < MAX_OUTPUTS:
+                    return super().output(outs, msg, display_id, cell_index)
+                return None if outs[-1].get("text") == _TOO_MANY else add_printed(outs, "stderr", _TOO_MANY)
+            if self.clear_before_next_output:
+                self.clear_before_next_output = False
+                outs.clear()
+            return add_printed(outs, msg["content"]["name"], msg["content"]["text"])
+
+    class CappedEngine(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: object, kernel_name: str, kernel_manager_class: type, **_: object):
+            # a cell that prints a lot is done before its last message arrives: wait for it, then go on
+            waits = dict(startup_timeout=120, iopub_timeout=120, raise_on_iopub_timeout=False)
+            client = Client(
+                nb_man, kernel_name=kernel_name, kernel_manager_class=kernel_manager_class, log=logger, **waits
+            )
+            return client.execute(stdout=subprocess.DEVNULL)  # the notebook has it; ipykernel repeats it here
+
+    papermill_engines.register("fedexit", CappedEngine)
+    return "fedexit"
+
+
+def add_printed(outputs: list, name: str, text: str) -> None:
+    """Append `text`, printed to the stream `name`, to a cell's outputs: each stream is one output, stdout first.
+
+    A carriage return starts its line again, as on a terminal. Lines are cut after `MAX_LINE` characters and streams
+    after `MAX_PRINTED`, with a remark.
+    """
+    from nbformat.v4 import new_output
+
+    found = [output for output in outputs if output["output_type"] == "stream" and output["name"] == name]
+    if not found:
+        found = [new_output("stream", name=name, text="")]
+        before_stderr = name == "stdout" and outputs and outputs[-1].get("name") == "stderr"
+        outputs.insert(len(outputs) - 1 if before_stderr else len(outputs), found[0])
+    if found[0]["text"].endswith(_OUTPUT_CUT):
+        return
+    done, newline, last = found[0]["text"].rpartition("\n")
+    added = "\n".join(map(_as_shown, (last + text).split("\n")))
+    whole = done + newline + added
+    found[0]["text"] = whole if len(whole) <= MAX_PRINTED else whole[:MAX_PRINTED] + _OUTPUT_CUT
+
+
+def _as_shown(line: str) -> str:
+    """Return what a terminal shows of a line; a carriage return at its end stays, for what may follow."""
+    shown = line.rstrip("\r")
+    ending = "\r" if len(shown) < len(line) else ""
+    shown = shown.rpartition("\r")[2]
+    return (shown if len(shown) <= MAX_LINE else shown[:MAX_LINE] + _LINE_CUT) + ending
+
+
 @contextmanager
 def _time_limit(name: str, minutes: float) -> Iterator[None]:
     """Kill what the block starts (the kernel and its workers) after `minutes`, and in any case when the block ends.
 
     An interrupt kills it, too, before it is raised: papermill's event loop can lose the exception, or wait for the
-    kernel; a kernel that is gone it always notices.
+    kernel. It always notices a kernel that is gone.
     """
     before = set(psutil.Process().children(recursive=True))
     expired, interrupted = threading.Event(), threading.Event()
@@ -137,14 +231,15 @@ def _kill_children_except(spared: set[psutil.Process]) -> None:
 
 
 def _show_failure(error: Exception) -> None:
-    """Print the failing cell and the end of its traceback, without papermill's own."""
+    """Print the failing cell and the end of its traceback in one piece, without papermill's own."""
     traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).rstrip().splitlines()
     lines = [f"cell In [{error.exec_count}]:", *error.source.splitlines(), "error:", *traceback[-8:]]
-    print(lines[0], *(line if line == "error:" else f"    {line}" for line in lines[1:]), sep="\n", file=sys.stderr)
+    shown = [lines[0], *(line if line == "error:" else f"    {line:.300}" for line in lines[1:])]
+    print("\n".join(shown), file=sys.stderr)
 
 
 def _remove_volatile(path: Path) -> None:
-    """Take dates, durations, random ids and recordings out of an executed notebook: a rerun is the same bytes."""
+    """Take dates, durations, random ids and recordings out of an executed notebook: a rerun is bit-identical."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -156,8 +251,7 @@ def _remove_volatile(path: Path) -> None:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         for output in cell.get("outputs", []):
-            if "<audio" in output.get("data", {}).get("text/html", ""):  # a recording is not ours to hand on
+            if "<audio" in output.get("data", {}).get("text/html", ""):  # recordings may not be redistributed
                 output["data"] = {"text/plain": "(recordings are not stored: run the notebook to listen)"}
-    temporary = path.with_suffix(".part")
-    nbformat.write(notebook, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        nbformat.write(notebook, part)

@@ -1,102 +1,242 @@
-"""Read `nbs_ci.yml`, the one list of notebooks, and refuse whatever does not fit.
+"""Read `nbs_ci.yml`, the one list of notebooks, and refuse everything that does not fit its format.
 
-Format (checked against `nbs_ci.schema.json`; unknown fields are refused):
+The format is that of the classes below, one field per line of `Notebook`, `Profile` and `Check`. An example:
 
     notebooks:                         # in the order they run; a notebook may only need earlier ones
-      - id: 02_aggregation             # the file notebooks/02_aggregation.ipynb
+      - id: 02_aggregation
         title: Averaging clients of different depth
-        needs: [01_partition]          # optional: notebooks whose tables it reads
-        data: [queen]                  # optional: corpora it reads
-        backbones: [tiny]              # optional: folders of data/backbones/ that it loads
-        artifacts:                     # all that it writes; each figure comes with the CSV of what it plots
-          - tables/error.csv
-          - figures/error_by_round.png
-          - figures/error_by_round.csv
-        headline: tables/error.csv     # optional: a table printed in full at the end of every run
-        checks:                        # optional: what must hold in its tables, in every profile
+        needs: [01_partition]
+        data: [queen]
+        artifacts: [tables/error.csv, figures/error_by_round.png, figures/error_by_round.csv]
+        headline: tables/error.csv
+        checks:
           - {table: tables/error.csv, columns: [method, value], min_rows: 4}
-          - {table: tables/error.csv, query: value > 1, max_rows: 0}    # `query` is pandas'; it picks the rows counted
-        profiles:                      # a notebook runs in the profiles given here
-          smoke: {minutes: 1, limit: 5, parameters: {rounds: 2}}        # expected and longest time, in minutes
-          default: {minutes: 6, limit: 30, parameters: {rounds: 20}}
+          - {table: tables/error.csv, query: value > 1, max_rows: 0}
+        profiles:
+          smoke: {minutes: 1, limit: 5, parameters: {rounds: 2}}
+          default: {minutes: 6, limit: 30, parameters: {rounds: 20}, backbones: [tiny]}
 
-Parameters are set in the notebook's cell tagged `parameters`; it must have each name given here, and `profile`.
-`min_rows` is 1 unless given (0 where only `max_rows` is given).
+YAML is read as version 1.2 does: `true` and `false` alone are truth values, numbers are decimal, and everything else is
+text: `no`, `on`, `010`, `0x1F`, `12:30` and dates.
 """
 
-import json
+import ast
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-import jsonschema
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from fedexit.support.errors import FedexitError
 
-SCHEMA = Path(__file__).with_name("nbs_ci.schema.json")
+_NAME = r"^[A-Za-z0-9_-]+$"
+Name = Annotated[str, Field(pattern=_NAME)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Scalar = str | int | float | bool | None
+Table = Annotated[str, Field(pattern=r"^tables/[A-Za-z0-9_-]+\.csv$")]
+Artifact = Annotated[str, Field(pattern=r"^(tables/[A-Za-z0-9_-]+\.csv|figures/[A-Za-z0-9_-]+\.(png|csv))$")]
+Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rows = Annotated[int, Field(ge=0)]
+
+
+def _unique(names: list[str]) -> list[str]:
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{repeated[0]} is listed twice")
+    return names
+
+
+def check_query(query: str) -> str:
+    """Return a query for `DataFrame.query` if it only compares columns with values, so that it cannot run code.
+
+    Raises:
+        ValueError: it is not an expression, or has `@`, `__`, a call, an attribute or anything else beside comparisons,
+            arithmetic, `and`, `or`, `not` and `in`.
+    """
+    try:
+        tree = ast.parse(query.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"the query {query!r} is not an expression ({error.msg})") from None
+    for node in ast.walk(tree):
+        if not isinstance(node, _IN_QUERIES) or (isinstance(node, ast.Name) and "__" in node.id):
+            part = ast.unparse(node) or type(node).__name__
+            raise ValueError(f"the query {query!r} may only compare columns with values; take out {part}")
+    return query
+
+
+_IN_QUERIES = (
+    ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.BinOp, ast.Add,
+    ast.Sub, ast.Mult, ast.Div, ast.Mod, ast.BitAnd, ast.BitOr, ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Load,
+)  # fmt: skip
+
+Names = Annotated[list[Name], AfterValidator(_unique)]
+Query = Annotated[str, AfterValidator(check_query)]
+
+
+class _Entry(BaseModel):
+    """A part of nbs_ci.yml: unknown fields and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Check(_Entry):
+    """A condition that a table meets in every profile.
+
+    table: the table, `tables/<name>.csv`.
+    columns: columns that it must have.
+    query: as in `DataFrame.query`; the rows that it selects are counted (default: all rows).
+    min_rows: least number of rows; 1 unless given, 0 if only `max_rows` is given.
+    max_rows: largest number of rows.
+    """
+
+    table: Table
+    columns: list[str] = []
+    query: Query | None = None
+    min_rows: Rows | None = None
+    max_rows: Rows | None = None
+
+
+class Profile(_Entry):
+    """How a notebook runs in one profile.
+
+    minutes: expected time on two cores.
+    limit: time in minutes after which the notebook is stopped.
+    parameters: values for the cell tagged `parameters`, which must set each of these names, and `profile`.
+    data: corpora that the notebook reads in this profile, beside those of the notebook.
+    backbones: folders of data/backbones that it loads in this profile, beside those of the notebook.
+    """
+
+    minutes: Minutes
+    limit: Minutes
+    parameters: dict[Identifier, Scalar | list[Scalar]] = {}
+    data: Names = []
+    backbones: Names = []
+
+
+class Notebook(_Entry):
+    """One entry of `nbs_ci.yml`.
+
+    id: name of the file `notebooks/<id>.ipynb`.
+    title: one line for the README.
+    needs: earlier notebooks whose tables it reads.
+    data: corpora that it reads in every profile.
+    backbones: folders of data/backbones that it loads in every profile.
+    artifacts: all files that it writes; each figure comes with the CSV of what it plots.
+    headline: a table that is printed in full at the end of every run.
+    checks: conditions on its tables.
+    profiles: the profiles that it runs in, by name.
+    """
+
+    id: Name
+    title: Annotated[str, Field(min_length=1)]
+    needs: Names = []
+    data: Names = []
+    backbones: Names = []
+    artifacts: Annotated[list[Artifact], AfterValidator(_unique)]
+    headline: Table | None = None
+    checks: list[Check] = []
+    profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    _root: Path = PrivateAttr(Path())
+    _reads: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The source notebook."""
+        return self._root / "notebooks" / f"{self.id}.ipynb"
+
+    @property
+    def reads(self) -> list[str]:
+        """Tables and plotted data of its needs: `01_partition/tables/x.csv`."""
+        return self._reads
+
+    def data_in(self, profile: str) -> list[str]:
+        """Return the declared corpora of a profile."""
+        return sorted({*self.data, *self.profiles[profile].data})
+
+    def backbones_in(self, profile: str) -> list[str]:
+        """Return the declared backbones of a profile."""
+        return sorted({*self.backbones, *self.profiles[profile].backbones})
+
+
+class _Manifest(_Entry):
+    notebooks: Annotated[list[Notebook], Field(min_length=1)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; a learning rate is a number."""
+    """Reads scalars as YAML 1.2 does, decimal numbers only, and refuses a key that is given twice."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's name for it)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-@dataclass(frozen=True)
-class Notebook:
-    """One entry of `nbs_ci.yml`.
-
-    `path` is the source notebook, `reads` the tables and plotted data of its needs (`01_partition/tables/x.csv`),
-    `profiles` maps a profile to its minutes, limit and parameters.
-    """
-
-    path: Path
-    id: str
-    title: str
-    reads: list[str]
-    artifacts: list[str]
-    profiles: dict[str, dict]
-    needs: list[str] = field(default_factory=list)
-    data: list[str] = field(default_factory=list)
-    backbones: list[str] = field(default_factory=list)
-    checks: list[dict] = field(default_factory=list)
-    headline: str | None = None
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
+    ("float", r"^[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"^[-+]?(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+$", list("-+0123456789")),
+    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
+    ("merge", r"^<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 def parse_yaml(text: str, where: str) -> object:
-    """Value of a YAML text. Raises FedexitError that begins with `where`."""
+    """Return the value of a YAML text.
+
+    Raises:
+        FedexitError: it is not YAML, or has a key twice; the message begins with `where`.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise FedexitError(f"{where}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise FedexitError(f"{where}{line}: not YAML that can be used: {reason}") from None
+    except (ValueError, RecursionError) as error:  # what the constructors of numbers and deep lists raise
+        raise FedexitError(f"{where}: not YAML that can be used: {error}") from None
 
 
 def load_manifest(root: Path) -> list[Notebook]:
-    """All notebooks of the project at `root`, in order.
+    """Return all notebooks of the project at `root`, in order.
 
-    Raises FedexitError when `nbs_ci.yml` breaks the format, when a listed notebook has no file, or a file no listing.
+    Raises:
+        FedexitError: `nbs_ci.yml` breaks the format, a listed notebook has no file, or a file is not listed.
     """
     file = root / "nbs_ci.yml"
     if not file.is_file():
         raise FedexitError(f"no nbs_ci.yml in {root}; go to the project's folder or set FEDEXIT_ROOT to it")
-    raw = parse_yaml(file.read_text(encoding="utf-8"), "nbs_ci.yml")
-    _check_schema(raw)
-    notebooks = [_notebook(entry, raw["notebooks"], root) for entry in raw["notebooks"]]
+    try:
+        raw = parse_yaml(file.read_text(encoding="utf-8"), "nbs_ci.yml")
+    except UnicodeDecodeError as error:
+        raise FedexitError(f"nbs_ci.yml is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    try:
+        notebooks = _Manifest.model_validate(raw).notebooks
+    except ValidationError as error:
+        raise FedexitError(_fault(error, raw)) from None
+    by_id = {notebook.id: notebook for notebook in notebooks}
+    for notebook in notebooks:
+        needed = [by_id[need] for need in notebook.needs if need in by_id]
+        notebook._root = root
+        notebook._reads += [f"{other.id}/{name}" for other in needed for name in other.artifacts if name[-4:] == ".csv"]
     _check_files(notebooks, root / "notebooks")
     _check_references(notebooks)
     return notebooks
 
 
 def select(notebooks: list[Notebook], profile: str, ids: list[str]) -> list[Notebook]:
-    """Notebooks of `profile`, in order: all, or those named in `ids` and all that these need.
+    """Return notebooks of `profile`, in order: all, or those named in `ids` and all that these need.
 
-    Raises FedexitError on an unknown profile or notebook, or one that the profile does not have.
+    Raises:
+        FedexitError: an unknown profile or notebook, or a notebook that the profile does not have.
     """
     profiles = sorted({name for notebook in notebooks for name in notebook.profiles})
     if profile not in profiles:
@@ -116,25 +256,25 @@ def select(notebooks: list[Notebook], profile: str, ids: list[str]) -> list[Note
     return [notebook for notebook in notebooks if notebook.id in wanted]
 
 
-def _notebook(entry: dict, entries: list[dict], root: Path) -> Notebook:
-    needed = [other for other in entries if other["id"] in entry.get("needs", [])]
-    reads = [f"{other['id']}/{name}" for other in needed for name in other["artifacts"] if name.endswith(".csv")]
-    return Notebook(path=root / "notebooks" / f"{entry['id']}.ipynb", reads=reads, **entry)
-
-
-def _check_schema(raw: object) -> None:
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
-    error = jsonschema.exceptions.best_match(validator.iter_errors(raw))
-    if error is None:
-        return
-    path, where = list(error.absolute_path), "nbs_ci.yml"
-    if len(path) > 1:  # notebooks, its number, field ...
+def _fault(error: ValidationError, raw: object) -> str:
+    """Return the first fault as one sentence that names the notebook, the field and the value."""
+    first = error.errors()[0]
+    path, where = list(first["loc"]), "nbs_ci.yml"
+    if path[:1] == ["notebooks"] and len(path) > 1:
         entry = raw["notebooks"][path[1]]
         where += f": notebook {entry.get('id', path[1] + 1) if isinstance(entry, dict) else path[1] + 1}"
         path = path[2:]
+    path = [part for part in path if part not in ("[key]", "str", "int", "float", "bool")]
     if path:
         where += f", field {'.'.join(map(str, path))}"
-    raise FedexitError(f"{where}: {' '.join(error.message.split())[:300]}")
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown field; remove it or correct its name"
+    if first["type"] == "missing":
+        return f"{where}: missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":
+        message = f"{first['input']!r:.100} does not fit: {message[:1].lower()}{message[1:]}"
+    return " ".join(f"{where}: {message}".split())
 
 
 def _check_files(notebooks: list[Notebook], folder: Path) -> None:
@@ -150,7 +290,7 @@ def _check_files(notebooks: list[Notebook], folder: Path) -> None:
 
 
 def _check_references(notebooks: list[Notebook]) -> None:
-    """Names inside an entry must point to earlier notebooks and to declared artifacts."""
+    """Check that names inside an entry point to earlier notebooks and to declared artifacts."""
     earlier: dict[str, Notebook] = {}
     for notebook in notebooks:
         where = f"nbs_ci.yml: notebook {notebook.id}, field"
@@ -159,7 +299,7 @@ def _check_references(notebooks: list[Notebook]) -> None:
                 raise FedexitError(f"{where} needs: {need} is not a notebook listed before it")
             if missing := sorted(set(notebook.profiles) - set(earlier[need].profiles)):
                 raise FedexitError(f"{where} needs: {need} has no profile {missing[0]}, which {notebook.id} has")
-        used = [check["table"] for check in notebook.checks] + ([notebook.headline] if notebook.headline else [])
+        used = [check.table for check in notebook.checks] + ([notebook.headline] if notebook.headline else [])
         if undeclared := sorted(set(used) - set(notebook.artifacts)):
             raise FedexitError(f"{where} artifacts: {undeclared[0]} is used in checks or headline but not declared")
         for name in notebook.artifacts:

@@ -1,11 +1,12 @@
-"""Write the results, recommendation and speed of the README (`python -m fedexit.runner.readme`); no number is typed.
+"""Write the tables of results, recommendation and speed in the README (`python -m fedexit.runner.readme`).
 
-Of results, one row per notebook, from nbs_ci.yml and results/default, and one for each whose larger results are in
-results/study. The last column is the first sentence of the table declared as `headline`, where it has a column `says`.
+No number in them is typed. The results have one row per notebook, from nbs_ci.yml and results/default, and one more for
+each notebook with larger results in results/study. The last column is the first sentence of the table declared as
+`headline`, if that has a column `says`. The tables show stored results; `fedexit status` reports whether those are up
+to date.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +16,19 @@ import pandas as pd
 
 from fedexit.runner.manifest import Notebook, load_manifest
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import write_text
 from fedexit.support.paths import project_root
 
 PROFILE, LARGER = "default", "study"
 
 
 def render(readme: str, root: Path) -> str:
-    """The text `readme` with what is between its markers made anew from the project at `root`.
+    """Return the text `readme` with new tables between its markers, from the project at `root`.
 
     The markers are those of `table`, `recommendation` and `speed`.
 
-    Raises FedexitError when a marker is missing or nbs_ci.yml is at fault.
+    Raises:
+        FedexitError: a marker is missing or nbs_ci.yml has a fault.
     """
     readme = _between(readme, "table", partial(_results, root))
     search = root / "results" / LARGER / "14_local_objectives" / "tables"
@@ -43,7 +46,7 @@ def _between(readme: str, name: str, lines: Callable[[], list[str]]) -> str:
 
 
 def _recommendation(tables: Path) -> list[str]:
-    """What notebook 14 found by its search (hypothesis o4), a row per task; nothing before its study has run."""
+    """Return the findings of the search in notebook 14 (hypothesis o4), a row per task; [] before its study has run."""
     if not (tables / "verdicts.csv").is_file():
         return []
     found = pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'")
@@ -52,42 +55,43 @@ def _recommendation(tables: Path) -> list[str]:
     row = search.loc[one]
     less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
     if row["dev_ratio"] >= 1:
-        return [f"No entry with all tasks that costs a client about as much is better on dev: take `{other}`."]
+        return [f"No method that ran all tasks at about the same cost is better on dev: take `{other}`."]
     lines = [
-        f"Of the entries that cost a client about as much as the paper's recipe (`{other}`) and ran all tasks, the "
-        f'best on dev is **`{one}`**, that is `federate(..., method="{one}")`: its error on dev is {less} of the '
-        f"recipe's, and it costs a client at most {more} more.{_close(search, one)}",
+        f"Among the methods that ran all tasks and cost a client about as much as the paper's recipe (`{other}`), "
+        f'**`{one}`** is best on dev: `federate(..., method="{one}")`. Its error on dev is {less} times that of the '
+        f"recipe, and it costs a client at most {more} more.{_close(search, one)}",
         "",
-        f"On test, mean of exits, difference to `{other}`:",
+        f"Difference to `{other}` on test, mean over exits:",
         "",
-        "| task | seeds | difference, points | 95 % interval, outer limits of two | clearly better |",
+        "| task | seeds | difference, points | 95 % interval (wider of two) | better |",
         "|" + " --- |" * 5,
     ]
     for part in found.itertuples():
         difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
-        better = {"supported": "yes", "refuted": "no, worse", "undecided": "no"}[part.verdict]
+        better = {"supported": "yes", "refuted": "no, worse", "undecided": "not resolved"}[part.verdict]
         cells = [part.task, part.seeds, difference, f"{low} to {high}", better]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if "asr" in set(found["task"]):
-        lines += ["", "Points of `asr` are of characters, all others of clips."]
+        lines += ["", "A point is 1 % of the characters for `asr`, and 1 % of the clips for all other tasks."]
     return lines
 
 
 def _close(search: pd.DataFrame, best: str) -> str:
-    """Which entries dev can hardly tell from the `best`, as notebook 14 says it."""
+    """Return a sentence that names the entries within 0.02 of the `best` on dev."""
     near = search[search["equal_cost"] & (search["dev_ratio"] < search["dev_ratio"][best] + 0.02)].index.drop(best)
-    return f" Hardly to be told from it on dev: {', '.join(f'`{name}`' for name in near)}." if len(near) else ""
+    names = ", ".join(f"`{name}`" for name in near)
+    return f" Within 0.02 of it on dev, too close to call: {names}." if names else ""
 
 
 def _speed(table: Path) -> list[str]:
-    """A row per engine, workload and number of processes of `fedexit bench`; none before it has run."""
+    """Return a row per engine, workload and number of processes of `fedexit bench`; none before it has run."""
     if not table.is_file():
         return []
     cell = ["engine", "kind", "processes"]
     frame = pd.read_csv(table).query("equal_weights")
     wide = frame.pivot_table(index=cell, columns="quantity", values=["median", "ratio"], sort=False)
-    lines = ["| engine | clients | processes | round, s | of the bare loop's | start-up and first round | memory, MB |"]
-    lines.append("|" + " --- |" * 7)
+    head = "| engine | clients | processes | round, s | round, ratio | start-up and first round, ratio | memory, MB |"
+    lines = [head, "|" + " --- |" * 7]
     for (engine, kind, processes), row in wide.iterrows():
         cells = [engine, kind, processes, f"{row['median', 'round']:.3g}", f"{row['ratio', 'round']:.3g}"]
         cells += [f"{row['ratio', 'startup_and_first_round']:.3g}", f"{row['median', 'peak_memory']:.0f}"]
@@ -112,7 +116,7 @@ def _row(notebook: Notebook, root: Path, profile: str) -> str:
     declared = [name for name in notebook.artifacts if name.startswith("tables/")]
     tables = sum((root / folder / name).is_file() for name in declared) if done else len(declared)
     links = [f"[{name.stem}]({(folder / name).as_posix()})" for name in figures]
-    minutes = f"about {notebook.profiles[profile]['minutes']:g}"
+    minutes = f"about {notebook.profiles[profile].minutes:g}"
     if done:
         facts = json.loads(provenance.read_text(encoding="utf-8"))
         minutes = f"{facts['seconds'] / 60:.1f} on {facts['platform']['cpus']} cores"
@@ -128,19 +132,17 @@ def _row(notebook: Notebook, root: Path, profile: str) -> str:
 
 
 def _headline(table: Path) -> str:
-    if not table.is_file():  # results from before the notebook had it
+    if not table.is_file():  # the results are older than this table
         return ""
     frame = pd.read_csv(table)
     return str(frame["says"].iloc[0]) if "says" in frame else ""
 
 
 def main() -> int:
-    """Bring the table in the project's README.md up to date; exit code 2 and one line when it cannot be."""
+    """Write the tables in the project's README.md again; return exit code 2, after one line, when that fails."""
     try:
         path = project_root() / "README.md"
-        temporary = path.with_name(".README.md.part")
-        temporary.write_text(render(path.read_text(encoding="utf-8"), path.parent), encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        write_text(path, render(path.read_text(encoding="utf-8"), path.parent))
     except FedexitError as error:
         print(f"fedexit: {error}", file=sys.stderr)
         return 2

@@ -1,13 +1,12 @@
-"""Tables and figures of a notebook: where they go and how they keep the same bytes. Knows nothing of models.
+"""Write and read tables and figures of a notebook, bit-identical each time.
 
-`fedexit run` hands a notebook its folders in the environment. A person in JupyterLab has none: there the artifacts go
-to results/interactive/, so that trying things out never touches results that were run as declared.
+`fedexit run` gives a notebook its folders in environment variables. JupyterLab sets none: there the artifacts go to
+results/interactive/, so that trying things out never touches results that were run as declared.
 """
 
 import os
 import platform
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import replacing
 from fedexit.support.paths import results_dir
 
 if TYPE_CHECKING:
@@ -34,22 +34,25 @@ class Run:
     def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write `frame` to tables/<name>.csv and return it for display.
 
-        Raises FedexitError on a name with a suffix or folder, and on an index that the file would lose.
+        Raises:
+            FedexitError: the name has a suffix or folder, or the index would be lost in the file.
         """
         _write_csv(frame, self._target("tables", name, ".csv"))
         return frame
 
     def figure(self, fig: "Figure", name: str, data: pd.DataFrame) -> None:
-        """Write `fig` to figures/<name>.png and what it plots to figures/<name>.csv. Raises as `table` does."""
+        """Write `fig` to figures/<name>.png and the plotted `data` to figures/<name>.csv. Raise as `table` does."""
         _write_csv(data, self._target("figures", name, ".csv"))
-        # no Software entry: the same figure is the same bytes
+        # without the Software entry the file is bit-identical under every version of Matplotlib
         save = {"dpi": DPI, "format": "png", "bbox_inches": "tight", "metadata": {"Software": None}}
-        _replace(self._target("figures", name, ".png"), lambda path: fig.savefig(path, **save))
+        with replacing(self._target("figures", name, ".png")) as part:
+            fig.savefig(part, **save)
 
     def read(self, other: str, name: str) -> pd.DataFrame:
-        """Table `name` of the notebook `other`, as it was run in this profile.
+        """Return the table `name` of the notebook `other`, as it was run in this profile.
 
-        Raises FedexitError when `other` was not run, or when `nbs_ci.yml` does not say that this notebook needs it.
+        Raises:
+            FedexitError: `other` was not run, or is not among the `needs` of this notebook in `nbs_ci.yml`.
         """
         needs = os.environ.get("FEDEXIT_NEEDS")
         if needs is not None and other not in needs.split():
@@ -62,10 +65,10 @@ class Run:
         raise FedexitError(f"no table {name} of {other}; make it with: fedexit run --profile {self.profile} {other}")
 
     def state(self, name: str) -> Path:
-        """Path of a checkpoint (its folder exists). It outlives a failed run and goes when the run succeeds.
+        """Return the path of a checkpoint (its folder exists). A run that succeeds removes it.
 
-        Under `fedexit run` the folder belongs to these parameters and this code; in JupyterLab it does not, so whoever
-        reads a checkpoint compares its settings.
+        Under `fedexit run` the folder belongs to these parameters and this code. In JupyterLab it does not, so the
+        reader of a checkpoint must compare its settings.
         """
         interactive = results_dir() / ".state" / "interactive" / self.profile / self.id
         path = Path(os.environ.get("FEDEXIT_STATE", interactive)) / name
@@ -73,10 +76,10 @@ class Run:
         return path
 
     def kept(self, name: str) -> Path:
-        """Path of a store that is committed with the results: for studies that take several sittings.
+        """Return the path of a store that is committed with the results, for studies that take several sittings.
 
-        The profile's notebooks share it. It outlives everything, changes of the code included: whoever reads it
-        compares its settings, and what it holds was made by the code of its commit.
+        The notebooks of the profile share it. It is never removed, not even when the code changes: the reader must
+        compare settings, and records the code that made each entry.
         """
         path = results_dir() / "kept" / self.profile / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,14 +95,16 @@ class Run:
 
 
 def start(id: str, profile: str, seed: int | None = None) -> Run:
-    """Begin notebook `id`: print versions, device and seed, and return the run that writes its tables and figures.
+    """Print versions, device and seed, and return the run that writes the tables and figures of notebook `id`.
 
-    Raises FedexitError when `fedexit run` runs another notebook than `id`.
+    Raises:
+        FedexitError: `fedexit run` runs another notebook than `id`.
     """
-    import torch  # the device is torch's
+    import torch
 
     if _in_runner() and Path(os.environ["FEDEXIT_OUT"]).parent.name != id:
-        raise FedexitError(f"start({id!r}) stands in the notebook {Path(os.environ['FEDEXIT_OUT']).parent.name}")
+        own = Path(os.environ["FEDEXIT_OUT"]).parent.name
+        raise FedexitError(f"start({id!r}) is called in the notebook {own}; write start({own!r}, ...)")
     packages = ("fedexit", "torch", "torchaudio", "transformers", "numpy")
     print("python", platform.python_version(), *(f"| {name} {version(name)}" for name in packages))
     device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
@@ -108,7 +113,7 @@ def start(id: str, profile: str, seed: int | None = None) -> Run:
 
 
 def check_tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `frame` if its columns are those of `TIDY`, in order; else raises FedexitError naming the difference."""
+    """Return `frame` if its columns are those of `TIDY`, in order. Raise FedexitError that names the difference."""
     columns = list(frame.columns)
     missing, extra = sorted(set(TIDY) - set(columns)), sorted(set(columns) - set(TIDY))
     if missing or extra:
@@ -125,19 +130,10 @@ def _in_runner() -> bool:
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     if any(name is not None for name in frame.index.names):
         raise FedexitError(f"{path.stem}: the index {list(frame.index.names)} would be lost; use reset_index() first")
-    _replace(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n", float_format=_float))
+    with replacing(path) as part:
+        frame.to_csv(part, index=False, lineterminator="\n", float_format=_float)
 
 
 def _float(value: float) -> str:
-    """Ten significant digits: all of a float32 and none of the noise of summing in another order."""
+    """Return ten significant digits: all of a float32 and none of the noise of summing in another order."""
     return repr(float(f"{value:.10g}"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write through a temporary name, so that a half-written file is never found under the real one."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

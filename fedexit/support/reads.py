@@ -1,12 +1,14 @@
 """Record what a notebook really reads: corpora, backbones and kept cells, for the provenance of its results.
 
 `fedexit run` names a file in `FEDEXIT_READS`; every process of the notebook appends one JSON line per thing it reads.
-Outside of `fedexit run` nothing is recorded.
+`FEDEXIT_UNDECLARED` maps what the notebook may not read to the reason. Outside of `fedexit run` nothing is recorded.
 """
 
 import json
 import os
 from pathlib import Path
+
+from fedexit.support.errors import FedexitError
 
 KINDS = ("corpus", "backbone", "cell")
 
@@ -24,7 +26,12 @@ def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
         name: the corpus or backbone as the user names it; a cell's path below the results folder.
         checksum: hash of its content.
         code: for cells, the hash of the code that made it ("" if unknown).
+
+    Raises:
+        FedexitError: under `fedexit run`, nbs_ci.yml does not declare it.
     """
+    if reason := json.loads(os.environ.get("FEDEXIT_UNDECLARED", "{}")).get(f"{kind} {name}"):
+        raise FedexitError(reason)
     target = os.environ.get("FEDEXIT_READS")
     if not target:
         return

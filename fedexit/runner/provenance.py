@@ -1,0 +1,191 @@
+"""Keep the record of how each result was made, and compare it with the present state of the project."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedexit.data.places import QUEEN, TARS, UNLABELLED
+from fedexit.runner import fingerprint
+from fedexit.runner.manifest import Notebook
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import file_hash, write_text
+from fedexit.support.paths import backbones_dir, project_root, results_dir
+from fedexit.support.reads import read_notes
+
+NOT_HERE = "the results came with the project and were not run here"
+UNRECORDED = "made before fedexit recorded what a notebook reads; run it again"
+CELLS_CODE = "fedexit.lab.cells"
+
+
+@dataclass(frozen=True)
+class State:
+    """How stored results relate to the present inputs.
+
+    changed: why the results are not those of the present inputs.
+    unverified: why nobody can know whether they are.
+    """
+
+    changed: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> list[str]:
+        """All reasons to run the notebook; empty when its results are up to date."""
+        return self.changed + self.unverified
+
+
+def state_folder(notebook: Notebook, profile: str) -> Path:
+    """Return the folder where a notebook works until its results are complete."""
+    return results_dir() / ".state" / profile / notebook.id
+
+
+def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
+    """Compare the stored results of `notebook` with its present inputs.
+
+    Raises:
+        FedexitError: the notebook cannot be read or a corpus is missing.
+    """
+    parts = fingerprint.components(notebook, profile, parameters, results_dir() / profile)
+    folder = results_dir() / profile / notebook.id
+    try:
+        stored = json.loads(_provenance(notebook, profile).read_text(encoding="utf-8"))
+        earlier, hashes = dict(stored["fingerprint"]), dict(stored["artifacts"])
+        if "reads" not in stored:
+            return State(unverified=[UNRECORDED])
+        changed = fingerprint.differences(earlier, parts)
+        lost, unverified = _cells_compared(stored["reads"]["cell"])
+    except FileNotFoundError:
+        return State(changed=["never run"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return State(changed=["provenance.json is damaged"])
+    changed += lost
+    for name in ["notebook.ipynb", *notebook.artifacts]:
+        if not (folder / name).is_file():
+            changed.append(f"{name} missing")
+        elif name in hashes and file_hash(folder / name) != hashes[name]:
+            changed.append(f"{name} changed by hand")
+    changed += [f"{name} no longer declared" for name in sorted(set(hashes) - set(notebook.artifacts))]
+    if not changed and not unverified and not was_run_here(notebook, profile):
+        changed = [NOT_HERE]
+    return State(changed, unverified)
+
+
+def described(notebook: Notebook, profile: str, parameters: dict) -> str:
+    """Return `up to date`, `to run (why)` or `unverified (why)`, also where a corpus is missing."""
+    try:
+        state = state_of(notebook, profile, parameters)
+    except FedexitError as error:
+        state = State(changed=[str(error)])
+        with suppress(OSError, ValueError, TypeError):
+            if "reads" not in json.loads(_provenance(notebook, profile).read_text(encoding="utf-8")):
+                state = State(unverified=[UNRECORDED, *state.changed])
+    if not state.reasons:
+        return "up to date"
+    return f"{'to run' if state.changed else 'unverified'} ({'; '.join(state.reasons)})"
+
+
+def _cells_compared(cells: dict[str, dict]) -> tuple[list[str], list[str]]:
+    """Return what changed in the kept cells that were read, and which of them other or unknown code made."""
+    changed = [name for name, note in sorted(cells.items()) if _content(name) not in (None, note["checksum"])]
+    gone = [name for name in sorted(cells) if _content(name) is None]
+    unknown = [name for name, note in cells.items() if not note["code"]]
+    code = fingerprint.code_hash(CELLS_CODE) if len(unknown) < len(cells) else ""
+    other = [name for name, note in cells.items() if note["code"] not in ("", code)]
+    said = [(changed, "changed"), (gone, "are gone")]
+    made = [(unknown, "were made by unknown code"), (other, "were made by other code than the present")]
+    return tuple(
+        [f"{len(names)} of {len(cells)} kept cells {verb} ({names[0]})" for names, verb in group if names]
+        for group in (said, made)
+    )
+
+
+def _content(cell: str) -> str | None:
+    """Return a hash of the files of a kept cell (`<name>`, `<name>.errors.csv.gz`, ...); None if there are none."""
+    path = results_dir() / cell
+    own = re.compile(re.escape(path.name) + r"(\.[a-z][\w.]*)?")
+    files = sorted(file for file in path.parent.glob("*") if own.fullmatch(file.name))
+    return "+".join(map(file_hash, files)) or None
+
+
+def was_run_here(notebook: Notebook, profile: str) -> bool:
+    """Return whether the stored results were made in this copy of the project; git has results, but not the mark."""
+    mark = _mark(notebook, profile)
+    return mark.is_file() and mark.read_text(encoding="utf-8") == file_hash(_provenance(notebook, profile))
+
+
+def mark_as_run_here(notebook: Notebook, profile: str) -> None:
+    """Note that the stored results were made in this copy of the project."""
+    write_text(_mark(notebook, profile), file_hash(_provenance(notebook, profile)))
+
+
+def _mark(notebook: Notebook, profile: str) -> Path:
+    return state_folder(notebook, profile) / "run_here"
+
+
+def _provenance(notebook: Notebook, profile: str) -> Path:
+    return results_dir() / profile / notebook.id / "provenance.json"
+
+
+def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
+    """Return the reason for each corpus and backbone (`corpus emodb`) that the notebook may not read in `profile`."""
+    folders = [folder.name for folder in backbones_dir().glob("*") if folder.is_dir()]
+    kinds = [
+        ("corpus", "data", {QUEEN, UNLABELLED, *TARS} - set(notebook.data_in(profile))),
+        ("backbone", "backbones", set(folders) - set(notebook.backbones_in(profile))),
+    ]
+    return {
+        f"{kind} {name}": f"{notebook.id} reads the {kind} {name}, which nbs_ci.yml does not declare; add {name} to "
+        f"{section} of the notebook or of its profile {profile}"
+        for kind, section, names in kinds
+        for name in sorted(names)
+    }
+
+
+def recorded_reads(file: Path) -> dict[str, dict]:
+    """Return what a run noted in `file`, except corpora, models and cells that it made for itself."""
+    reads = {kind: {n: note for n, note in notes.items() if not _own(n)} for kind, notes in read_notes(file).items()}
+    kept = {name: note for name, note in reads["cell"].items() if not name.startswith(".state/")}
+    return reads | {"cell": {name: note | {"checksum": _content(name)} for name, note in kept.items()}}
+
+
+def _own(name: str) -> bool:
+    """Return whether a corpus or model is a folder that does not outlive the run."""
+    temporary = (Path(tempfile.gettempdir()), results_dir() / ".state")
+    return Path(name).is_absolute() and any(Path(name).is_relative_to(folder) for folder in temporary)
+
+
+def write(notebook: Notebook, profile: str, parts: dict, reads: dict, seconds: float, folder: Path) -> None:
+    """Write `folder`/provenance.json: how the results in `folder` were made.
+
+    Parameters and the versions of libraries are in `parts`, the components of the fingerprint.
+    """
+    provenance = {
+        "artifacts": {name: file_hash(folder / name) for name in notebook.artifacts},
+        "fingerprint": parts,
+        "git": _git_state(),
+        "notebook": notebook.id,
+        "platform": {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()},
+        "profile": profile,
+        "python": platform.python_version(),
+        "reads": reads,
+        "seconds": round(seconds, 1),
+    }
+    write_text(folder / "provenance.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+
+
+def _git_state() -> dict | None:
+    """Return the commit and whether anything but results differs from it; None outside git."""
+    git = ["git", "-C", str(project_root())]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = [*git, "status", "--porcelain", "--", ".", ":(exclude)results"]
+        dirty = subprocess.run(changes, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(dirty)}
