@@ -34,7 +34,7 @@ lint: .venv/installed ## check style, format, imports between folders, and types
 	@echo "== lint: seconds; about a minute the first time"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@.venv/bin/lint-imports --no-logo
+	@$(dir $(PY))lint-imports --no-logo
 	@$(PY) -m mypy
 
 corpus: .venv/installed ## fetch the speech (queen) if it is missing
