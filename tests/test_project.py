@@ -127,7 +127,7 @@ DIALECT = re.compile(
 )
 NOT_A_VERB = re.compile(
     r"(?:An?|The|One|Two|Each|Every|All|Any|No|Not|Its?|This|That|These|Those|There|Everything|Nothing|Something|If|Of|In"
-    r"|For|By|With|To|As|From|At|On|What|Which|Who|Whose|How|Where|When|Why|Whether|\w+(?:tion|ness|(?<![sc])s))\b"
+    r"|For|By|With|To|As|From|At|On|What|Which|Who|Whose|How|Where|When|Why|Whether|(?!Partition)\w+tion|\w+ness|\w+[^\Ws]s)\b"
 )
 
 
