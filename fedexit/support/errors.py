@@ -9,5 +9,6 @@ class FedexitError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message, or its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of a library's error, with the second if that explains it; its type if it is empty."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

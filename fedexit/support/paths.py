@@ -1,6 +1,7 @@
 """Find the folders of the project: its root, data, backbones and results."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from fedexit.support.errors import FedexitError
@@ -37,6 +38,31 @@ def backbones_dir() -> Path:
 def results_dir() -> Path:
     """Return the folder of results: FEDEXIT_RESULTS, or `results/` of the project."""
     return _named_folder("FEDEXIT_RESULTS") or project_root() / "results"
+
+
+def named_or_folder(name: str | Path, known: Collection[str], kind: str, own: Path | None = None) -> str | Path:
+    """Return `name` if it is one of the `known` names, else the folder or file that it gives.
+
+    A `Path`, or a text with a separator such as `./queen`, always gives a place on disk, never a known name.
+
+    Args:
+        name: what the user gave.
+        known: reserved names.
+        kind: what is named, for the message: "corpus" or "backbone".
+        own: place of the known thing, if it is there; being in the folder above it is no clash.
+
+    Raises:
+        FedexitError: `name` is a known name and also a folder or file here, so it is unclear which one is meant.
+    """
+    if isinstance(name, Path) or name not in known:  # no known name holds a separator
+        return Path(name)
+    here = Path(name)
+    if os.path.lexists(here) and not (own is not None and here.exists() and own.exists() and here.samefile(own)):
+        raise FedexitError(
+            f"{name!r} is the name of a {kind} of fedexit and also a file or folder here; write ./{name} for yours, "
+            f"or rename it to use the {kind} of fedexit"
+        )
+    return name
 
 
 def _named_folder(variable: str) -> Path | None:
