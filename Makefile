@@ -31,7 +31,7 @@ test: .venv/installed lint ## run what CI runs: lint, every notebook with small 
 	@$(PY) -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed ## check style, format, imports between folders, and types
-	@echo "== lint: seconds; about a minute the first time"
+	@echo "== lint: seconds; half a minute the first time"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(dir $(PY))lint-imports --no-logo
