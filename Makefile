@@ -1,11 +1,11 @@
 # The two commands of the README, `make reproduce` and `make test`, and three small ones. Everything they make stays
 # in .venv/, data/ and results/.
 
-# tried in this order; another one: make PYTHON=python3.12 reproduce
-PYTHON ?= python3.11 python3
+# Interpreters, tried in this order. Choose another one with: make PYTHON=/path/to/python3.12 reproduce
+PYTHON ?= python3.11 python3.12 python3.13 python3
 PY := .venv/bin/python
 MAKEFLAGS += --no-print-directory
-# the models are small: a second thread costs more than it gives, and one thread adds in the same order everywhere
+# The models are small: a second thread slows them down, and one thread adds numbers in the same order on every machine.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -14,36 +14,41 @@ export OMP_NUM_THREADS ?= 1
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: .venv/installed corpus ## install, fetch the speech, run every notebook that is out of date: results/default
-	@echo "== notebooks, profile default: each line says how long it takes; stopped halfway, the same command resumes"
+reproduce: .venv/installed corpus ## install, fetch the speech and run every notebook that is out of date (results/default)
+	@echo "== notebooks, profile default: each line gives the expected time; if interrupted, run the same command again"
 	@$(PY) -m fedexit run --profile default
 	@$(PY) -m fedexit.runner.readme
 
-test: .venv/installed lint ## what CI runs: lint, every notebook with the small parameters, tests
+test: .venv/installed lint ## run what CI runs: lint, every notebook with small parameters, tests
 	@if $(MAKE) corpus; then \
-	  echo "== notebooks, profile smoke: each line says how long it takes" && $(PY) -m fedexit run --profile smoke; \
+	  echo "== notebooks, profile smoke, two at a time: each line gives the expected time" && \
+	  $(PY) -m fedexit run --profile smoke --jobs 2; \
 	elif test -n "$$CI"; then exit 1; \
 	else \
-	  echo "== no corpus: the notebooks are NOT run and the tests that need it skip"; \
+	  echo "== no corpus: the notebooks do NOT run, and the tests that need the corpus are skipped"; \
 	fi
-	@echo "== tests, two at a time: about 5 minutes"
+	@echo "== tests, two at a time: a few minutes"
 	@$(PY) -m pytest -n 2 --dist worksteal
 
-lint: .venv/installed ## check style and formatting of modules, tests and notebooks
-	@echo "== lint: some seconds"
+lint: .venv/installed ## check style, format, imports between folders, and types
+	@echo "== lint: seconds; half a minute the first time"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(dir $(PY))lint-imports --no-logo
+	@$(PY) -m mypy
 
-corpus: .venv/installed ## fetch the speech (queen) unless it is there
+corpus: .venv/installed ## fetch the speech (queen) if it is missing
 	@test -f "$${FEDEXIT_DATA:-data}/cache/queen/manifest.csv" || { \
-	  echo "== speech: fetching 35 MB and decoding them, about a minute" && $(PY) -m fedexit data fetch queen; \
+	  echo "== speech: downloading and decoding 35 MB, about a minute" && $(PY) -m fedexit data fetch queen; \
 	} || { \
-	  echo "make: no speech; by hand: .venv/bin/fedexit data fetch queen --from FILE (data/README.md), then make again"; \
+	  echo "make: the speech is missing; download it (data/README.md), run .venv/bin/fedexit data fetch queen --from FILE," \
+	    "then make again"; \
 	  exit 1; \
 	} >&2
 
-clean: ## remove checkpoints, smoke and interactive results, tool caches (reproduce then runs all); never audio
-	rm -rf results/.state results/smoke results/interactive .pytest_cache .ruff_cache .hypothesis
+clean: ## remove checkpoints, smoke and interactive results and tool caches; `reproduce` then runs everything again
+	rm -rf results/.state results/smoke results/interactive
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find fedexit tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml requirements.lock
@@ -52,12 +57,14 @@ clean: ## remove checkpoints, smoke and interactive results, tool caches (reprod
 	  for name in $(PYTHON); do \
 	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
 	  done; \
-	  test -n "$$found" || { echo "make: no Python 3.11 or newer ($(PYTHON)); install it, or name it: make PYTHON=..."; exit 1; }; \
-	  df -Pk . | awk 'NR == 2 {exit $$4 < 8000000}' || { echo "make: less than 8 GB of disk free; make room first"; exit 1; }; \
+	  test -n "$$found" || { \
+	    echo "make: found no Python 3.11 or newer ($(PYTHON)); install one, or name it: make PYTHON=..."; exit 1; }; \
+	  df -Pk . | awk 'NR == 2 {exit $$4 < 8000000}' || { \
+	    echo "make: less than 8 GB of disk space are free; free some, then run make again"; exit 1; }; \
 	  $$found -m venv .venv || { rm -rf .venv; echo "make: $$found cannot make a venv; install its venv module"; exit 1; }; \
 	} >&2
-	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[dev,lora]" || { \
-	  echo "make: installation failed; check the network, and the disk (8 GB), then run the same command again"; \
+	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[dev,lora,beam]" || { \
+	  echo "make: the installation failed; check the network and the disk space (8 GB), then run the same command again"; \
 	  exit 1; \
 	} >&2
 	@touch $@

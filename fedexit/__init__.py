@@ -1,6 +1,6 @@
 """fedexit: federated fine-tuning of self-supervised speech models with early exits (Guo et al., Interspeech 2026).
 
-The public names live here; each is loaded on first use, so that the command line answers without importing torch.
+The public names are imported from here. Each is loaded on first use, so that the command line starts without torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m fedexit` is the command `fedexit`."""
+"""Run the command `fedexit` as `python -m fedexit`."""
 
 import sys
 

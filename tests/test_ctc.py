@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-import torchaudio
+import torchaudio.models.decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -13,6 +13,7 @@ from fedexit.support.errors import FedexitError
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> results.Run:
     """A run of notebook 02_b outside the runner."""
+    (tmp_path / "nbs_ci.yml").touch()
     monkeypatch.setenv("FEDEXIT_ROOT", str(tmp_path))
     for name in ("FEDEXIT_OUT", "FEDEXIT_STATE", "FEDEXIT_NEEDS", "FEDEXIT_RESULTS"):
         monkeypatch.delenv(name, raising=False)

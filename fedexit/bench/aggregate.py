@@ -1,4 +1,4 @@
-"""How fast the server averages: the streaming aggregator beside plainer ways and the limit that memory sets."""
+"""Measure how fast the server averages: the streaming aggregator, simpler ways, and the limit set by memory."""
 
 import gc
 import sys
@@ -16,24 +16,34 @@ from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.names import layer_of
 
-DEPTHS = {"full": (12,), "mixed": (3, 6, 9, 12)}  # the clients' depths, in turn
+DEPTHS = {"full": (12,), "mixed": (3, 6, 9, 12)}  # client i has depth i modulo the number of depths
 WAYS = [("limit", "full"), ("aggregator", "full"), ("aggregator", "mixed"), ("sum", "full"), ("stack", "full")]
-_STACKED = 4  # clients of the way that must hold them all
+_STACKED = 4  # clients of the way `stack`, which holds all of them in memory
 
 Read = Callable[[int], dict[str, Tensor]]
 
 
 def one_way(way: str, depths: str, clients: int, preset: str, started: float) -> list[dict]:
-    """Average `clients` models of the geometry `preset` in one way; a row per quantity, in GB/s of clients' bytes.
+    """Average client models in one way and return a row per measured quantity.
 
-    `limit`: one vector added to another in place, which no streaming way can beat. `aggregator`: `Aggregator`, with
-    `result` and, in a row of its own, without. `sum`: `acc = acc + w * u`. `stack`: a list of clients, stacked and
-    summed. Time is that of averaging alone. `extra_mb` is the peak memory beyond the global weights and one client (but
-    the vectors of `limit` are its own), NaN outside Linux. `started` is not needed.
+    Args:
+        way: `limit` adds one vector to another in place, which no streaming way can beat. `aggregator` uses
+            `Aggregator`; a second row leaves out the time of `result`. `sum` computes `acc = acc + w * u`. `stack`
+            collects the clients in a list, stacks and sums them.
+        depths: a key of `DEPTHS`.
+        clients: number of clients; `stack` takes at most four.
+        preset: a backbone name; the models have its shape and random weights.
+        started: unused; every target has it.
+
+    Returns:
+        Rows with `gb_per_s`, the clients' bytes divided by the time of averaging alone, and `extra_mb`, the peak memory
+        beyond the global weights and one client. `extra_mb` of `limit` includes its own vectors; it is NaN outside
+        Linux.
     """
     weights = MultiExitModel(load_backbone(preset), ["a", "b"]).trainable_weights()
     clients = min(clients, _STACKED) if way == "stack" else clients
-    turns, extra = DEPTHS[depths], []
+    turns = DEPTHS[depths]
+    extra: list[float] = []
     read = _reader(weights, turns)
     moved = sum(_bytes(_held(weights, turns[client % len(turns)])) for client in range(clients))
     with _peak(extra):
@@ -43,7 +53,10 @@ def one_way(way: str, depths: str, clients: int, preset: str, started: float) ->
 
 
 def _reader(weights: dict[str, Tensor], depths: tuple[int, ...]) -> Read:
-    """Gives client i's weights: one buffer for all clients, far larger than a cache, with new bits for each."""
+    """Return a function that gives client i's weights.
+
+    All clients share one buffer, which is larger than a processor's cache and changes for each client.
+    """
     buffer = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
 
     def read(client: int) -> dict[str, Tensor]:
@@ -110,13 +123,13 @@ _WAYS = {"limit": _limit, "aggregator": _aggregator, "sum": _sum, "stack": _stac
 
 @contextmanager
 def _peak(found: list[float]) -> Iterator[None]:
-    """Append to `found` by how many bytes the block's resident memory rises at most; NaN outside Linux."""
+    """Append to `found` the largest rise of resident memory (bytes) during the block; NaN outside Linux."""
     gc.collect()
     if not sys.platform.startswith("linux"):
         yield
         found.append(float("nan"))
         return
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     yield
     found.append(resident("VmHWM") - before)

@@ -1,6 +1,6 @@
-"""A measurement in a process of its own: `python -m fedexit.bench.child NAME JSON` prints its result as one JSON line.
+"""Run a measurement in a separate process: `python -m fedexit.bench.child NAME JSON` prints its result as JSON.
 
-`launch` starts it and watches the memory of it and all that it starts.
+`launch` starts the process and samples the memory of it and its descendants.
 """
 
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import psutil
 import fedexit
 from fedexit.support.errors import FedexitError
 
-# What can run in a child, by name: each takes the keywords in JSON, and `started`, and returns what JSON can hold, a
-# dictionary or a list of rows.
+# Functions that can run in a child. Each takes the keywords of the JSON argument and `started`, and returns a
+# dictionary or a list of rows that JSON can hold.
 TARGETS = {
     "bare": "fedexit.bench.engines:bare",
     "fedexit": "fedexit.bench.engines:fedexit",
@@ -27,17 +28,28 @@ TARGETS = {
     "aggregate": "fedexit.bench.aggregate:one_way",
     "depth": "fedexit.bench.depth:steps",
 }
-_LIMIT = 1200  # seconds, some twenty times what the longest takes: Flower waits for ever when Ray could not start
-_EVERY = 0.25  # seconds between two looks at the memory
+_LIMIT = 1200  # seconds, about twenty times the longest run; Flower waits for ever if Ray fails to start
+_EVERY = 0.25  # seconds between two samples of the memory
 
 
 def launch(name: str, arguments: dict, threads: int = 1, python: str | Path = sys.executable, ranks: int = 1) -> dict:
-    """What target `name` returns for `arguments` (a list as `rows`), and the `peak_mb` of its processes.
+    """Run target `name` in a new process and return its result with the `peak_mb` of its processes.
 
-    `python` runs it, with so many threads. The peak is that of the proportional set size, where a shared page
-    counts once (where the system tells; else of the unique set size). With several `ranks`, torchrun starts as many and
-    the first one answers.
-    Raises FedexitError, with the last line that it said, when the process fails or takes twenty minutes.
+    The peak is that of the proportional set size, which counts a shared page once. Where the system does not report
+    it, the unique set size is used.
+
+    Args:
+        name: a key of `TARGETS`.
+        arguments: keywords of the target, ready for JSON.
+        threads: threads of the process, for every library.
+        python: interpreter that runs the target.
+        ranks: with more than one, torchrun starts this many processes and the first one answers.
+
+    Returns:
+        The dictionary of the target; a list of rows comes as `rows`.
+
+    Raises:
+        FedexitError: the process fails (with its last line of output) or runs for twenty minutes.
     """
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     job = json.dumps({**arguments, "threads": threads, "started": time.time()})
@@ -48,22 +60,22 @@ def launch(name: str, arguments: dict, threads: int = 1, python: str | Path = sy
     memory = _Memory(process.pid)
     memory.start()
     try:
-        said, complained = process.communicate(timeout=_LIMIT)
+        output, errors = process.communicate(timeout=_LIMIT)
     except subprocess.TimeoutExpired:
-        raise FedexitError(f"{name} did not end within twenty minutes") from None
+        raise FedexitError(f"{name} did not end within twenty minutes; stop other programs and run it again") from None
     finally:
         memory.ended.set()
         _end(process)
-    answers = [line for line in said.splitlines() if line.startswith("{")]
+    answers = [line for line in output.splitlines() if line.startswith("{")]
     if process.returncode or not answers:
-        last = [f"it ended with code {process.returncode}", *complained.strip().splitlines()][-1]
+        last = [f"it ended with code {process.returncode}", *errors.strip().splitlines()][-1]
         raise FedexitError(f"{name} failed: {last}")
     memory.join()
     return {**json.loads(answers[-1]), "peak_mb": memory.peak / 1e6}
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """This process's, with the threads set for every library, this very package to import, and nothing sent out."""
+    """Return this process's environment with the number of threads, this package to import and no telemetry."""
     package = str(Path(fedexit.__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     quiet = dict(FEDEXIT_PROGRESS="0", HF_HUB_OFFLINE="1", FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0")
@@ -71,19 +83,18 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill `process`, with all that it started, if it still runs."""
+    """Kill `process` and its descendants if it still runs."""
     if process.poll() is not None:
         return
-    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        try:
+    root = psutil.Process(process.pid)
+    for each in [*root.children(recursive=True), root]:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             each.kill()
-        except psutil.NoSuchProcess:
-            continue  # ended by itself meanwhile
     process.communicate()
 
 
 class _Memory(threading.Thread):
-    """Watches the summed memory of a process and its descendants; `peak` in bytes."""
+    """Sample the total memory of a process and its descendants until `ended` is set; `peak` is in bytes."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
@@ -101,19 +112,19 @@ class _Memory(threading.Thread):
 def _size(process: psutil.Process) -> int:
     try:
         info = process.memory_full_info()
-    except psutil.Error:  # it ended meanwhile, or is another user's
+    except psutil.Error:  # it has ended, or belongs to another user
         return 0
     return getattr(info, "pss", info.uss)
 
 
 def main() -> None:
     """Run the target that the command line names and print its result."""
-    import torch
-
     name, job = sys.argv[1:]
     arguments = json.loads(job)
-    torch.set_num_threads(arguments.pop("threads"))
     module, function = TARGETS[name].split(":")
+    import torch  # after the cheap checks, because it takes seconds
+
+    torch.set_num_threads(arguments.pop("threads"))
     if "workload" in arguments:
         from fedexit.bench.workload import Workload
 

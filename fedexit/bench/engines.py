@@ -1,10 +1,11 @@
-"""The engines without a peer's code: the bare loop, which is the floor, and fedexit's own."""
+"""Run the workload with the bare loop, which is the floor, and with `federate`."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from multiprocessing.synchronize import Barrier
 from typing import SupportsIndex
 
 import torch
@@ -29,19 +30,26 @@ from fedexit.federated.methods import find_method
 from fedexit.model.backbone import Backbone
 from fedexit.model.exits import MultiExitModel
 
-_PATIENCE = 1800  # seconds that one process of the bare loop waits for another: a dead one shall not hang it for good
+_PATIENCE = 1800  # seconds that a process of the bare loop waits for another, in case that one has died
 
 
 def bare(workload: Workload, processes: int, started: float) -> dict:
-    """FedAvg with nothing around it, the least that `workload` can cost: each process trains its share of the clients
-    into a sum of its own, and this one, which trains too, adds up the sums.
+    """Run FedAvg with nothing around it: the lowest cost of `workload`.
 
-    `started`: `time.time()` when the process was asked for. Returns `startup` (s), `rounds` (s each), the `outcome`.
+    Each process trains its share of the clients and sums their weights. This process trains too and adds up the sums.
+
+    Args:
+        workload: what to train.
+        processes: number of processes that train.
+        started: `time.time()` when the process was requested.
+
+    Returns:
+        `startup` (seconds), `rounds` (seconds of each) and the `outcome`.
     """
     model = build_model(workload)
     weights = {name: tensor.clone().share_memory_() for name, tensor in model.trainable_weights().items()}
     sums = [{n: torch.zeros_like(t).share_memory_() for n, t in weights.items()} for _ in range(processes)]
-    context = get_context("fork")  # the cheapest there is
+    context = get_context("fork")  # the cheapest way to start a process
     barrier = context.Barrier(processes, timeout=_PATIENCE)
     shares = [range(first, workload.clients, processes) for first in range(processes)]
     others = [
@@ -68,7 +76,7 @@ def bare(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Trainer:
-    """A process's share of the clients, and scratch models for them."""
+    """Hold a process's share of the clients and a scratch model for each of their depths."""
 
     def __init__(self, workload: Workload, model: MultiExitModel, share: Sequence[int]):
         self.workload, self.clients = workload, [build_client(workload, number) for number in share]
@@ -87,7 +95,7 @@ class _Trainer:
 
 
 def _helper(
-    workload: Workload, model: MultiExitModel, share: Sequence[int], weights: dict, sums: dict, barrier
+    workload: Workload, model: MultiExitModel, share: Sequence[int], weights: dict, sums: dict, barrier: Barrier
 ) -> None:
     trainer = _Trainer(workload, model, share)
     barrier.wait()
@@ -98,7 +106,7 @@ def _helper(
 
 
 def _totals(workload: Workload, model: MultiExitModel) -> dict[str, int]:
-    """Examples behind each weight that some client trains."""
+    """Return, for each weight that some client trains, the number of examples of those clients."""
     totals: dict[str, int] = {}
     names = {depth: list(model.client_model(depth).trainable_weights()) for depth in model.exits}
     for client in build_clients(workload):
@@ -108,10 +116,10 @@ def _totals(workload: Workload, model: MultiExitModel) -> dict[str, int]:
 
 
 def fedexit(workload: Workload, processes: int, started: float) -> dict:
-    """`federate` on `workload`; arguments and result as of `bare`, but that `rounds` lacks the last one.
+    """Run `federate` on `workload`. Arguments and result are those of `bare`, but `rounds` lacks the last round.
 
-    In a `mixed` workload the frozen convolutions' output is computed beforehand, within `startup`. The first of
-    `rounds` begins with the call of `federate`.
+    In a `mixed` workload the output of the frozen convolutions is computed beforehand, as a part of `startup`. The
+    first round begins with the call of `federate`.
     """
     model, clients = build_model(workload), build_clients(workload)
     if workload.kind == "mixed":
@@ -131,16 +139,17 @@ def fedexit(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Clock(list):
-    """Clients that note when the first of them is asked for: `federate` does so as each round begins.
+    """List clients and record the time whenever the first of them is read.
 
-    So its rounds are timed from outside and it needs no hook; but where the last one ends is not seen.
+    `federate` reads it once at the start of each round, so its rounds can be timed without a hook. The end of the last
+    round is not visible.
     """
 
     def __init__(self, clients: Sequence[Client]):
         super().__init__(clients)
         self.marks: list[float] = []
 
-    def __getitem__(self, position: SupportsIndex) -> Client:
+    def __getitem__(self, position: SupportsIndex) -> Client:  # type: ignore[override]
         if position == 0:
             self.marks.append(time.perf_counter())
         return super().__getitem__(position)

@@ -1,10 +1,11 @@
-"""Flower's simulation (PyPI: flwr[simulation], on Ray) on the shared workload. Runs where Flower is installed."""
+"""Run the shared workload with Flower's simulation (PyPI: flwr[simulation], on Ray), where it is installed."""
 
 import logging
 import os
 import time
 from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -21,11 +22,12 @@ client_app = ClientApp()
 
 
 def flower(workload: Workload, processes: int, started: float) -> dict:
-    """FedAvg by Flower with so many Ray actors. Arguments and result as of `fedexit.bench.engines.bare`."""
+    """Run FedAvg by Flower with `processes` Ray actors. Arguments and result are those of `engines.bare`."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    # Ray's actors would give way to all else, as no other engine does
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
-    server_app, result = ServerApp(), {}
+    # By default Ray lowers the priority of its actors; no other engine does.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is given by Ray)
+    server_app = ServerApp()
+    result: dict[str, Any] = {}
 
     @server_app.main()
     def serve(grid: Grid, context: Context) -> None:
@@ -54,7 +56,7 @@ def flower(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Timed(FedAvg):
-    """FedAvg that notes when each round begins and ends; `first`: when the first began, by the clock on the wall."""
+    """Record when each round of FedAvg begins and ends; `first` is `time.time()` at the start of the first round."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -73,7 +75,7 @@ class _Timed(FedAvg):
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """A client's local round, in an actor, which keeps its model and the clips from one round to the next."""
+    """Train a client for one round in an actor, which keeps its model and clips for the next round."""
     torch.set_num_threads(1)
     config = dict(message.content["config"])
     number = config.pop("server-round")

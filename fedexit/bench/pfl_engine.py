@@ -1,6 +1,6 @@
-"""pfl-research (PyPI: pfl) on the shared workload. Runs where pfl is installed (see `fedexit.bench.peers`).
+"""Run the shared workload with pfl-research (PyPI: pfl), where it is installed (see `fedexit.bench.peers`).
 
-Local training is pfl's own: it gets each client's clips in the order in which the others draw their batches.
+Local training is pfl's own. It gets each client's clips in the order in which the other engines draw their batches.
 """
 
 import os
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if not hasattr(torch.distributed, "reduce_op"):  # pfl 0.6 still calls this enumeration by its old name
-    torch.distributed.reduce_op = torch.distributed.ReduceOp
+    torch.distributed.reduce_op = torch.distributed.ReduceOp  # type: ignore[assignment]
 os.environ["PFL_PYTORCH_DEVICE"] = "cpu"
 
 from pfl.aggregate.simulate import SimulatedBackend
@@ -29,9 +29,9 @@ from fedexit.bench.workload import LEARNING_RATE, Workload, build_clients, build
 
 
 def pfl(workload: Workload, processes: int, started: float) -> dict:
-    """FedAvg by pfl; `processes` is torchrun's business. Arguments and result as of `fedexit.bench.engines.bare`."""
+    """Run FedAvg by pfl. Arguments and result are those of `engines.bare`; torchrun starts the processes."""
     module = _Module(workload)
-    central = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0)  # w + the mean difference
+    central = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0)  # adds the mean difference
     model = PyTorchModel(module, local_optimizer_create=torch.optim.SGD, central_optimizer=central)
     if workload.kind == "empty":
         model.do_multiple_epochs_of = lambda *_, **__: LocalResultMetaData(num_steps=0)
@@ -56,7 +56,7 @@ def pfl(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Module(nn.Module):
-    """A client's full-depth model with the two methods that pfl asks for."""
+    """Wrap a client's full-depth model with the two methods that pfl requires."""
 
     def __init__(self, workload: Workload):
         super().__init__()
@@ -74,9 +74,9 @@ class _Module(nn.Module):
 
 
 def _data(workload: Workload) -> FederatedDataset:
-    """Every client once a round, in order. A user's id names the round as well: it decides the order of the clips."""
+    """Return the clients in order, each once per round. A visit names the round too, which decides the clips' order."""
     clients = build_clients(workload)
-    # a round to spare, should pfl draw ahead
+    # one round more than needed, in case pfl draws ahead
     visits = iter([(number, c) for number in range(1, workload.rounds + 2) for c in range(workload.clients)])
 
     def dataset(visit: tuple[int, int]) -> Dataset:
@@ -88,7 +88,7 @@ def _data(workload: Workload) -> FederatedDataset:
 
 
 class _Clock(TrainingProcessCallback):
-    """Notes when each round ends."""
+    """Record when each round ends."""
 
     def __init__(self):
         self.marks: list[float] = []

@@ -1,29 +1,35 @@
-"""Tables, figure and provenance of `fedexit bench`."""
+"""Write the tables, the figure and the provenance of `fedexit bench`."""
 
 import json
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
-from fedexit.bench.workload import same_weights
+import fedexit
+from fedexit.bench.workload import Sizes, same_weights
+from fedexit.support.files import replacing, write_text
 
 _QUANTITIES = {"round": "s", "first_round": "s", "startup": "s", "startup_and_first_round": "s", "peak_memory": "MB"}
 _CELL = ["engine", "kind", "processes"]
+# they compute the weights, the times and memory, and the tables
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "psutil")
 
 
 def write_engines(out: Path, runs: Sequence[dict]) -> pd.DataFrame:
-    """tables/engine.csv and figures/engine.png with its data: what each engine costs beside the bare loop.
+    """Write tables/engine.csv and figures/engine.png with its data, and return the table.
 
-    Per engine, kind of workload, number of processes and quantity: median, min, max over repetitions, and `ratio`, the
-    median over repetitions of the quotient by the bare loop's of the same repetition with as many processes (at full
-    depth; for empty rounds: empty ones). `round` is the median of a run's rounds but the first. `equal_weights` says
-    whether every repetition ended with the bare loop's weights; if not, the row compares nothing. Returns the table.
+    There is a row per engine, kind of workload, number of processes and quantity, with these columns:
+
+    - `median`, `min`, `max` over repetitions. The quantity `round` is the median of a run's rounds after the first.
+    - `ratio`: the median quotient of the engine and the bare loop in the same repetition with the same number of
+      processes, at full depth; empty rounds are compared with empty rounds.
+    - `equal_weights`: every repetition ended with the bare loop's weights. If not, the row is not comparable.
     """
     long = pd.DataFrame([row for run in runs for row in _quantities(run, runs)])
     table = _summary(long, [*_CELL, "quantity", "unit"]).merge(
@@ -33,12 +39,12 @@ def write_engines(out: Path, runs: Sequence[dict]) -> pd.DataFrame:
     rounds = long[(long["quantity"] == "round") & (long["kind"] != "empty") & long["equal_weights"]]
     _engine_figure(out / "figures" / "engine.png", rounds[[*_CELL, "repetition", "value", "ratio"]])
     for row in table[~table["equal_weights"]].drop_duplicates(_CELL).itertuples():
-        print(f"fedexit: {row.engine}, {row.kind}, ended with other weights; not comparable", file=sys.stderr)
+        print(f"fedexit: {row.engine}, {row.kind}, ended with other weights; do not compare it", file=sys.stderr)
     return table
 
 
 def write_aggregate(out: Path, rows: Sequence[dict]) -> pd.DataFrame:
-    """tables/aggregate.csv: GB/s of clients' bytes by way and threads, `ratio` to the limit of the same repetition."""
+    """Write tables/aggregate.csv and return it: GB/s by way and threads, and `ratio` to the limit."""
     long = pd.DataFrame(rows)
     limits = long[long["way"] == "limit"].set_index(["threads", "repetition"])["gb_per_s"]
     own = pd.MultiIndex.from_frame(long[["threads", "repetition"]])
@@ -51,7 +57,10 @@ def write_aggregate(out: Path, rows: Sequence[dict]) -> pd.DataFrame:
 
 
 def write_depth(out: Path, rows: Sequence[dict]) -> pd.DataFrame:
-    """tables/depth.csv: seconds of a training step by exit; `ratio` to the deepest exit, and that of the MACs."""
+    """Write tables/depth.csv and return it: seconds of a training step by exit.
+
+    `ratio` and `macs_ratio` divide the seconds and the multiply-accumulates by those of the deepest exit.
+    """
     long = pd.DataFrame(rows)
     deepest = long[long["depth"] == long["depth"].max()].set_index(["cached", "repetition"])
     own = deepest.loc[pd.MultiIndex.from_frame(long[["cached", "repetition"]])]
@@ -63,22 +72,20 @@ def write_depth(out: Path, rows: Sequence[dict]) -> pd.DataFrame:
     return table
 
 
-def write_provenance(out: Path, sizes: object, peers: dict[str, str]) -> None:
-    """provenance.json: versions, cores, system and what was measured; nothing that names the machine."""
-    packages = ("fedexit", "torch", "transformers", "numpy")
+def write_provenance(out: Path, sizes: Sizes, peers: dict[str, str]) -> None:
+    """Write provenance.json: versions, cores, system and sizes, but nothing that identifies the machine."""
     facts = {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"fedexit": fedexit.__version__} | {name: version(name) for name in _PACKAGES},
         "peers": peers,
         "platform": {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()},
-        "sizes": asdict(sizes) if is_dataclass(sizes) else sizes,
+        "sizes": asdict(sizes),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_text(out / "provenance.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _quantities(run: dict, runs: Sequence[dict]) -> list[dict]:
-    """A row per quantity of one run, with its ratio to the bare loop and whether the weights are right."""
+    """Return a row per quantity of one run, with its ratio to the bare loop and a check of its weights."""
     peers = [other for other in runs if other["engine"] == "bare" and other["repetition"] == run["repetition"]]
     kind = "empty" if run["kind"] == "empty" else "full"
     floor = next((o for o in peers if (o["kind"], o["processes"]) == (kind, run["processes"])), None)
@@ -105,7 +112,7 @@ def _values(run: dict) -> dict[str, float]:
 
 
 def _summary(long: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
-    """Median, min and max of `value` and the median `ratio` per `cell`, in the order of the rows."""
+    """Return median, min and max of `value` and the median `ratio` per `cell`, in the order of the rows."""
     return long.groupby(cell, as_index=False, sort=False).agg(
         median=("value", "median"), min=("value", "min"), max=("value", "max"), repetitions=("value", "size"),
         ratio=("ratio", "median"),
@@ -113,7 +120,7 @@ def _summary(long: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
 
 
 def _engine_figure(path: Path, data: pd.DataFrame) -> None:
-    """A mark per repetition: how long a round takes, as a multiple of the bare loop's."""
+    """Draw a mark per repetition: the time of a round as a multiple of the bare loop's."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -134,12 +141,11 @@ def _engine_figure(path: Path, data: pd.DataFrame) -> None:
     )
     axis.set_xlim(left=0)
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     _write(path.with_suffix(".csv"), data.drop(columns="label"))
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    write_text(path, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))

@@ -1,15 +1,15 @@
-"""What `fedexit bench` runs: every measurement in a process of its own, what is compared in turn, repeated."""
+"""Run the parts of `fedexit bench`: each measurement in its own process, in turn, repeated."""
 
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedexit.bench import peers, report
 from fedexit.bench.aggregate import WAYS
 from fedexit.bench.child import launch
-from fedexit.bench.workload import Workload
+from fedexit.bench.workload import Sizes, Workload
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import results_dir
 from fedexit.support.progress import progress
@@ -19,7 +19,13 @@ PARTS = ("engine", "aggregate", "depth", "peers")
 
 @dataclass(frozen=True)
 class Engine:
-    """One row of the comparison: an engine, a kind of workload and how many processes train."""
+    """Describe one row of the comparison.
+
+    Attributes:
+        name: a target of `fedexit.bench.child`.
+        kind: kind of workload (`Workload.kind`).
+        processes: number of processes that train.
+    """
 
     name: str
     kind: str
@@ -47,25 +53,22 @@ PEER_ENGINES = (
 )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured; `samples` at 16 kHz of a clip of the part `depth`. The defaults take some 15 minutes."""
-
-    workload: Workload = field(default_factory=Workload)
-    preset: str = "base"
-    models: int = 10
-    samples: int = 32_000
-
-
 def bench(
     parts: Sequence[str] = (), repetitions: int = 3, out: str | Path | None = None, sizes: Sizes | None = None
 ) -> Path:
-    """Measure `parts` (default all but `peers`), write tables and a figure to the folder `out`, and return it.
+    """Measure `parts`, write tables and a figure to the folder `out`, and return it.
 
-    `engine`: seconds of a round; `aggregate`: GB/s of the server; `depth`: seconds of a step by exit; `peers`: `engine`
-    with pfl-research and Flower in turn, each installed when it is missing. `out` is results/bench by default.
-    Raises FedexitError for an unknown part, fewer than one repetition, and a measurement that fails; a peer that cannot
-    be installed or run is named on stderr and left out.
+    A peer that cannot be installed or run is named on stderr and left out.
+
+    Args:
+        parts: `engine` (seconds of a round), `aggregate` (GB/s of the server), `depth` (seconds of a step by exit) and
+            `peers` (`engine` with pfl-research and Flower, installed if missing); by default all but `peers`.
+        repetitions: number of times each measurement runs.
+        out: folder of the tables and the figure; results/bench by default.
+        sizes: how much is measured.
+
+    Raises:
+        FedexitError: a part is unknown, `repetitions` is below 1, or a measurement fails.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -88,18 +91,18 @@ def bench(
 
 
 def _peers() -> dict[str, Path]:
-    """Peers that are there or could be installed, with their Python."""
+    """Return the Python interpreter of each peer that is or can be installed."""
     pythons = {}
     for name in progress(peers.PEERS, "installing peers"):
         try:
             pythons[name] = peers.peer_python(name)
         except FedexitError as error:
-            print(f"fedexit: {error}; going on without it", file=sys.stderr)
+            print(f"fedexit: {error}; continuing without it", file=sys.stderr)
     return pythons
 
 
 def _engines(workload: Workload, repetitions: int, pythons: dict[str, Path]) -> list[dict]:
-    """A row per run: what the engine returned, with its name, kind, processes and repetition."""
+    """Return a row per run: the engine's result with its name, kind, processes and repetition."""
     rows, failed = [], set()
     engines = [*ENGINES, *(engine for engine in PEER_ENGINES if engine.name in pythons)]
     for repetition, engine in _in_turn(engines, repetitions, "engines"):
@@ -110,7 +113,7 @@ def _engines(workload: Workload, repetitions: int, pythons: dict[str, Path]) -> 
         except FedexitError as error:
             if engine.name not in pythons:
                 raise
-            print(f"fedexit: peer {error}; going on without it", file=sys.stderr)
+            print(f"fedexit: peer {error}; continuing without it", file=sys.stderr)
             failed.add(engine)
             continue
         rows.append({"engine": engine.name, "kind": engine.kind, "processes": engine.processes} | answer)
@@ -125,7 +128,7 @@ def _launch_engine(engine: Engine, workload: Workload, python: Path | None) -> d
 
 
 def _aggregate(sizes: Sizes, repetitions: int) -> list[dict]:
-    """A row per run and way, with the threads and the repetition."""
+    """Return a row per run and way, with the threads and the repetition."""
     rows = []
     cells = [(way, threads) for threads in sorted({1, os.cpu_count() or 1}) for way in WAYS]
     for repetition, ((way, depths), threads) in _in_turn(cells, repetitions, "aggregation"):
@@ -136,7 +139,7 @@ def _aggregate(sizes: Sizes, repetitions: int) -> list[dict]:
 
 
 def _depth(sizes: Sizes, repetitions: int) -> list[dict]:
-    """A row per run, exit and cache, with the repetition."""
+    """Return a row per run, exit and use of the cache, with the repetition."""
     rows = []
     for repetition, _ in _in_turn(["depth"], repetitions, "depth"):
         found = launch("depth", {"preset": sizes.preset, "samples": sizes.samples})["rows"]
@@ -145,5 +148,5 @@ def _depth(sizes: Sizes, repetitions: int) -> list[dict]:
 
 
 def _in_turn(cells: Sequence, repetitions: int, desc: str) -> Iterable[tuple]:
-    """Each of `cells` once, then each again: a slow minute of the machine hits them all alike."""
+    """Yield each of `cells` once, then each again, so that a slow minute of the machine affects all of them."""
     return progress([(repetition, cell) for repetition in range(repetitions) for cell in cells], desc)

@@ -1,12 +1,12 @@
-"""The workload that all engines share: a small wav2vec 2.0, clients with seeded noise, FedAvg with plain SGD.
+"""Define the workload that all engines share: a small wav2vec 2.0, clients with seeded noise, FedAvg with plain SGD.
 
-It is the same model, the same clips, the same batches in the same order for each of them, so that they must end with
-the same weights, and what differs is the engine.
+All engines train the same model on the same clips with the same batches in the same order. They must end with the same
+weights, so only the engine differs.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,15 +21,23 @@ from fedexit.support.streams import numpy_stream, seeded, stream_seed
 SEED = 0
 LEARNING_RATE = 0.01
 LABELS = [str(label) for label in range(10)]
-EXITS = {"full": (12,), "empty": (12,), "mixed": (3, 9)}  # the clients' depths, in turn
+EXITS = {"full": (12,), "empty": (12,), "mixed": (3, 9)}  # client i has depth i modulo the number of depths
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How much of what. `kind`: `full` depth, `mixed` (half the clients at exit 3, half at 9), or `empty`.
+    """Describe the model, the data and the training of one run.
 
-    Clients of an `empty` workload return at once, untrained: its rounds are the engine's own cost. `samples` per clip
-    at 16 kHz; `width` and `channels` are those of the Transformer and the convolutions.
+    Attributes:
+        kind: `full` trains every client to exit 12, `mixed` half of them to exit 3 and half to exit 9. Clients of
+            `empty` return untrained, so that its rounds measure the cost of the engine alone.
+        rounds: communication rounds.
+        clients: number of clients; all take part in every round.
+        clips: clips per client.
+        samples: samples per clip, at 16 kHz.
+        batch: clips per batch.
+        width: hidden size of the Transformer.
+        channels: channels of the convolutions.
     """
 
     kind: str = "full"
@@ -42,8 +50,25 @@ class Workload:
     channels: int = 32
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Set how much is measured. The defaults take about 15 minutes.
+
+    Attributes:
+        workload: what the engines train.
+        preset: backbone whose shape the parts `aggregate` and `depth` use.
+        models: clients that the part `aggregate` averages.
+        samples: samples at 16 kHz of a clip of the part `depth`.
+    """
+
+    workload: Workload = field(default_factory=Workload)
+    preset: str = "base"
+    models: int = 10
+    samples: int = 32_000
+
+
 def build_model(workload: Workload) -> MultiExitModel:
-    """The global model with random weights, always the same: 12 layers, no dropout, no masking, frozen convolutions."""
+    """Return the global model: 12 layers, fixed random weights, no dropout, no masking, frozen convolutions."""
     config = AutoConfig.for_model(
         "wav2vec2", hidden_size=workload.width, num_hidden_layers=12, num_attention_heads=4,
         intermediate_size=4 * workload.width, conv_dim=(workload.channels,) * 7, num_conv_pos_embeddings=32,
@@ -56,12 +81,12 @@ def build_model(workload: Workload) -> MultiExitModel:
 
 
 def build_clients(workload: Workload) -> list[Client]:
-    """Clients with clips of noise, each with labels of its own."""
+    """Return the clients, each with its own clips of noise and labels."""
     return [build_client(workload, number) for number in range(workload.clients)]
 
 
 def build_client(workload: Workload, number: int) -> Client:
-    """Client `number` (from 0) of `build_clients`, made without the others."""
+    """Return client `number` (from 0) of `build_clients` without building the others."""
     random = torch.Generator().manual_seed(stream_seed(SEED, "bench", "client", number))
     clips = torch.randn(workload.clips, workload.samples, generator=random)
     labels = torch.randint(len(LABELS), (workload.clips,), generator=random).tolist()
@@ -70,18 +95,18 @@ def build_client(workload: Workload, number: int) -> Client:
 
 
 def epoch(workload: Workload, client: Client, round_number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The batches (waveforms, lengths, labels) of a client in a round (from 1): the very ones that `federate` draws."""
+    """Return the batches (waveforms, lengths, labels) that `federate` draws for a client in a round (from 1)."""
     rng = numpy_stream(SEED, "round", round_number, "client", client.name, "batches", 0)
     return list(batches(client.data, workload.batch, rng))
 
 
 def loss(model: MultiExitModel, waveforms: Tensor, lengths: Tensor, labels: Tensor, depth: int) -> Tensor:
-    """Cross-entropy at the exit `depth`."""
+    """Return the cross-entropy at the exit `depth`."""
     return torch.nn.functional.cross_entropy(model(waveforms, lengths, exits=[depth])[depth], labels)
 
 
 def train_locally(model: MultiExitModel, workload: Workload, client: Client, round_number: int) -> None:
-    """One local epoch of plain SGD, in place: what every engine but fedexit's own calls."""
+    """Train `model` in place for one local epoch of plain SGD; every engine except `fedexit` calls this."""
     if workload.kind == "empty":
         return
     model.train()
@@ -93,15 +118,15 @@ def train_locally(model: MultiExitModel, workload: Workload, client: Client, rou
 
 
 def checksum(weights: Mapping[str, Tensor]) -> float:
-    """Sum of absolute values, in double precision."""
+    """Return the sum of absolute values in double precision."""
     return sum(float(tensor.detach().double().abs().sum()) for tensor in weights.values())
 
 
 def outcome(workload: Workload, weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """What tells final `weights` from others: their `checksum`, and that of how far training `moved` them.
+    """Return two numbers that identify final `weights`: `checksum`, and `moved`, the checksum of their change.
 
-    The second one decides. Training moves these weights so little that a forgotten client, or clips in another order,
-    shows in the sixth digit of the sum of all weights and later; in `moved` it shows in the third.
+    `moved` is the sensitive one. Training changes these weights little: a missing client or another order of clips
+    changes the sixth digit of `checksum` but the third digit of `moved`.
     """
     start = build_model(workload).trainable_weights()
     moved = {name: weights[name].detach() - tensor for name, tensor in start.items()}
@@ -109,6 +134,6 @@ def outcome(workload: Workload, weights: Mapping[str, Tensor]) -> dict[str, floa
 
 
 def same_weights(found: Mapping, expected: Mapping, kind: str) -> bool:
-    """Whether two engines' `outcome`s are the same, but for the order in which they add the same numbers."""
-    rounding = 1e-6 * expected["checksum"] if kind == "empty" else 0.0  # all that an untrained mean can differ by
+    """Return whether two `outcome`s are equal up to the rounding of sums in another order."""
+    rounding = 1e-6 * expected["checksum"] if kind == "empty" else 0.0  # largest rounding error of an untrained mean
     return math.isclose(found["moved"], expected["moved"], rel_tol=1e-4, abs_tol=rounding)

@@ -1,10 +1,10 @@
-"""The one exception that means "the user can mend this"."""
+"""Define the one exception that means "the user can fix this"."""
 
 
 class FedexitError(Exception):
-    """Bad input or a failed step, said in one line that names the thing and the mend.
+    """Report wrong input or a failed step in one line that names the thing and the fix.
 
-    The command line prints the message alone and exits with code 2; in a notebook it is an ordinary exception.
+    The command line prints only the message and exits with code 2. In a notebook it is an ordinary exception.
     """
 
 

@@ -1,4 +1,4 @@
-"""Give the folders of the project, its data and its results."""
+"""Find the folders of the project: its root, data, backbones and results."""
 
 import os
 from collections.abc import Collection
@@ -8,12 +8,16 @@ from fedexit.support.errors import FedexitError
 
 
 def project_root() -> Path:
-    """Return the folder that holds `nbs_ci.yml`: `FEDEXIT_ROOT`, or the nearest one upwards from the working directory.
+    """Return the folder that holds `nbs_ci.yml`: FEDEXIT_ROOT, or the working directory or the nearest folder above.
 
-    Raises FedexitError when there is none.
+    Raises:
+        FedexitError: there is no such folder, or FEDEXIT_ROOT names another one.
     """
-    if os.environ.get("FEDEXIT_ROOT"):
-        return Path(os.environ["FEDEXIT_ROOT"]).resolve()
+    named = _named_folder("FEDEXIT_ROOT")
+    if named is not None:
+        if not (named / "nbs_ci.yml").is_file():
+            raise FedexitError(f"no nbs_ci.yml in FEDEXIT_ROOT, {named}; set FEDEXIT_ROOT to the project's folder")
+        return named
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         if (folder / "nbs_ci.yml").is_file():
@@ -22,22 +26,18 @@ def project_root() -> Path:
 
 
 def data_dir() -> Path:
-    """Return the folder of downloads and caches: `FEDEXIT_DATA`, or `data/` of the project."""
-    if os.environ.get("FEDEXIT_DATA"):
-        return Path(os.environ["FEDEXIT_DATA"]).resolve()
-    return project_root() / "data"
+    """Return the folder of downloads and caches: FEDEXIT_DATA, or `data/` of the project."""
+    return _named_folder("FEDEXIT_DATA") or project_root() / "data"
 
 
 def backbones_dir() -> Path:
-    """Return the folder of the shipped backbones and of those pre-trained here."""
+    """Return the folder of the backbones that ship with the project or were pre-trained here."""
     return project_root() / "data" / "backbones"
 
 
 def results_dir() -> Path:
-    """Return the folder of results: `FEDEXIT_RESULTS`, or `results/` of the project."""
-    if os.environ.get("FEDEXIT_RESULTS"):
-        return Path(os.environ["FEDEXIT_RESULTS"]).resolve()
-    return project_root() / "results"
+    """Return the folder of results: FEDEXIT_RESULTS, or `results/` of the project."""
+    return _named_folder("FEDEXIT_RESULTS") or project_root() / "results"
 
 
 def named_or_folder(name: str | Path, known: Collection[str], kind: str, own: Path | None = None) -> str | Path:
@@ -63,3 +63,20 @@ def named_or_folder(name: str | Path, known: Collection[str], kind: str, own: Pa
             f"or rename it to use the {kind} of fedexit"
         )
     return name
+
+
+def _named_folder(variable: str) -> Path | None:
+    """Return the folder that the environment `variable` names, or None if it is unset or empty.
+
+    The folder itself may be missing, because the first run creates it, but the folder around it must exist.
+    """
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    path = os.path.realpath(os.path.expanduser(text))  # unlike Path.resolve, never fails for a loop of links
+    if not os.path.isdir(path):
+        if os.path.lexists(path):
+            raise FedexitError(f"{variable} is {text}, which is not a folder; set it to a folder or unset it")
+        if not os.path.isdir(os.path.dirname(path)):
+            raise FedexitError(f"{variable} is {text}, but {os.path.dirname(path)} is no folder; make it or unset it")
+    return Path(path)
