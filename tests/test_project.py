@@ -1,4 +1,4 @@
-"""Test that the project is consistent: dependencies, sizes, imports, prose and README agree, and no machine left a trace."""
+"""Test that dependencies, sizes, imports, prose and README agree, and that no machine left a trace."""
 
 import ast
 import gzip

@@ -9,10 +9,10 @@ from test_grid import settings
 
 from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone, open_corpus
 from fedexit.data.trials import make_trials
-from fedexit.federated import heterofl as width
-from fedexit.federated.heterofl import average_by_element, federate_by_width, narrowed, places_in, widths_for
 from fedexit.lab import cells
+from fedexit.lab import heterofl as width
 from fedexit.lab.cells import run_cell
+from fedexit.lab.heterofl import average_by_element, federate_by_width, narrowed, places_in, widths_for
 from fedexit.lab.setting import Cell
 from fedexit.model.costs import clip_macs
 

@@ -222,9 +222,7 @@ def _listed(clients: Iterable[Client]) -> Sequence[Client]:
 def _check_method(model: MultiExitModel, way: Method) -> None:
     """Raise FedexitError when the method needs another model."""
     if way.narrow:
-        raise FedexitError(
-            f"method {way.name} cuts width, not depth: run it by fedexit.federated.heterofl.federate_by_width"
-        )
+        raise FedexitError(f"method {way.name} cuts width, not depth: run it by fedexit.lab.heterofl.federate_by_width")
     if way.shared_head and not model.shared_head:
         raise FedexitError(f"method {way.name} needs one head for all exits: make the model with shared_head=True")
     if way.local_round is round_of_drawn_layers and model.backbone.lora:

@@ -21,12 +21,12 @@ from fedexit.data.trials import trials_of
 from fedexit.devices.policy import depths_of_round
 from fedexit.devices.profiles import profiles
 from fedexit.federated.clients import Client
-from fedexit.federated.heterofl import federate_by_width, widths_for
 from fedexit.federated.local_heads import Heads, with_own_heads
 from fedexit.federated.methods import find_method
 from fedexit.federated.partition import device_of, make_clients, tier_of
 from fedexit.federated.rounds import Federation, drop_outs, federate
 from fedexit.lab.checks import check_cell, warn
+from fedexit.lab.heterofl import federate_by_width, widths_for
 from fedexit.lab.material import groups_tested, task_of, tiers_of
 from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
 from fedexit.model import ctc

@@ -8,9 +8,9 @@ from pathlib import Path
 from fedexit.data.places import place_of
 from fedexit.data.tasks import TASKS
 from fedexit.data.tasks.contract import Task
-from fedexit.federated.heterofl import widths_for
 from fedexit.federated.methods import everyone, find_method
 from fedexit.federated.partition import PARTITIONS
+from fedexit.lab.heterofl import widths_for
 from fedexit.lab.material import has_folds, task_of, tiers_of
 from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
 from fedexit.model import ctc
