@@ -6,7 +6,8 @@ import pytest
 import soundfile as sf
 import torch
 
-from fedexit.data.audio import SAMPLE_RATE, decode_audio, read_audio, read_clip, to_16k_mono, write_audio
+from fedexit.data.audio import decode_audio, read_audio, read_clip, to_16k_mono, write_audio
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.support.errors import FedexitError
 
 

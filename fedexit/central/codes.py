@@ -15,7 +15,7 @@ import torchaudio
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from fedexit.data.audio import SAMPLE_RATE
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import stream_seed

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from fedexit.central.codes import features_of
 from fedexit.central.model_card import read_stages
 from fedexit.central.speech_pool import CROPS
-from fedexit.data.audio import SAMPLE_RATE
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.model.backbone import PRESETS, Backbone, load_backbone, shipped_backbones
 from fedexit.model.pretrained import pretrained_model
 from fedexit.support.errors import FedexitError

@@ -16,8 +16,8 @@ from sklearn.model_selection import GroupKFold, StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import collate, normalised
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.text import CHARACTERS, characters, frames_needed, spell
 from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample
 
-from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import normalised
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.corpora import Corpus, open_corpus
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import replacing

@@ -12,12 +12,11 @@ import torch
 from scipy.signal import firwin, resample_poly
 from torchaudio.functional import resample
 
+from fedexit.data.constants import MIN_SAMPLES, SAMPLE_RATE
 from fedexit.data.containers import promised_frames, recordings
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_bytes
 
-SAMPLE_RATE = 16_000
-MIN_SAMPLES = 400  # one frame of wav2vec 2.0 and its kin
 MAX_PEAK = 4.0  # louder samples are of another scale; up to here they overshoot, as those of MP3 decoders do
 RATES = (1_000, 1_000_000)  # Hz
 _BLOCK = 1 << 20  # frames

@@ -10,7 +10,8 @@ import pandas as pd
 import soundfile as sf
 import torch
 
-from fedexit.data.audio import SAMPLE_RATE, read_clip, write_audio
+from fedexit.data.audio import read_clip, write_audio
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.folder import (
     COLUMNS,
     MANIFEST,

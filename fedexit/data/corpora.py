@@ -12,8 +12,9 @@ import datasets
 import pandas as pd
 import torch
 
-from fedexit.data.audio import SAMPLE_RATE, read_audio
+from fedexit.data.audio import read_audio
 from fedexit.data.checksums import ClipHashes
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.convert import Report, convert, printable
 from fedexit.data.folder import (
     COLUMNS,

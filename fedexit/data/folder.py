@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fedexit.data import table as csv_table
-from fedexit.data.audio import MIN_SAMPLES, SAMPLE_RATE
+from fedexit.data.constants import MIN_SAMPLES, SAMPLE_RATE
 from fedexit.support.errors import FedexitError
 
 COLUMNS = ["id", "path", "speaker", "group", "text", "label", "seconds", "split"]

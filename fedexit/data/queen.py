@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedexit.data.audio import SAMPLE_RATE, read_clip, write_audio
+from fedexit.data.audio import read_clip, write_audio
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.folder import MANIFEST, new_folder, save_manifest, split_groups
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedexit.data.audio import SAMPLE_RATE, read_clip, write_audio
+from fedexit.data.audio import read_clip, write_audio
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.folder import MANIFEST, check_manifest, new_folder, read_table, save_manifest
 from fedexit.data.packages import download_package, package_files
 from fedexit.support.errors import FedexitError

@@ -12,7 +12,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from fedexit.data.audio import SAMPLE_RATE
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import check_downloaded, read_json_object, weight_files
 from fedexit.support.streams import seeded

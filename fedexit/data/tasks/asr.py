@@ -4,7 +4,7 @@ import warnings
 
 import pandas as pd
 
-from fedexit.data.audio import SAMPLE_RATE
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.corpora import Corpus
 from fedexit.data.folder import split_groups
 from fedexit.data.tasks.contract import FRAME, Clips, Task, can_spell, check_spelling

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torchaudio
 
-from fedexit.data.audio import SAMPLE_RATE
 from fedexit.data.batches import Example
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.corpora import Corpus
 from fedexit.data.text import frames_needed
 from fedexit.support.errors import FedexitError
