@@ -101,12 +101,12 @@ class MultiExitModel(nn.Module):
     def _asked(self, exits: Iterable[int] | None) -> list[int]:
         return self.exits if exits is None else check_exits(exits, self.exits, self.backbone.name)
 
-    @torch.no_grad()
     def check_clips(self, data: Sequence[Example], owner: str, spells: bool = False) -> tuple[list[int], bool]:
         """Check that this model can read all clips and targets of `data`; see `fedexit.data.inspection.check_clips`."""
         facts = dict(channels=self.backbone.channels, frames=self.backbone.frame_lengths, labels=len(self.labels))
         return check_clips(data, owner, **facts, texts=self.head != "pooled", spells=spells)
 
+    @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
         """Set `centre` and `scale` of each head so that its input has mean 0 and variance 1 over these clips.
 
