@@ -9,7 +9,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, SupportsIndex
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ def _known_exits(model: MultiExitModel, exits: Sequence[int]) -> list[int]:
     return asked
 
 
-def _integer(name: str, value: object) -> int:
+def _integer(name: str, value: SupportsIndex) -> int:
     try:
         return operator.index(value)
     except TypeError:
@@ -198,7 +198,7 @@ def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: d
 
 def moments_of(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return Adam's state of each parameter as `part:name`; a parameter without gradient so far has none."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         tensors |= {f"{part}:{name}": value for part, value in optimiser.state.get(parameter, {}).items()}
     return tensors

@@ -166,7 +166,8 @@ class _Stream(sf.SoundFile):
 
 def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
     """Return the samples (T, channels) of one recording and its rate; in blocks, since its length may be unknown."""
-    opened, blocks = content[:4] in (b"fLaC", b"OggS"), []  # libsndfile does not recognise the first words of these
+    opened = content[:4] in (b"fLaC", b"OggS")  # libsndfile does not recognise the first words of these
+    blocks: list[np.ndarray] = []
     try:
         with _Stream(io.BytesIO(content)) as file:
             opened, rate, promised = True, file.samplerate, promised_frames(content, file.format, file.frames)

@@ -33,8 +33,8 @@ def package_files(content: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         with _data_tar(content) as archive:
             for member in archive:
-                if member.isfile():
-                    yield member.name.removeprefix("./"), archive.extractfile(member).read()
+                if member.isfile() and (file := archive.extractfile(member)):
+                    yield member.name.removeprefix("./"), file.read()
     except (tarfile.TarError, zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, ValueError, OSError) as error:
         raise FedexitError(f"not a readable .deb package ({first_line(error)}); download it again") from error
 

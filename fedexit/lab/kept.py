@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ def key_of(setting: Setting, origin: Origin, central: bool) -> str:
     return _hash(facts)[:16]
 
 
-def in_words(value: object) -> object:
+def in_words(value: Any) -> Any:
     """Return a dataclass with all of its fields, a mapping, a sequence or a scalar as plain values for JSON."""
     if is_dataclass(value):
         return {known.name: in_words(getattr(value, known.name)) for known in fields(value)}

@@ -2,6 +2,7 @@
 
 import operator
 from dataclasses import dataclass, field, fields, replace
+from typing import SupportsIndex
 
 from fedexit.central.fine_tuning import Recipe
 from fedexit.devices.policy import Policy
@@ -164,7 +165,7 @@ class Setting:
         return replace(self, **parts)
 
 
-def _integer(what: str, value: object) -> int:
+def _integer(what: str, value: SupportsIndex) -> int:
     try:
         return int(operator.index(value))
     except TypeError:

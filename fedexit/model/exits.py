@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedexit.data.batches import Example
 from fedexit.data.inspection import check_clips
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits
-from fedexit.model.heads import HEADS
+from fedexit.model.heads import HEADS, AnyHead
 from fedexit.model.lora import merged, with_lora
 from fedexit.model.pretrained import misfits
 from fedexit.support.errors import FedexitError, first_line
@@ -64,9 +64,9 @@ class MultiExitModel(nn.Module):
             self.heads = nn.ModuleDict({name: HEADS[head](backbone.width, len(self.labels)) for name in names})
         self.heads.to(backbone.model.dtype)
 
-    def head_at(self, depth: int) -> nn.Module:
+    def head_at(self, depth: int) -> AnyHead:
         """Return the head that reads exit `depth`."""
-        return self.heads["shared" if self.shared_head else str(depth)]
+        return self.heads["shared" if self.shared_head else str(depth)]  # type: ignore[return-value]  # of ModuleDict
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
@@ -103,8 +103,8 @@ class MultiExitModel(nn.Module):
 
     def check_clips(self, data: Sequence[Example], owner: str, spells: bool = False) -> tuple[list[int], bool]:
         """Check that this model can read all clips and targets of `data`; see `fedexit.data.inspection.check_clips`."""
-        facts = dict(channels=self.backbone.channels, frames=self.backbone.frame_lengths, labels=len(self.labels))
-        return check_clips(data, owner, **facts, texts=self.head != "pooled", spells=spells)
+        channels, frames, texts = self.backbone.channels, self.backbone.frame_lengths, self.head != "pooled"
+        return check_clips(data, owner, channels, frames, len(self.labels), texts, spells)
 
     @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
@@ -116,8 +116,8 @@ class MultiExitModel(nn.Module):
         Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
-        for name, head in self.heads.items():
-            exits = self.exits if self.shared_head else [int(name)]
+        for exits in [self.exits] if self.shared_head else [[depth] for depth in self.exits]:
+            head = self.head_at(exits[0])
             read = torch.cat([head.reads(states[depth], frames) for depth in exits])
             if len(read) < 2:
                 raise FedexitError("a head cannot be standardised on one clip; give two or more")

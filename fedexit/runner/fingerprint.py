@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import grimp
 
@@ -135,7 +136,7 @@ def backbone_checksum(name: str) -> str:
 
 
 @cache
-def _checksum(of: Callable[[Path], str] | Callable[[str], str], what: Path | str) -> str:
+def _checksum(of: Callable[[Any], str], what: Path | str) -> str:
     """Return the checksum of a corpus or folder, computed once: notebooks share corpora and backbones."""
     return of(what)
 
@@ -279,7 +280,7 @@ def _hash(value: object) -> str:
 def _file(module: str) -> Path:
     """Return the source file of a dotted module, found from the place of its package; nothing is imported but that."""
     package, *rest = module.split(".")
-    place = Path(import_module(package).__file__).parent.joinpath(*rest)
+    place = Path(import_module(package).__path__[0]).joinpath(*rest)
     return place / "__init__.py" if place.is_dir() else place.with_name(f"{place.name}.py")
 
 
