@@ -5,6 +5,7 @@ A backbone of depth k holds the convolutional encoder, the projection, the posit
 """
 
 import copy
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -293,3 +294,12 @@ def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:
 def config_of(backbone: Backbone) -> dict:
     """Return the `transformers` config as a plain dict, ready for JSON."""
     return json.loads(backbone.model.config.to_json_string(use_diff=False))
+
+
+def state_hash(module: nn.Module) -> str:
+    """Return the SHA-256 of all weights of `module` and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

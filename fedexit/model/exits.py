@@ -1,8 +1,8 @@
 """The multi-exit model: a backbone with a prediction head on each exit (paper, sec. 2.1 and 3)."""
 
 import copy
-import hashlib
 import json
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedexit.data.batches import Example
 from fedexit.data.inspection import check_clips
-from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits
+from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
 from fedexit.model.heads import HEADS, AnyHead
 from fedexit.model.lora import merged, with_lora
 from fedexit.model.pretrained import misfits
@@ -154,11 +154,7 @@ class MultiExitModel(nn.Module):
 
     def checksum(self) -> str:
         """Return the SHA-256 of all weights and their names."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return state_hash(self)
 
     def save_heads(self, file: str | Path) -> None:
         """Write the heads of all exits to a safetensors file."""
@@ -224,14 +220,14 @@ class MultiExitModel(nn.Module):
 def check_exits(exits: Iterable[int], known: Iterable[int], name: str) -> list[int]:
     """Return `exits` as sorted integers. Raises FedexitError unless each is among the `known` ones of model `name`."""
     try:
-        exits = list(exits)
+        found = sorted({operator.index(depth) for depth in exits})
     except TypeError:
-        raise FedexitError(f"exits must be a list of layers, e.g. [{exits}], not {exits!r}") from None
-    if not exits:
+        raise FedexitError(f"exits must be a list of layer numbers, e.g. [3], not {exits!r}") from None
+    if not found:
         raise FedexitError(f"exits is empty; give at least one of {', '.join(map(str, known))}")
-    for depth in exits:
+    for depth in found:
         check_exit(depth, known, name)
-    return sorted({int(depth) for depth in exits})
+    return found
 
 
 def check_exit(depth: int, known: Iterable[int], name: str) -> None:

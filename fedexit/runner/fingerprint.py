@@ -6,7 +6,6 @@ few versions. Code is hashed as a normalised syntax tree, without comments and d
 """
 
 import ast
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ import grimp
 from fedexit.data import places
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash, weights_hash
+from fedexit.support.files import file_hash, json_hash, weights_hash
 from fedexit.support.paths import backbones_dir
 
 # Modules that decide no number: the command line, what starts notebooks, messages and paths. The package's __init__.py
@@ -89,7 +88,7 @@ def components(notebook: Notebook, profile: str, parameters: dict, results: Path
     except FedexitError as error:
         raise FedexitError(f"{notebook.id}: {error}") from None
     return {
-        "code": {"code cells": _hash(_plain(tree))},
+        "code": {"code cells": json_hash(_plain(tree))},
         "parameters": {name: value for name, value in parameters.items() if name not in HOW_FAST},
         "modules": {name: module_hash(name) for name in closure(modules_named(tree))},
         "needs": {name: file_hash(results / name) for name in notebook.reads},
@@ -113,7 +112,7 @@ def differences(old: dict[str, dict], new: dict[str, dict]) -> list[str]:
 
 def key_of(parts: dict[str, dict]) -> str:
     """Return a short name of a fingerprint, for the folder of checkpoints that belong to it."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(parts)[:16]
 
 
 @cache
@@ -155,7 +154,7 @@ def code_hash(module: str) -> str:
 
     Comments, docstrings and the modules of `NOT_COUNTED` change nothing; a default value or a data file does.
     """
-    return _hash({name: module_hash(name) for name in closure([module])})
+    return json_hash({name: module_hash(name) for name in closure([module])})
 
 
 def closure(modules: Sequence[str]) -> list[str]:
@@ -180,7 +179,7 @@ def module_hash(module: str) -> str:
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     tables = [file.parent / name for name in names if name.endswith(".csv")]
     tables += [table for name in names if name.isidentifier() for table in (file.parent / name).glob("*.csv")]
-    return _hash([_plain(tree), sorted((table.name, file_hash(table)) for table in tables if table.is_file())])
+    return json_hash([_plain(tree), sorted((table.name, file_hash(table)) for table in tables if table.is_file())])
 
 
 def cells_tree(cells: Sequence[str]) -> ast.Module:
@@ -271,10 +270,6 @@ def _plain(node: object) -> object:
 def _is_text_alone(node: object) -> bool:
     """Whether a statement is only a string, as docstrings are."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _file(module: str) -> Path:

@@ -24,6 +24,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_hash(value: object) -> str:
+    """Return the SHA-256 of a value that JSON can hold; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def check_downloaded(file: Path) -> None:
     """Raise FedexitError for a file that is missing, empty, a web page or a Git LFS pointer instead of the real one."""
     if not file.is_file():
