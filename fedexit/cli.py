@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import sys
+from collections.abc import Callable
 
 from fedexit.support.errors import FedexitError
 
@@ -144,7 +145,9 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("--skip-bad", action="store_true", help=text)
 
 
-def _command(commands: argparse._SubParsersAction, name: str, handler, text: str, example: str):
+def _command(
+    commands: argparse._SubParsersAction, name: str, handler: Callable, text: str, example: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=f"example: {example}")
     parser.set_defaults(handler=handler)
     return parser

@@ -149,7 +149,7 @@ def test_keys_do_not_depend_on_types_that_are_equal(folder):
     )
     assert key(numpy, False) == key(plain, False)
     assert Cell("voice", "stale", np.int64(3), np.int32(6)) == Cell("voice", "stale", 3, 6)
-    with pytest.raises(FedexitError, match=r"seed must be an integer, not 1\.5"):
+    with pytest.raises(FedexitError, match=r"seed must be a whole number, not 1\.5"):
         Cell("voice", "stale", 1.5)
 
 

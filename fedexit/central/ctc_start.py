@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import ConcatDataset
 
@@ -69,7 +70,7 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
     if _is_complete(out, record, checkpoint):
         return
     spelled = [own for own in (played(clips, speed) for speed in SPEEDS) if len(own)]
-    public = ConcatDataset([_features(own, model) for own in spelled])
+    public: Any = ConcatDataset([_features(own, model) for own in spelled])  # type: ignore[misc]  # any sequences
     set_heads(model, start, [public[index] for index in range(min(200, len(public)))])
     fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
     errors = all_rates(predict(model, _features(dev, model)))

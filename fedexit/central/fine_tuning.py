@@ -5,7 +5,6 @@ weight decay, label smoothing and a learning rate that falls to zero.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fedexit.data.batches import Example, batches, data_digest
-from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.exits import MultiExitModel, check_exits
 from fedexit.model.features import masked_features
 from fedexit.model.heads import task_loss
 from fedexit.model.training import for_bfloat16, schedule
 from fedexit.support.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
+from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, check_fields
@@ -89,7 +89,7 @@ def fine_tune(
         FedexitError: for no clips, an unusable clip or target (named by its position), unknown or no exits, crops with
             CTC heads, a checkpoint of another run and a loss that is not finite.
     """
-    exits, seed = _known_exits(model, exits), _integer("seed", seed)
+    exits, seed = check_exits(exits, model.exits, model.backbone.name), whole_number(seed, "seed")
     if recipe.crop is not None and model.head != "pooled":
         raise FedexitError("a crop does not contain the whole text of its clip; train CTC heads with crop=None")
     _check_data(model, data, recipe.crop)
@@ -127,26 +127,6 @@ def _check_data(model: MultiExitModel, data: Sequence[Example], crop: int | None
     _, cached = model.check_clips(data, "training data", spells=model.head != "pooled")
     if crop is not None and not cached and model.backbone.frame_lengths(torch.tensor([crop])) < 1:
         raise FedexitError(f"crop={crop} samples are shorter than one frame of {model.backbone.name}; enlarge crop")
-
-
-def _known_exits(model: MultiExitModel, exits: Sequence[int]) -> list[int]:
-    """Return `exits` as sorted plain integers, each once."""
-    try:
-        asked = sorted({operator.index(depth) for depth in exits})
-    except TypeError:
-        raise FedexitError(f"exits must be a list of layer numbers, not {exits!r}") from None
-    if not asked:
-        raise FedexitError(f"there is no exit to train; name at least one of {', '.join(map(str, model.exits))}")
-    for depth in asked:
-        check_exit(depth, model.exits, model.backbone.name)
-    return asked
-
-
-def _integer(name: str, value: object) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise FedexitError(f"{name} must be an integer, not {value!r}") from None
 
 
 def _crop(clip: Tensor, length: int | None, rng: np.random.Generator) -> Tensor:
@@ -198,7 +178,7 @@ def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: d
 
 def moments_of(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return Adam's state of each parameter as `part:name`; a parameter without gradient so far has none."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         tensors |= {f"{part}:{name}": value for part, value in optimiser.state.get(parameter, {}).items()}
     return tensors

@@ -11,6 +11,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,10 +52,10 @@ class MaskedPrediction(nn.Module):
     def __init__(self, model: PreTrainedModel, books: dict[str, Codebook], precision: str = "float32"):
         super().__init__()
         self.model, self.precision = model, PRECISIONS[precision]
-        sizes = [len(book.centres) for book in books.values()]
-        self.classifiers = nn.ModuleList(nn.Linear(model.config.hidden_size, size) for size in sizes)
-        for classifier, book in zip(self.classifiers, books.values(), strict=True):
+        classifiers = [nn.Linear(model.config.hidden_size, len(book.centres)) for book in books.values()]
+        for classifier, book in zip(classifiers, books.values(), strict=True):
             classifier.bias.data.copy_(book.frequencies.log())
+        self.classifiers = nn.ModuleList(classifiers)
 
     def forward(self, waveforms: Tensor, codes: list[Tensor], mask: Tensor) -> Tensor:
         """Return the measures (4, C) of each codebook.
@@ -97,7 +98,7 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
             f"minutes must be >= 0 and checkpoint_every >= 1, not minutes={minutes} and {checkpoint_every}"
         )
     out, deadline = Path(out), time.monotonic() + 60 * minutes
-    claim = {"settings": asdict(settings)}
+    claim: dict[str, Any] = {"settings": asdict(settings)}
     _check_claim(out, claim)
     _make_folder(out)
     corpora = open_speech(settings.corpora)
@@ -150,7 +151,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.task.parameters(), settings.learning_rate, _BETAS, weight_decay=_DECAY, fused=True
         )
-        self.done, self.rows, self.sums = 0, [], []
+        self.done, self.rows, self.sums = 0, list[dict](), list[np.ndarray]()
         self.seconds, self.since = 0.0, time.monotonic()
         # The folder's claim holds settings and data; the codebooks lie beside it and could be exchanged.
         self.identity = {"claim": file_hash(work / "settings.json"), "codebooks": file_hash(work / _CODEBOOKS)}
@@ -224,7 +225,8 @@ class _Run:
         clean = pool.batch(settings.seconds, *name)
         codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore what is mixed in
         stream = (*name, "mask and dropout")
-        mask = mask_frames(tuple(codes[0].shape), settings.mask_probability, settings.mask_frames, *stream)
+        clips, frames = codes[0].shape
+        mask = mask_frames((clips, frames), settings.mask_probability, settings.mask_frames, *stream)
         with seeded(*stream):
             return self.task(augmented(clean, *name, "augmentation"), codes, mask)
 
@@ -266,7 +268,7 @@ def _fitted(
     wanted: dict[str, int], teacher: Backbone | None, settings: Pretraining, pool: SpeechPool
 ) -> dict[str, Tensor]:
     """Fit the codebooks and return their tensors as `feature.part`."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, clusters in wanted.items():
         numbers = progress(range(_FIT_BATCHES), f"clustering {name}")
         batches = (pool.batch(settings.seconds, settings.seed, "k-means", number) for number in numbers)

@@ -94,9 +94,9 @@ def profile(features: np.ndarray, labels: Sequence, splits: Sequence[Split]) -> 
     Returns:
         One row per layer and split with the columns `layer, repeat, dev, test`.
     """
-    labels, rows = np.asarray(labels), []
+    targets, rows = np.asarray(labels), []
     for layer in range(features.shape[1]):
-        scores = np.array([_scores(features[:, layer], labels, split) for split in splits])  # (splits, alphas, 2)
+        scores = np.array([_scores(features[:, layer], targets, split) for split in splits])  # (splits, alphas, 2)
         best = scores[..., 0].mean(0).argmax()
         rows += [(layer, repeat, dev, test) for repeat, (dev, test) in enumerate(scores[:, best])]
     return pd.DataFrame(rows, columns=["layer", "repeat", "dev", "test"])
@@ -117,24 +117,24 @@ def official_splits(split: Sequence[str], repeats: int, share: float = 0.8) -> l
 
 def random_splits(labels: Sequence, repeats: int) -> list[Split]:
     """Return `repeats` random splits with 60 % train, 20 % dev and 20 % test of each label, for closed-set tasks."""
-    labels = np.asarray(labels)
+    targets = np.asarray(labels)
     outer = StratifiedShuffleSplit(repeats, test_size=0.2, random_state=stream_seed("probe", "test") % 2**32)
     splits = []
-    for rest, test in outer.split(labels, labels):
+    for rest, test in outer.split(targets, targets):
         inner = StratifiedShuffleSplit(1, test_size=0.25, random_state=0)
-        train, dev = next(inner.split(rest, labels[rest]))
+        train, dev = next(inner.split(rest, targets[rest]))
         splits.append((rest[train], rest[dev], test))
     return splits
 
 
 def left_out_splits(speakers: Sequence, folds: int) -> list[Split]:
     """Return splits in which each of `folds` groups of speakers is test once and dev once; sides share no speaker."""
-    speakers = np.asarray(speakers)
-    parts = [test for _, test in GroupKFold(folds).split(speakers, groups=speakers)]
+    groups = np.asarray(speakers)
+    parts = [test for _, test in GroupKFold(folds).split(groups, groups=groups)]
     splits = []
     for fold, test in enumerate(parts):
         dev = parts[(fold + 1) % folds]
-        splits.append((np.setdiff1d(np.arange(len(speakers)), np.concatenate([dev, test])), dev, test))
+        splits.append((np.setdiff1d(np.arange(len(groups)), np.concatenate([dev, test])), dev, test))
     return splits
 
 
@@ -208,17 +208,20 @@ def ctc_probe(
         loss.backward()
         optimiser.step()
         schedule.step()
-    return tuple(_character_error(head, states, targets, part, mean, std) for part in (dev, test))
+    on_dev, on_test = (_character_error(head, states, targets, part, mean, std) for part in (dev, test))
+    return on_dev, on_test
 
 
 def _ctc_loss(head: nn.Linear, states: list[Tensor], targets: list[Tensor]) -> Tensor:
     logits = head(nn.utils.rnn.pad_sequence(states)).log_softmax(-1)  # (F, B, characters)
-    sizes = [torch.tensor([len(item) for item in items]) for items in (states, targets)]
-    return nn.functional.ctc_loss(logits, torch.cat(targets), *sizes)
+    frames, sizes = (torch.tensor([len(item) for item in items]) for items in (states, targets))
+    return nn.functional.ctc_loss(logits, torch.cat(targets), frames, sizes)
 
 
 @torch.no_grad()
-def _character_error(head, states, targets, part, mean: Tensor, std: Tensor) -> float:
+def _character_error(
+    head: nn.Linear, states: Sequence[Tensor], targets: list[Tensor], part: np.ndarray, mean: Tensor, std: Tensor
+) -> float:
     references, hypotheses = [], []
     for index in part:
         best = head((states[index] - mean) / std).argmax(-1).unique_consecutive()

@@ -15,7 +15,7 @@ from torchaudio.functional import resample
 from fedexit.data.constants import MIN_SAMPLES, SAMPLE_RATE
 from fedexit.data.containers import promised_frames, recordings
 from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.files import write_bytes
+from fedexit.support.files import read_bytes, write_bytes
 
 MAX_PEAK = 4.0  # louder samples are of another scale; up to here they overshoot, as those of MP3 decoders do
 RATES = (1_000, 1_000_000)  # Hz
@@ -44,7 +44,7 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
             several rates, or holds samples that are not finite.
     """
     name = name or ("audio" if isinstance(source, bytes) else str(source))
-    content = source if isinstance(source, bytes) else _content(source)
+    content = source if isinstance(source, bytes) else read_bytes(source)
     if not content:
         raise FedexitError(f"{name}: the file is empty, expected audio; copy or fetch it again")
     parts = [_decoded(part, name) for part in recordings(content, name)]
@@ -166,7 +166,8 @@ class _Stream(sf.SoundFile):
 
 def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
     """Return the samples (T, channels) of one recording and its rate; in blocks, since its length may be unknown."""
-    opened, blocks = content[:4] in (b"fLaC", b"OggS"), []  # libsndfile does not recognise the first words of these
+    opened = content[:4] in (b"fLaC", b"OggS")  # libsndfile does not recognise the first words of these
+    blocks: list[np.ndarray] = []
     try:
         with _Stream(io.BytesIO(content)) as file:
             opened, rate, promised = True, file.samplerate, promised_frames(content, file.format, file.frames)
@@ -197,10 +198,3 @@ def _cancel_out(samples: torch.Tensor) -> bool:
 def _lowpass(factor: int) -> np.ndarray:
     """Return SciPy's own low-pass filter for `resample_poly`; kept, since its design costs more than its use."""
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise FedexitError(f"{path}: cannot be read ({first_line(error)}); check the path") from error

@@ -4,6 +4,7 @@ import hashlib
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def data_digest(data: Sequence[Example]) -> str:
     and whether a clip is a tensor or an array make no difference.
     """
     if isinstance(data, ConcatDataset):
-        return hashlib.sha256(repr([data_digest(part) for part in data.datasets]).encode()).hexdigest()
+        parts: list[Any] = data.datasets
+        return hashlib.sha256(repr([data_digest(part) for part in parts]).encode()).hexdigest()
     if hasattr(data, "content_hash"):
         return str(data.content_hash)
     digest = hashlib.sha256()

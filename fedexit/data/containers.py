@@ -277,7 +277,7 @@ def _ogg(link: bytes, name: str) -> bytes:
     return link[:last] + bytes(page)
 
 
-def _ogg_checksum(page: bytes) -> int:
+def _ogg_checksum(page: bytes | bytearray) -> int:
     """Return the CRC of an Ogg page (polynomial 0x04C11DB7, most significant bit first)."""
     table = []
     for byte in range(256):

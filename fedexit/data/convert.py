@@ -56,7 +56,8 @@ class Report:
     """What a conversion left out or changed, by reason."""
 
     def __init__(self, skip_bad: bool):
-        self.skip_bad, self.reasons = skip_bad, defaultdict(list)
+        self.skip_bad = skip_bad
+        self.reasons: dict[str, list[str]] = defaultdict(list)
 
     def note(self, reason: str, name: object) -> None:
         """Add the file or clip `name` under `reason`."""
@@ -201,7 +202,8 @@ def _recordings(folder: Path, report: Report) -> list[Path]:
 
     Links are followed. What is found without a link wins over the same file or folder found by one.
     """
-    files, linked_files = {}, []
+    files: dict[tuple, Path] = {}
+    linked_files = []
     for file in _ordinary_files(folder, report):
         name = printable(file)
         if file.name.startswith("."):

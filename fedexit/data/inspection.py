@@ -1,6 +1,7 @@
 """Inspect all clips and targets of a data set before training, so that no clip stops it hours later."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,12 +74,11 @@ def _codes(target: object, labels: int, texts: bool, name: str) -> list[int]:
     return [int(codes)]
 
 
-def _measured(data: Sequence[Example], owner: str, start: int = 0) -> Iterator[tuple[int, int, object]]:
+def _measured(data: Any, owner: str, start: int = 0) -> Iterator[tuple[int, int, object]]:
     """Yield length, channels (0 for a waveform) and target of each clip. The first clip is number `start`."""
     if isinstance(data, ConcatDataset):
-        for part in data.datasets:
-            yield from _measured(part, owner, start)
-            start += len(part)
+        for part, before in zip(data.datasets, [0, *data.cumulative_sizes], strict=False):
+            yield from _measured(part, owner, start + before)
     elif all(hasattr(data, name) for name in ("lengths", "targets", "channels")):
         for length, target in zip(data.lengths, data.targets, strict=True):
             yield length, data.channels, target

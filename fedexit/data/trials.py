@@ -92,7 +92,7 @@ def _draw(
         ends = np.cumsum(of_rows)
         drawn = rng.random(pairs - len(found)) * ends[-1]
         first = np.searchsorted(ends, drawn, side="right").clip(max=np.flatnonzero(of_rows)[-1])
-        fresh = {}  # in the order of the draw
+        fresh: dict[tuple[int, int], None] = {}  # in the order of the draw
         for value, i in zip(drawn, first, strict=True):
             row = chances(i)
             inside = np.searchsorted(np.cumsum(row), value - (ends[i] - of_rows[i]), side="right")

@@ -65,7 +65,7 @@ def build_unlabelled(folder: Path, sources: dict[str, Source] = SOURCES) -> None
 def _decode_package(package: str, source: Source, folder: Path) -> None:
     """Decode the package's speech into `folder`; paths in its table are relative to the folder above."""
     files = ((path, file) for path, file in package_files(download_package(package, _FIX)))
-    rows = []
+    rows: list[dict] = []
     with new_folder(folder) as part, one_thread():
         for path, file in progress(files, package):
             if not re.fullmatch(source.speech, path):

@@ -94,7 +94,7 @@ def largest_safe_exit(profile: Profile, policy: Policy) -> int | None:
 def depth_for(profile: Profile, policy: Policy) -> int | None:
     """Return L_i, the shallower of the device's largest safe exit and the task's exit; None if no exit fits."""
     safe = largest_safe_exit(profile, policy)
-    return safe if None in (safe, policy.task_exit) else min(safe, policy.task_exit)
+    return safe if safe is None or policy.task_exit is None else min(safe, policy.task_exit)
 
 
 def limit(profile: Profile, policy: Policy) -> str:

@@ -182,7 +182,7 @@ class TierAggregator:
         }
         tops = [self._top(means, *pair) for pair in itertools.pairwise(depths)]
         server = Aggregator(old, "masked", layers=self._layers)
-        for depth, top in itertools.zip_longest(depths, tops, fillvalue={}):
+        for depth, top in zip(depths, [*tops, {}], strict=False):
             server.add(Update({**means[depth], **top}, self._clients[depth], depth))
         return server.result()
 

@@ -66,7 +66,8 @@ def check_data(
         lengths, cached = model.check_clips(client.data, f"client {client.name}", spells=model.head != "pooled")
         if not lengths:
             raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
-        longest[client.depth] = max(longest.get(client.depth, (0,)), (max(lengths), client, cached), key=lambda x: x[0])
+        if client.depth not in longest or max(lengths) > longest[client.depth][0]:
+            longest[client.depth] = max(lengths), client, cached
     model.check_clips(dev, "dev")
     for depth, (length, client, cached) in longest.items():
         batch = [length] * min(training.batch_size, len(client.data))

@@ -60,7 +60,7 @@ def objective_loss(logits: Mapping[int, Tensor], targets: Tensor, objective: Obj
             taught = [divergence(logits[teacher], logits[exit], objective.temperature) for teacher in teachers]
             loss = loss + objective.strength * torch.stack(taught).mean()
         losses.append(loss)
-    return sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)
+    return sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)  # type: ignore[return-value]  # not empty
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:

@@ -146,7 +146,8 @@ def federate(
     check_data(model, clients, dev, training, way.objective)
     plan = Plan(way, whole_number(seed, "seed"), float(exponent), float(fraction), training)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
-    identity, state, kept = None, RoundState(0, [], [], 0), Kept()
+    identity: dict = {}
+    state, kept = RoundState(0, [], [], 0), Kept()
     if checkpoint is not None:
         identity = _identity(model, clients, dev, plan)
         state, kept = _resumed(model, checkpoint, identity)
@@ -248,8 +249,8 @@ def _arriving(
         raise FedexitError(
             f"method {way.name} sets the depths of its clients; those of a round may only be None (nothing arrives)"
         )
-    arriving = [client for client in drawn if depths.get(client.name, client.depth) is not None]
-    arriving = [replace(client, depth=depths.get(client.name, client.depth)) for client in arriving]
+    found = [(client, depths.get(client.name, client.depth)) for client in drawn]
+    arriving = [replace(client, depth=depth) for client, depth in found if depth is not None]
     check_depths(model, arriving)
     return arriving
 

@@ -7,7 +7,7 @@ With one thread per process, results are bit-identical for any number of workers
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -86,7 +86,8 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
     def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, RoundReport]]:
         for name, tensor in model.trainable_weights().items():
             sections[0][name].copy_(tensor)
-        todo, running, free = deque(drawn), deque(), list(range(1, len(sections)))
+        todo, free = deque(drawn), list(range(1, len(sections)))
+        running: deque[tuple[Client, int, Future]] = deque()
         while todo or running:
             while todo and free:
                 client, section = todo.popleft(), free.pop()
@@ -110,11 +111,12 @@ class _Inside:
         self.model = MultiExitModel.from_pretrained(folder)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in shared.places)
-        self.clients, self.work, self.scratch = ForkingPickler.loads(clients), work, {}
+        self.clients, self.work = ForkingPickler.loads(clients), work
+        self.scratch: dict[int, MultiExitModel] = {}
         self.sections = shared.split()
 
 
-_inside: _Inside | None = None  # one per process
+_inside: _Inside  # one per process, set as it starts
 
 
 def _start_inside(folder: str, clients: bytes, work: Work, shared: Shared) -> None:

@@ -108,7 +108,9 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
 
 def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:
     """Return a function from some of the clips `train` to their features at every speed; `frozen` serves speed 1."""
-    stores = {speed: frozen if speed == 1 else freezer(played(train, speed), backbone) for speed in speeds}
+    stores: dict[float, Callable] = {
+        speed: frozen if speed == 1 else freezer(played(train, speed), backbone) for speed in speeds
+    }
     return lambda clips: ConcatDataset(
         [store(clips if speed == 1 else played(clips, speed)) for speed, store in stores.items()]
     )
@@ -195,7 +197,7 @@ def _depths(setting: Setting, clients: Sequence[Client], seed: int) -> Callable[
     if plan.policy is not None:
         own, known = dict(zip(setting.model.depths, plan.fleet, strict=True)), profiles()
         devices = {client.name: known[own[client.depth]] for client in clients}
-        return lambda number: depths_of_round(plan.policy, devices, number, seed)
+        return partial(depths_of_round, plan.policy, devices, seed=seed)
     if plan.drop_out:
         return partial(drop_outs, [client.name for client in clients], plan.drop_out, seed)
     return None

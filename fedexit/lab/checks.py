@@ -70,7 +70,8 @@ def check_grids(grids: Iterable[tuple[Iterable[Cell], Setting]]) -> None:
             raise FedexitError("a grid has no cells: give at least one")
         for cell in cells:
             check_cell(cell, setting)
-    backbones, tasks = {}, {}
+    backbones: dict[str, Backbone] = {}
+    tasks: dict[tuple, Task] = {}
     for cells, setting in grids:
         name = setting.model.backbone
         backbones[name] = backbones.get(name) or load_backbone(name)

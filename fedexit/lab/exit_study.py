@@ -132,7 +132,7 @@ def latencies(
     Returns:
         Columns `item, way, exit, seconds`. A way is a rule, or `exit 3` (always to exit 3, with its head alone).
     """
-    rows = []
+    rows: list[tuple] = []
     with one_thread():
         for item, clip in enumerate(clips):
             ways = {f"exit {exit}": partial(_run_to, model, clip, exit) for exit in model.exits}

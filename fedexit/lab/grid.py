@@ -53,7 +53,9 @@ def run_grids(
     if workers < 1:
         raise FedexitError(f"workers must be >= 1, not {workers}")
     check_grids(grids.values())
-    places, jobs, origins = {}, {}, {}
+    places: dict[Hashable, list[tuple[Path, Cell]]] = {}
+    jobs: dict[tuple[Path, Cell], tuple[Cell, Setting, Path, Origin]] = {}
+    origins: dict[tuple[str, str], Origin] = {}
     for name, (cells, setting) in grids.items():
         source = setting.data.corpus, setting.model.backbone
         origins[source] = origin = origins.get(source) or origin_of(setting)
@@ -116,7 +118,7 @@ def _cost(cell: Cell, setting: Setting) -> float:
     """Return a rough cost: layers that run, times seconds and passes over the clips."""
     depth = cell.depth or sum(setting.model.depths) / len(setting.model.depths)
     if cell.method == CENTRAL:
-        passes = setting.study.central.epochs
+        passes: float = setting.study.central.epochs
     else:
         passes = setting.federation.rounds * setting.federation.fraction * setting.federation.training.epochs
     return depth * setting.data.max_seconds * passes * len(setting.data.speeds)

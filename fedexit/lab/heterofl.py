@@ -9,6 +9,7 @@ quarter of the depth. This method needs other models and another average than th
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -118,7 +119,7 @@ class WidthModels(nn.Module):
         asked = self.exits if exits is None else sorted(exits)
         for depth in asked:
             check_exit(depth, self.exits, "the models by width")
-        models = {depth: self.models[str(depth)] for depth in asked}
+        models: dict[int, Any] = {depth: self.models[str(depth)] for depth in asked}
         return {depth: getattr(model, what)(waveforms, lengths)[model.exits[-1]] for depth, model in models.items()}
 
 
@@ -132,7 +133,7 @@ def widths_for(depths: Iterable[int], backbone: Backbone) -> dict[int, float]:
     widths = [number / heads for number in range(1, heads + 1)]
     whole = [width for width in widths if not any((config[name] * width) % 1 for name in _SCALED)]
     wished = {depth: math.sqrt(depth / max(depths)) for depth in depths}
-    return {depth: min(whole, key=lambda width, wish=wish: abs(width - wish)) for depth, wish in wished.items()}
+    return {depth: min((abs(width - wish), width) for width in whole)[1] for depth, wish in wished.items()}
 
 
 def federate_by_width(
@@ -170,7 +171,7 @@ def federate_by_width(
             if widths[depth] < 1 and len(unlabelled):
                 narrow.standardise(*collate(unlabelled)[:2])
         places = {depth: places_in(model, narrow) for depth, narrow in models.items()}
-        together = WidthModels(models)
+        together: Any = WidthModels(models)
         table = evaluated(together, dev, 0)
         for number in progress(range(1, rounds + 1), f"heterofl, seed {seed}"):
             weights, updates = model.trainable_weights(), []

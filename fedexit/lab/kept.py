@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,12 @@ from fedexit.devices.profiles import profiles
 from fedexit.lab.cells import Measured
 from fedexit.lab.material import opened
 from fedexit.lab.setting import CENTRAL, Cell, Setting
-from fedexit.model.backbone import PRESETS, load_backbone, shipped_backbones
+from fedexit.model.backbone import PRESETS, load_backbone, shipped_backbones, state_hash
 from fedexit.model.training import lacks_bfloat16
 from fedexit.runner import fingerprint
 from fedexit.support.checkpoints import options_set
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash, weights_hash, write_bytes, write_text
+from fedexit.support.files import file_hash, json_hash, weights_hash, write_bytes, write_text
 from fedexit.support.paths import backbones_dir, results_dir
 from fedexit.support.reads import note_read
 
@@ -69,13 +69,10 @@ def backbone_checksum(name: str) -> str:
     folder = backbones_dir() / name if name in shipped_backbones() else Path(name)
     if folder.is_dir():
         configurations = [file_hash(folder / part) for part in ("config.json", "preprocessor_config.json")]
-        return _hash([*configurations, weights_hash(folder)])
+        return json_hash([*configurations, weights_hash(folder)])
     if name in PRESETS:
         return name
-    digest = hashlib.sha256()
-    for parameter, tensor in sorted(load_backbone(name).state_dict().items()):
-        digest.update(parameter.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return state_hash(load_backbone(name))
 
 
 def key_of(setting: Setting, origin: Origin, central: bool) -> str:
@@ -95,10 +92,10 @@ def key_of(setting: Setting, origin: Origin, central: bool) -> str:
     if setting.federation.policy is not None and not central:  # readers may change the table of devices
         known = profiles()
         facts["fleet"] = in_words([known[name] for name in setting.federation.fleet])
-    return _hash(facts)[:16]
+    return json_hash(facts)[:16]
 
 
-def in_words(value: object) -> object:
+def in_words(value: Any) -> Any:
     """Return a dataclass with all of its fields, a mapping, a sequence or a scalar as plain values for JSON."""
     if is_dataclass(value):
         return {known.name: in_words(getattr(value, known.name)) for known in fields(value)}
@@ -161,7 +158,7 @@ def read_cell(folder: Path, cell: Cell) -> tuple[Measured, bool]:
     entry = _read_entry(_entry(folder, cell))
     code = entry.get("code") if entry.get("tables") == hashes else ""
     code = code if isinstance(code, str) else ""
-    note_read("cell", _name(folder / cell.name), _hash(list(hashes.values())), code=code)
+    note_read("cell", _name(folder / cell.name), json_hash(list(hashes.values())), code=code)
     return Measured(*map(_unpacked, files)), bool(code) and code == present_code()
 
 
@@ -219,7 +216,3 @@ def _name(path: Path) -> str:
         return path.relative_to(results_dir()).as_posix()
     except (FedexitError, ValueError):
         return "/".join(path.parts[-2:])
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ Notebooks with the same plan share their models: a federation that one has run i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fedexit.central.fine_tuning import Recipe
 from fedexit.federated.clients import LocalTraining
@@ -37,7 +38,7 @@ class TaskPlan:
     texts: bool = False
 
 
-_WORDS = dict(crop=None, label_smoothing=0.1, weight_decay=0.05)
+_WORDS: dict[str, Any] = dict(crop=None, label_smoothing=0.1, weight_decay=0.05)
 # The heads of tiny-ctc know the characters already; the learning rate of a new head would undo that.
 _GENTLY = Recipe(batch_size=4, learning_rate=5e-4, head_learning_rate=5e-4, crop=None, spec_augment=True)
 # The central learning rates of speaker and emotion are the better of two on dev, in one run. That of voice comes from

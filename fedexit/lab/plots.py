@@ -1,6 +1,7 @@
 """Draw the figures in one style. Markers and dashes carry the meaning, so that grey prints stay readable."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,9 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
         own = data[data["method"] == method]
         seed_marks(axis, [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], method)
         means = 100 * own.groupby("exit")["value"].mean()
-        look = dict(color=colour, marker=marker, ms=8, mec="white", mew=0.5, ls=DASHES[method], lw=1.2, label=label)
+        look: dict[str, Any] = dict(
+            color=colour, marker=marker, ms=8, mec="white", mew=0.5, ls=DASHES[method], lw=1.2, label=label
+        )
         axis.plot([exits.index(e) + shift for e in means.index], means, **look)
     if baseline is not None:
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
@@ -48,7 +51,9 @@ def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
         own = rows[rows[column] == kind]
         heights = [labels.index(label) + 0.22 * (place - (len(kinds) - 1) / 2) for label in own["label"]]
         reach = own["difference"] - own["low"], own["high"] - own["difference"]
-        look = dict(color=str(0.55 * place / max(1, len(kinds) - 1)), marker="osD^vPX"[place % 7], label=kind)
+        look: dict[str, Any] = dict(
+            color=str(0.55 * place / max(1, len(kinds) - 1)), marker="osD^vPX"[place % 7], label=kind
+        )
         axis.errorbar(own["difference"], heights, xerr=reach, ls="", capsize=3, **look)
     axis.axvline(0, color="black", lw=1, ls="--")
     for place in range(1, len(labels)):
@@ -90,7 +95,7 @@ def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
         colour, marker, dash = EXITS[place % len(EXITS)]
         x = own[column] + shift * (place - (table["exit"].nunique() - 1) / 2)
         ends = 100 * np.array([own["difference"] - own["low"], own["high"] - own["difference"]])
-        look = dict(color=colour, marker=marker, ls=dash, ms=5, lw=1.2, capsize=2)
+        look: dict[str, Any] = dict(color=colour, marker=marker, ls=dash, ms=5, lw=1.2, capsize=2)
         axis.errorbar(x, 100 * own["difference"], ends, label=f"exit {exit}", **look)
     axis.axhline(0, color="grey", lw=1)
 
@@ -213,7 +218,7 @@ def depth_tiles(
     axis.scatter([], [], marker="s", s=60, color="white", edgecolor="black", label="takes no part")
     if labels is not None:
         for (row, column), shade in np.ndenumerate(shades):
-            look = dict(ha="center", va="center", fontsize=9, color="white" if shade < 0.5 else "black")
+            look: dict[str, Any] = dict(ha="center", va="center", fontsize=9, color="white" if shade < 0.5 else "black")
             axis.text(column + 0.5, row + 0.5, labels.iloc[row, column], **look)
     if lost is not None:
         rows, columns = np.nonzero(lost.to_numpy(bool))

@@ -1,12 +1,12 @@
 """Define the setting of an experiment, in four parts, and its cells, one per trained model."""
 
-import operator
 from dataclasses import dataclass, field, fields, replace
 
 from fedexit.central.fine_tuning import Recipe
 from fedexit.devices.policy import Policy
 from fedexit.devices.profiles import profiles
 from fedexit.federated.clients import LocalTraining
+from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 
 HOMOGENEOUS, CENTRAL = "homogeneous", "central"
@@ -29,7 +29,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         for name in ("seed", "depth"):
-            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class ModelPart:
     lora: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(_integer("a depth", depth) for depth in self.depths))
+        object.__setattr__(self, "depths", tuple(whole_number(depth, "a depth") for depth in self.depths))
         object.__setattr__(self, "shares", tuple(float(share) for share in self.shares))
 
 
@@ -162,10 +162,3 @@ class Setting:
         if values:
             raise FedexitError(f"a setting has no field {min(values)!r}; see the parts in fedexit/lab/setting.py")
         return replace(self, **parts)
-
-
-def _integer(what: str, value: object) -> int:
-    try:
-        return int(operator.index(value))
-    except TypeError:
-        raise FedexitError(f"{what} must be an integer, not {value!r}") from None

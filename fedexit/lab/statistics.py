@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import t
 
 from fedexit.support.errors import FedexitError
@@ -18,12 +19,12 @@ SHARES = ["difference", "low", "high", "seeds_low", "seeds_high"]  # columns of 
 _CELLS = 2**22  # weights drawn at a time; this bounds the memory
 
 
-def half_interval(values: Sequence[float], level: float = 0.95) -> float:
+def half_interval(values: ArrayLike, level: float = 0.95) -> float:
     """Return half the width of Student's interval for the mean of `values`, e.g. over seeds; NaN for fewer than two."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
+    found = np.asarray(values, float)
+    if len(found) < 2:
         return float("nan")
-    return float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(t.ppf((1 + level) / 2, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -209,7 +210,7 @@ def permutation_p(found: Pairs) -> float:
     return float(min(1.0, chance[sums >= abs(more.sum())].sum()))
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: ArrayLike) -> np.ndarray:
     """Return Holm's step-down adjustment of the p-values of a table of hypotheses, in their order (Holm 1979).
 
     Rejecting all that are below 0.05 rejects a true hypothesis with a chance of at most 5 %.
@@ -217,12 +218,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
     Raises:
         FedexitError: a value is not a probability.
     """
-    p = np.asarray(p, float)
-    if not ((p >= 0) & (p <= 1)).all():
+    found = np.asarray(p, float)
+    if not ((found >= 0) & (found <= 1)).all():
         raise FedexitError("Holm's correction needs p between 0 and 1; leave out comparisons that were not made")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
+    order = np.argsort(found, kind="stable")
+    adjusted = np.empty(len(found))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate((len(found) - np.arange(len(found))) * found[order]))
     return adjusted
 
 

@@ -5,10 +5,12 @@ A backbone of depth k holds the convolutional encoder, the projection, the posit
 """
 
 import copy
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from fedexit.support.paths import backbones_dir, named_or_folder
 from fedexit.support.reads import note_read
 from fedexit.support.streams import seeded
 
+Samples = TypeVar("Samples", int, Tensor)
 _NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0)
 # Geometries with random weights. All have 12 layers, so exits 3/6/9/12 mean the same in each.
 # `tiny-random` is the control of `tiny`, which was pre-trained here (notebook 05) and ships with its weights; `base` is
@@ -46,7 +49,7 @@ def default_exits(layers: int) -> list[int]:
     return sorted({max(1, round(layers * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
-def frame_counts(config: PretrainedConfig, samples: int | Tensor) -> list:
+def frame_counts(config: PretrainedConfig, samples: Samples) -> list[Samples]:
     """Return the frames after each convolution, for `samples` (int, or (B,)); below 1 if the clip is too short."""
     counts = []
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -71,7 +74,8 @@ class Backbone(nn.Module):
     def __init__(self, model: PreTrainedModel, name: str, pretrained: bool):
         super().__init__()
         check_family(model.config, name)
-        self.model, self.name, self.pretrained = model, name, pretrained
+        self.model: Any = model  # `transformers` gives its parts no types
+        self.name, self.pretrained = name, pretrained
         self.lora: tuple[int, float] | None = None
         self.model.feature_extractor.requires_grad_(False)
         if hasattr(self.model, MASK_VECTOR):
@@ -104,7 +108,7 @@ class Backbone(nn.Module):
         shallow.model.config.num_hidden_layers = depth
         return shallow
 
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
+    def frame_lengths(self, lengths: Samples) -> Samples:
         """Return the frames of clips of `lengths` samples (int, or (B,)), in every layer; below 1 if too short."""
         return frame_counts(self.model.config, lengths)[-1]
 
@@ -165,7 +169,7 @@ class Backbone(nn.Module):
         encoder = self.model.encoder
         return encoder.dropout(encoder.layer_norm(hidden + self._positions(hidden, valid))), mask
 
-    def _attention_mask(self, hidden: Tensor, valid: Tensor) -> Tensor:
+    def _attention_mask(self, hidden: Tensor, valid: Tensor) -> Any:
         """Return the mask that the layers expect, from the `valid` frames (B, F)."""
         if self.model.config.model_type == "wavlm":
             return valid
@@ -257,7 +261,8 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
         raise FedexitError(
             f"cannot load backbone {name!r}: not one of {known}, no folder, and as a hub id: {error}"
         ) from error
-    note_read("backbone", name, weights_hash(Path(cached_file(str(source), "config.json")).parent))
+    config = Path(cached_file(str(source), "config.json"))  # type: ignore[arg-type]  # it raises rather than give None
+    note_read("backbone", name, weights_hash(config.parent))
     return backbone
 
 
@@ -289,3 +294,12 @@ def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:
 def config_of(backbone: Backbone) -> dict:
     """Return the `transformers` config as a plain dict, ready for JSON."""
     return json.loads(backbone.model.config.to_json_string(use_diff=False))
+
+
+def state_hash(module: nn.Module) -> str:
+    """Return the SHA-256 of all weights of `module` and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from fedexit.model.backbone import Backbone, frame_counts
 from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.heads import AnyHead
 from fedexit.model.names import layer_of
 from fedexit.support.errors import FedexitError
 
@@ -53,7 +54,7 @@ def sizes_by_layer(weights: Mapping[str, Tensor]) -> pd.DataFrame:
     return table.groupby("part", sort=False, as_index=False).sum()
 
 
-def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: nn.Module) -> Macs:
+def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: AnyHead) -> Macs:
     """Return the multiply-accumulates of one clip; only matrix products and convolutions count.
 
     The clip has `samples` at 16 kHz and runs through layers 1..depth and the `heads`, if any. Raises FedexitError for

@@ -27,8 +27,7 @@ class CTCHead(nn.Module):
         super().__init__()
         self.recurrent = nn.LSTM(width, width // 2, bidirectional=True, batch_first=True) if recurrent else None
         self.linear = nn.Linear(width, labels + 1)
-        self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.centre, self.scale = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
         """Return all frames of all clips (sum of F_i, D): they are standardised."""

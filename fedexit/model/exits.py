@@ -1,8 +1,8 @@
 """The multi-exit model: a backbone with a prediction head on each exit (paper, sec. 2.1 and 3)."""
 
 import copy
-import hashlib
 import json
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fedexit.data.batches import Example
 from fedexit.data.inspection import check_clips
-from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits
-from fedexit.model.heads import HEADS
+from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
+from fedexit.model.heads import HEADS, AnyHead
 from fedexit.model.lora import merged, with_lora
 from fedexit.model.pretrained import misfits
 from fedexit.support.errors import FedexitError, first_line
@@ -64,9 +64,9 @@ class MultiExitModel(nn.Module):
             self.heads = nn.ModuleDict({name: HEADS[head](backbone.width, len(self.labels)) for name in names})
         self.heads.to(backbone.model.dtype)
 
-    def head_at(self, depth: int) -> nn.Module:
+    def head_at(self, depth: int) -> AnyHead:
         """Return the head that reads exit `depth`."""
-        return self.heads["shared" if self.shared_head else str(depth)]
+        return self.heads["shared" if self.shared_head else str(depth)]  # type: ignore[return-value]  # of ModuleDict
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
@@ -103,8 +103,8 @@ class MultiExitModel(nn.Module):
 
     def check_clips(self, data: Sequence[Example], owner: str, spells: bool = False) -> tuple[list[int], bool]:
         """Check that this model can read all clips and targets of `data`; see `fedexit.data.inspection.check_clips`."""
-        facts = dict(channels=self.backbone.channels, frames=self.backbone.frame_lengths, labels=len(self.labels))
-        return check_clips(data, owner, **facts, texts=self.head != "pooled", spells=spells)
+        channels, frames, texts = self.backbone.channels, self.backbone.frame_lengths, self.head != "pooled"
+        return check_clips(data, owner, channels, frames, len(self.labels), texts, spells)
 
     @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
@@ -116,8 +116,8 @@ class MultiExitModel(nn.Module):
         Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
-        for name, head in self.heads.items():
-            exits = self.exits if self.shared_head else [int(name)]
+        for exits in [self.exits] if self.shared_head else [[depth] for depth in self.exits]:
+            head = self.head_at(exits[0])
             read = torch.cat([head.reads(states[depth], frames) for depth in exits])
             if len(read) < 2:
                 raise FedexitError("a head cannot be standardised on one clip; give two or more")
@@ -154,11 +154,7 @@ class MultiExitModel(nn.Module):
 
     def checksum(self) -> str:
         """Return the SHA-256 of all weights and their names."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return state_hash(self)
 
     def save_heads(self, file: str | Path) -> None:
         """Write the heads of all exits to a safetensors file."""
@@ -224,14 +220,14 @@ class MultiExitModel(nn.Module):
 def check_exits(exits: Iterable[int], known: Iterable[int], name: str) -> list[int]:
     """Return `exits` as sorted integers. Raises FedexitError unless each is among the `known` ones of model `name`."""
     try:
-        exits = list(exits)
+        found = sorted({operator.index(depth) for depth in exits})
     except TypeError:
-        raise FedexitError(f"exits must be a list of layers, e.g. [{exits}], not {exits!r}") from None
-    if not exits:
+        raise FedexitError(f"exits must be a list of layer numbers, e.g. [3], not {exits!r}") from None
+    if not found:
         raise FedexitError(f"exits is empty; give at least one of {', '.join(map(str, known))}")
-    for depth in exits:
+    for depth in found:
         check_exit(depth, known, name)
-    return sorted({int(depth) for depth in exits})
+    return found
 
 
 def check_exit(depth: int, known: Iterable[int], name: str) -> None:

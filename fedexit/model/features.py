@@ -74,7 +74,7 @@ class FrozenFeatures(Sequence[Example]):
         """Return the number of clips."""
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         """Return the features (C, F) of clip `index` and its target."""
         return self.store[self.clips.ids[index]], self.targets[index]
 

@@ -28,8 +28,7 @@ class Head(nn.Module):
     def __init__(self, width: int, labels: int):
         super().__init__()
         self.linear = nn.Linear(2 * width, labels)
-        self.register_buffer("centre", torch.zeros(2 * width))
-        self.register_buffer("scale", torch.ones(2 * width))
+        self.centre, self.scale = nn.Buffer(torch.zeros(2 * width)), nn.Buffer(torch.ones(2 * width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
         """Return the pooled statistics (B, 2D) that are standardised."""
@@ -44,8 +43,9 @@ class Head(nn.Module):
         return self.linear.weight.numel()
 
 
+AnyHead = Head | CTCHead
 # Makers of a task's head, from the backbone's width and the number of labels.
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+HEADS: dict[str, Callable[[int, int], AnyHead]] = {
     "pooled": Head,
     "ctc": CTCHead,
     "ctc-bilstm": partial(CTCHead, recurrent=True),

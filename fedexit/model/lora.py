@@ -50,7 +50,8 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
     model = backbone.model.requires_grad_(False)
     targets = list(TARGETS[model.config.model_type])
     with seeded(seed, "lora"):
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]  # alpha may be a float
+        inject_adapter_in_model(config, model)
     backbone.lora = rank, alpha
     model.train(model.training)  # the new parts as well
     return backbone

@@ -1,6 +1,7 @@
 """Predictions of every exit from one pass, and error rates with their numbers of clips, characters or words."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -106,7 +107,7 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
     """Return the number of errors and of units (clips, characters or words) of each prediction."""
     if _are_labels(predictions):
         return {"errors": (predictions["predicted"] != predictions["label"]).astype(int), "n": 1}
-    process = {"character": jiwer.process_characters, "word": jiwer.process_words}[unit]
+    process: Any = {"character": jiwer.process_characters, "word": jiwer.process_words}[unit]
     found = [process(row.label, row.predicted) for row in predictions.itertuples()]
     return {
         "errors": [one.substitutions + one.deletions + one.insertions for one in found],

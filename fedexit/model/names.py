@@ -22,5 +22,5 @@ def layer_of(name: str) -> int | None:
 
 def in_layer(name: str, layer: int) -> str:
     """Return the name of the same parameter in layer `layer` (from 1)."""
-    start, end = _LAYER.search(name).span(1)
+    start, end = _LAYER.search(name).span(1)  # type: ignore[union-attr]  # callers ask `layer_of` first
     return f"{name[:start]}{layer - 1}{name[end:]}"

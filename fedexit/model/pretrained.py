@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
@@ -109,7 +110,7 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> None:
 
 
 def _draw_mask_vector(model: PreTrainedModel, name: str) -> None:
-    vector = model.masked_spec_embed
+    vector: Any = model.masked_spec_embed
     with torch.no_grad(), seeded("mask vector", len(vector)):
         vector.copy_(torch.rand(len(vector)))
     warnings.warn(
@@ -125,7 +126,7 @@ def _check_input(name_or_path: str | Path) -> None:
         file = cached_file(str(name_or_path), "preprocessor_config.json")
     except OSError:  # there is none
         return
-    settings = read_json_object(Path(file))
+    settings = read_json_object(Path(file))  # type: ignore[arg-type]  # `cached_file` raises rather than give None
     if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise FedexitError(f"{file}: sampling_rate is {rate!r}, but all audio here has {SAMPLE_RATE} Hz; take another")
     if settings.get("do_normalize", True) is not True:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def for_bfloat16(backbone: Backbone, wanted: bool = True) -> Iterator[None]:
 _WARM_UP = 0.05  # share of all updates in which a learning rate rises
 
 
-def check_numbers(training: object) -> None:
+def check_numbers(training: Any) -> None:
     """Raise FedexitError for values of a training recipe that are out of range, NaN included."""
     above = training.learning_rate, training.head_learning_rate, training.clip_norm
     if min(training.epochs, training.batch_size) < 1 or not all(number > 0 for number in above):

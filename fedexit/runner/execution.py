@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -119,19 +120,26 @@ def _engine() -> str:
     from papermill.log import logger
 
     class Client(PapermillNotebookClient):
-        def output(self, outs: list, msg: dict, display_id: str | None, cell_index: int) -> object:
+        clear_before_next_output: bool
+
+        def output(self, outs: list, msg: dict, display_id: str | None, cell_index: int) -> Any:
             if msg["msg_type"] != "stream" or self.output_hook_stack[msg["parent_header"].get("msg_id")]:
                 if len(outs) < MAX_OUTPUTS:
                     return super().output(outs, msg, display_id, cell_index)
-                return None if outs[-1].get("text") == _TOO_MANY else add_printed(outs, "stderr", _TOO_MANY)
+                if outs[-1].get("text") != _TOO_MANY:
+                    add_printed(outs, "stderr", _TOO_MANY)
+                return None
             if self.clear_before_next_output:
                 self.clear_before_next_output = False
                 outs.clear()
-            return add_printed(outs, msg["content"]["name"], msg["content"]["text"])
+            add_printed(outs, msg["content"]["name"], msg["content"]["text"])
+            return None
 
     class CappedEngine(Engine):
         @classmethod
-        def execute_managed_notebook(cls, nb_man: object, kernel_name: str, kernel_manager_class: type, **_: object):
+        def execute_managed_notebook(
+            cls, nb_man: object, kernel_name: str, kernel_manager_class: type, **_: object
+        ) -> Any:
             # a cell that prints a lot is done before its last message arrives: wait for it, then go on
             waits = dict(startup_timeout=120, iopub_timeout=120, raise_on_iopub_timeout=False)
             client = Client(
@@ -230,7 +238,7 @@ def _kill_children_except(spared: set[psutil.Process]) -> None:
             continue  # ended by itself between listing and killing
 
 
-def _show_failure(error: Exception) -> None:
+def _show_failure(error: Any) -> None:
     """Print the failing cell and the end of its traceback in one piece, without papermill's own."""
     traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).rstrip().splitlines()
     lines = [f"cell In [{error.exec_count}]:", *error.source.splitlines(), "error:", *traceback[-8:]]

@@ -6,20 +6,20 @@ few versions. Code is hashed as a normalised syntax tree, without comments and d
 """
 
 import ast
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import grimp
 
 from fedexit.data import places
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash, weights_hash
+from fedexit.support.files import file_hash, json_hash, weights_hash
 from fedexit.support.paths import backbones_dir
 
 # Modules that decide no number: the command line, what starts notebooks, messages and paths. The package's __init__.py
@@ -88,7 +88,7 @@ def components(notebook: Notebook, profile: str, parameters: dict, results: Path
     except FedexitError as error:
         raise FedexitError(f"{notebook.id}: {error}") from None
     return {
-        "code": {"code cells": _hash(_plain(tree))},
+        "code": {"code cells": json_hash(_plain(tree))},
         "parameters": {name: value for name, value in parameters.items() if name not in HOW_FAST},
         "modules": {name: module_hash(name) for name in closure(modules_named(tree))},
         "needs": {name: file_hash(results / name) for name in notebook.reads},
@@ -112,7 +112,7 @@ def differences(old: dict[str, dict], new: dict[str, dict]) -> list[str]:
 
 def key_of(parts: dict[str, dict]) -> str:
     """Return a short name of a fingerprint, for the folder of checkpoints that belong to it."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(parts)[:16]
 
 
 @cache
@@ -135,7 +135,7 @@ def backbone_checksum(name: str) -> str:
 
 
 @cache
-def _checksum(of: Callable[[Path], str] | Callable[[str], str], what: Path | str) -> str:
+def _checksum(of: Callable[[Any], str], what: Path | str) -> str:
     """Return the checksum of a corpus or folder, computed once: notebooks share corpora and backbones."""
     return of(what)
 
@@ -154,7 +154,7 @@ def code_hash(module: str) -> str:
 
     Comments, docstrings and the modules of `NOT_COUNTED` change nothing; a default value or a data file does.
     """
-    return _hash({name: module_hash(name) for name in closure([module])})
+    return json_hash({name: module_hash(name) for name in closure([module])})
 
 
 def closure(modules: Sequence[str]) -> list[str]:
@@ -179,7 +179,7 @@ def module_hash(module: str) -> str:
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     tables = [file.parent / name for name in names if name.endswith(".csv")]
     tables += [table for name in names if name.isidentifier() for table in (file.parent / name).glob("*.csv")]
-    return _hash([_plain(tree), sorted((table.name, file_hash(table)) for table in tables if table.is_file())])
+    return json_hash([_plain(tree), sorted((table.name, file_hash(table)) for table in tables if table.is_file())])
 
 
 def cells_tree(cells: Sequence[str]) -> ast.Module:
@@ -272,14 +272,10 @@ def _is_text_alone(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _file(module: str) -> Path:
     """Return the source file of a dotted module, found from the place of its package; nothing is imported but that."""
     package, *rest = module.split(".")
-    place = Path(import_module(package).__file__).parent.joinpath(*rest)
+    place = Path(import_module(package).__path__[0]).joinpath(*rest)
     return place / "__init__.py" if place.is_dir() else place.with_name(f"{place.name}.py")
 
 

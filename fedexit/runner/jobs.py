@@ -29,7 +29,8 @@ def submitter(jobs: int) -> Iterator[Callable[..., Future]]:
         yield pool.submit
     finally:
         for worker in set(multiprocessing.active_children()) - before:
-            _kill_with_children(worker.pid)
+            if worker.pid is not None:
+                _kill_with_children(worker.pid)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -55,7 +56,8 @@ def _end_with_parent() -> None:
     """End this process when its parent is gone; its kernel notices that by itself."""
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -23,7 +23,7 @@ text: `no`, `on`, `010`, `0x1F`, `12:30` and dates.
 import ast
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -256,13 +256,14 @@ def select(notebooks: list[Notebook], profile: str, ids: list[str]) -> list[Note
     return [notebook for notebook in notebooks if notebook.id in wanted]
 
 
-def _fault(error: ValidationError, raw: object) -> str:
+def _fault(error: ValidationError, raw: Any) -> str:
     """Return the first fault as one sentence that names the notebook, the field and the value."""
     first = error.errors()[0]
     path, where = list(first["loc"]), "nbs_ci.yml"
     if path[:1] == ["notebooks"] and len(path) > 1:
-        entry = raw["notebooks"][path[1]]
-        where += f": notebook {entry.get('id', path[1] + 1) if isinstance(entry, dict) else path[1] + 1}"
+        place = int(path[1])
+        entry = raw["notebooks"][place]
+        where += f": notebook {entry.get('id', place + 1) if isinstance(entry, dict) else place + 1}"
         path = path[2:]
     path = [part for part in path if part not in ("[key]", "str", "int", "float", "bool")]
     if path:

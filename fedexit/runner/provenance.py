@@ -99,10 +99,11 @@ def _cells_compared(cells: dict[str, dict]) -> tuple[list[str], list[str]]:
     other = [name for name, note in cells.items() if note["code"] not in ("", code)]
     said = [(changed, "changed"), (gone, "are gone")]
     made = [(unknown, "were made by unknown code"), (other, "were made by other code than the present")]
-    return tuple(
+    first, second = (
         [f"{len(names)} of {len(cells)} kept cells {verb} ({names[0]})" for names, verb in group if names]
         for group in (said, made)
     )
+    return first, second
 
 
 def _content(cell: str) -> str | None:
@@ -151,7 +152,7 @@ def recorded_reads(file: Path) -> dict[str, dict]:
     """Return what a run noted in `file`, except corpora, models and cells that it made for itself."""
     reads = {kind: {n: note for n, note in notes.items() if not _own(n)} for kind, notes in read_notes(file).items()}
     kept = {name: note for name, note in reads["cell"].items() if not name.startswith(".state/")}
-    return reads | {"cell": {name: note | {"checksum": _content(name)} for name, note in kept.items()}}
+    return reads | {"cell": {name: {**note, "checksum": _content(name)} for name, note in kept.items()}}
 
 
 def _own(name: str) -> bool:

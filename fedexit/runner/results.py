@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -44,7 +44,7 @@ class Run:
         """Write `fig` to figures/<name>.png and the plotted `data` to figures/<name>.csv. Raise as `table` does."""
         _write_csv(data, self._target("figures", name, ".csv"))
         # without the Software entry the file is bit-identical under every version of Matplotlib
-        save = {"dpi": DPI, "format": "png", "bbox_inches": "tight", "metadata": {"Software": None}}
+        save: dict[str, Any] = {"dpi": DPI, "format": "png", "bbox_inches": "tight", "metadata": {"Software": None}}
         with replacing(self._target("figures", name, ".png")) as part:
             fig.savefig(part, **save)
 

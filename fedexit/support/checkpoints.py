@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,7 +41,7 @@ def save_checkpoint(file: str | Path, identity: object, state: object, tensors: 
         save_file(dict(tensors), part, metadata=metadata)
 
 
-def load_checkpoint(file: str | Path | None, identity: object) -> tuple[object, dict[str, Tensor]] | None:
+def load_checkpoint(file: str | Path | None, identity: object) -> tuple[Any, dict[str, Tensor]] | None:
     """Return the state and the tensors as they were saved, or None if there is no file yet.
 
     Raises:
@@ -126,7 +127,7 @@ def _hashed(identity: object) -> str:
     return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
 
 
-def options_set(options: object) -> dict:
+def options_set(options: Any) -> dict:
     """Return the options (fields of a dataclass) that differ from their defaults.
 
     An option that is added later therefore does not change what identifies finished work.

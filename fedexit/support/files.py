@@ -24,6 +24,20 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_bytes(file: Path) -> bytes:
+    """Return the bytes of a file that a user named. Raises FedexitError if it cannot be read."""
+    try:
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise FedexitError(f"{file}: cannot be read ({reason}); check the path") from error
+
+
+def json_hash(value: object) -> str:
+    """Return the SHA-256 of a value that JSON can hold; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def check_downloaded(file: Path) -> None:
     """Raise FedexitError for a file that is missing, empty, a web page or a Git LFS pointer instead of the real one."""
     if not file.is_file():

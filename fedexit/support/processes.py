@@ -81,8 +81,8 @@ def processes_of(pool: ProcessPoolExecutor) -> list[multiprocessing.Process]:
 def start_worker() -> None:
     """Set this process to one thread, and let it end when its parent ends."""
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

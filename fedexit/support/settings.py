@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedexit.support.errors import FedexitError
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -30,7 +33,7 @@ def check_fields(settings: object) -> None:
     Raises:
         FedexitError: names the first field that does not fit, its value and the range or type that is expected.
     """
-    for name, adapter in _adapters(type(settings)).items():
+    for name, adapter in _adapters(type(settings)).items():  # type: ignore[arg-type]  # classes are hashable
         value = getattr(settings, name)
         try:
             object.__setattr__(settings, name, adapter.validate_python(value))
@@ -39,7 +42,7 @@ def check_fields(settings: object) -> None:
             raise FedexitError(f"setting {name}={value!r}: {message[0].lower()}{message[1:]}") from None
 
 
-def with_given(defaults: Settings, given: Mapping[str, object]) -> Settings:
+def with_given(defaults: Settings, given: Mapping[str, Any]) -> Settings:
     """Return `defaults`, a dataclass, with the `given` fields replaced.
 
     Raises:

@@ -3,7 +3,7 @@
 import io
 import pickle
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Shared(NamedTuple):
 class _ByValue(pickle.Pickler):
     """A pickler that copies tensors, because torch would send each by a file descriptor, of which there are few."""
 
-    def reducer_override(self, obj: object) -> object:
+    def reducer_override(self, obj: object) -> Any:
         if type(obj) is Tensor and obj.dtype != torch.bfloat16:
             return torch.from_numpy, (obj.detach().cpu().numpy(),)
         name, main = getattr(obj, "__qualname__", ""), sys.modules["__main__"]

@@ -91,7 +91,7 @@ class Clips(Sequence[Example]):
         """Return the number of clips."""
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         """Return clip `index`, cut after `max_seconds` and then played at `speed`, and its target."""
         clip = self.corpus.waveform(self.ids[index])[: self.max_samples]
         return torchaudio.functional.resample(clip, round(100 * self.speed), 100), self.targets[index]
