@@ -217,7 +217,7 @@ def test_recordings_that_follow_one_another_in_a_file_are_joined(form, subtype):
 
 @pytest.mark.parametrize(("form", "subtype"), KINDS)
 def test_recordings_of_two_rates_in_a_file_are_refused(form, subtype):
-    with pytest.raises(FedexitError, match=r"several recordings in one file, 8000 Hz .* and 16000 Hz .*; split it"):
+    with pytest.raises(FedexitError, match=r"holds several recordings, 8000 Hz .* and 16000 Hz .*; write one file"):
         decode_audio(bytes(encoded(form, subtype) + encoded(form, subtype, 8_000)))
 
 

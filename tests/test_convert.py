@@ -60,9 +60,9 @@ def test_other_endings_are_counted(raw):
     for name in ("ann/x.m4a", "ann/y.M4A", "ben/n.txt", "LICENSE"):
         (raw / name).write_text("x")
     assert convert(raw)[1] == [
-        "left out, no ending of audio that libsndfile reads: none: 1 (LICENSE)",
-        "left out, no ending of audio that libsndfile reads: .m4a: 2 (ann/x.m4a, ann/y.M4A)",
-        "left out, no ending of audio that libsndfile reads: .txt: 1 (ben/n.txt)",
+        "left out, libsndfile does not read files with this ending: none: 1 (LICENSE)",
+        "left out, libsndfile does not read files with this ending: .m4a: 2 (ann/x.m4a, ann/y.M4A)",
+        "left out, libsndfile does not read files with this ending: .txt: 1 (ben/n.txt)",
     ]
 
 
@@ -111,7 +111,7 @@ def test_earlier_corpora_are_left_out(raw):
 
 def test_pipes_are_left_out(raw):
     os.mkfifo(raw / "ann" / "pipe.wav")
-    assert convert(raw) == (["ann/1", "ben/1"], ["left out, no ordinary file: 1 (ann/pipe.wav)"])
+    assert convert(raw) == (["ann/1", "ben/1"], ["left out, not a regular file: 1 (ann/pipe.wav)"])
 
 
 def test_equal_names_with_other_endings_are_kept_apart(raw):
@@ -144,7 +144,7 @@ def make_bad(raw, kind):
         record(file, SIGNAL[:600], 48_000)
     elif kind == "cancelling channels":
         record(file, np.stack([SIGNAL, -SIGNAL], 1))
-    elif kind == "link to nothing":
+    elif kind == "broken link":
         file.symlink_to("gone.wav")
     elif kind == "link to itself":
         file.symlink_to("2.wav")
@@ -158,8 +158,8 @@ BAD = {
     "short": r"ann/2\.wav: 399 samples at 16 kHz are too short",
     "short at 48 kHz": r"ann/2\.wav: 200 samples at 16 kHz are too short",
     "cancelling channels": r"ann/2\.wav: its 2 channels cancel out",
-    "link to nothing": r"ann/2\.wav: cannot be read, or a link to nothing",
-    "link to itself": r"ann/2\.wav: cannot be read, or a link to nothing",
+    "broken link": r"ann/2\.wav: cannot be read, or is a broken link",
+    "link to itself": r"ann/2\.wav: cannot be read, or is a broken link",
     "not UTF-8": r"ann/gr\\xfc\.wav: the name is not UTF-8",
 }
 
@@ -196,8 +196,8 @@ def test_levels_that_16_bits_cannot_hold_are_scaled_and_named(raw):
     ids, lines = convert(raw)
     corpus = open_corpus(raw.parent / "out")
     assert len(ids) == 5 and lines == [
-        "scaled down, because louder than full scale: 1 (ann/loud.wav)",
-        "scaled up, because too quiet for 16 bits: 1 (ann/quiet.wav)",
+        "scaled down, because it was louder than full scale: 1 (ann/loud.wav)",
+        "scaled up, because it was too quiet for 16 bits: 1 (ann/quiet.wav)",
         "kept, but silent: 1 (ann/silent.wav)",
     ]
     for clip in ("ann/loud", "ann/quiet"):
@@ -214,7 +214,7 @@ def test_a_manifest_decides_and_the_rest_is_named(raw):
         [
             "left out, bad: 1 (ben/9.wav: the audio file is missing)",
             "left out, not in manifest.csv: 1 (cid/1.wav)",
-            "kept, but without a label, so in no task on labels: 1 (ben/1)",
+            "kept without a label, so tasks with labels leave it out: 1 (ben/1)",
         ],
     )
 

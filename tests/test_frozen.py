@@ -135,7 +135,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder, cache, monkeypatch):
 
     _, clips = keyword_clips(folder)
     monkeypatch.setattr(frozen.np, "save", full)
-    with pytest.raises(FedexitError, match=r"could not be kept \(No space left on device\); make room"):
+    with pytest.raises(FedexitError, match=r"cannot be stored \(No space left on device\); make room"):
         freezer(clips, load_backbone("nano"))
     assert [file.name for file in cache.iterdir() if file.suffix != ".lock" and "frozen" in file.name] == []
 

@@ -299,7 +299,7 @@ except Exception as error: print(type(error).__name__, error)
 
 def test_a_class_of_a_notebook_is_named():
     said = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("FedexitError Mine is defined in this notebook") and "workers=1" in said
+    assert said.startswith("FedexitError workers cannot load Mine") and "workers=1" in said
 
 
 def test_a_system_without_forkserver_and_fcntl_spawns(monkeypatch):

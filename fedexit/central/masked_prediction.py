@@ -1,4 +1,4 @@
-"""Masked prediction as in HuBERT (Hsu et al. 2021) at a small scale: the pre-training of the shipped backbone.
+"""Pre-train by masked prediction as in HuBERT (Hsu et al. 2021), at a small scale: so the shipped backbone was made.
 
 A run has a folder. Its subfolder work/ keeps settings, codebooks, checkpoint and loss curve. At the end the folder is a
 model in the Hugging Face format, with a model card and, in training/, the settings and the curve of each stage. If a
@@ -45,7 +45,7 @@ class MaskedPrediction(nn.Module):
     """A speech model with one linear classifier per codebook.
 
     A classifier's bias starts at the log frequency of its codes. Otherwise the model first learns these frequencies
-    with one hidden state for all frames, and takes long to leave it again.
+    with one hidden state for all frames, and then takes long to learn anything else.
     """
 
     def __init__(self, model: PreTrainedModel, books: dict[str, Codebook], precision: str = "float32"):
@@ -222,7 +222,7 @@ class _Run:
         """Return the measures (4, C) of batch `number` of `pool`."""
         settings, name = self.settings, (self.settings.seed, part, number)
         clean = pool.batch(settings.seconds, *name)
-        codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore what is mixed in
+        codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore mixed-in sounds
         stream = (*name, "mask and dropout")
         mask = mask_frames(tuple(codes[0].shape), settings.mask_probability, settings.mask_frames, *stream)
         with seeded(*stream):
@@ -301,7 +301,7 @@ def _check_claim(out: Path, claim: dict) -> None:
 
 
 def _claim(out: Path, claim: dict) -> None:
-    """Write into the folder `out` whose run it holds, or check that it is this one."""
+    """Record in the folder `out` which run it holds, or check that it is this run."""
     _check_claim(out, claim)
     write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
 

@@ -1,4 +1,4 @@
-"""Settings of a pre-training run, and the checks of everything that they name."""
+"""Define the settings of a pre-training run, and check everything that they name."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from fedexit.support.streams import seeded
 
 
 class Book(NamedTuple):
-    """A codebook as settings name it: its feature, the number of clusters and its weight in the loss."""
+    """A codebook in the settings: its feature, the number of clusters and its weight in the loss."""
 
     feature: str
     clusters: int
@@ -86,7 +86,7 @@ class Pretraining:
 
     @property
     def books(self) -> list[Book]:
-        """Return the codebooks. Raise FedexitError for one that is written otherwise."""
+        """Return the codebooks. Raise FedexitError for one in another notation."""
         return [_book(text) for text in self.codebooks]
 
 

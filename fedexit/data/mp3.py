@@ -1,4 +1,4 @@
-"""Lengths of MP3 streams: libsndfile estimates them from the first frame and drops what is beyond its estimate."""
+"""Add a length to MP3 streams: libsndfile otherwise estimates it from the first frame and drops the rest."""
 
 import struct
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _MEDIUM = 9  # index of a bitrate whose frames have room for a length header
 
 
 def with_length(stream: bytes) -> bytes:
-    """Return an MP3 stream of variable bitrate with a frame in front that counts its frames; others as they are."""
+    """Return an MP3 stream of variable bitrate with a first frame that counts its frames; other streams unchanged."""
     start = _start(stream)
     if stream[start : start + 2] < b"\xff\xe2":
         return stream

@@ -1,4 +1,4 @@
-"""Characters by CTC (Graves et al. 2006): head, loss and decoders. The paper's ASR head, sec. 3.
+"""Recognise characters by CTC (Graves et al. 2006): head, loss and decoders. This is the paper's ASR head (sec. 3).
 
 Frames beyond a clip's end get the blank with certainty: they change neither loss nor decoding, so only the head needs
 to know where a clip in a padded batch ends.
@@ -31,7 +31,7 @@ class CTCHead(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
-        """Return all frames of all clips (sum of F_i, D): they are standardised."""
+        """Return the frames to standardise: all frames of all clips, (sum of F_i, D)."""
         return torch.cat([state[:length] for state, length in zip(states, frames.tolist(), strict=True)])
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def within(logits: Tensor) -> Tensor:
 
 
 def too_long(frames: Iterable[int], texts: Iterable[Sequence[int]]) -> list[int]:
-    """Return the positions of the `texts` (characters from 1) that CTC cannot spell in so many `frames`.
+    """Return the positions of the `texts` (characters from 1) that CTC cannot spell in the given `frames` (B,).
 
     `Backbone.frame_lengths` gives the frames of a clip.
     """

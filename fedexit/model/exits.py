@@ -30,7 +30,7 @@ class MultiExitModel(nn.Module):
     every depth: aggregation relies on the names.
 
     Args:
-        backbone: layers that the exits read; held, not copied.
+        backbone: the layers that the exits read; it is not copied.
         labels: names of the classes, or characters, in the order of the logits. NumPy scalars become Python ones.
         exits: layers (from 1) with a head; default the four quarter depths.
         seed: draws the heads' weights.
@@ -91,7 +91,7 @@ class MultiExitModel(nn.Module):
     ) -> dict[int, Tensor]:
         """Return the linear layer's input at each of `exits`: standardised pooled statistics (B, 2D), for verification.
 
-        Arguments and errors as for `forward`.
+        Arguments and errors are those of `forward`.
         """
         asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
@@ -147,7 +147,7 @@ class MultiExitModel(nn.Module):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy in those of `weights` (by name) that the model holds. Raises KeyError if one of its own is missing."""
+        """Copy the model's own weights from `weights`, by name, ignoring others. Raises KeyError if one is missing."""
         with torch.no_grad():
             for name, parameter in self.trainable_weights().items():
                 parameter.copy_(weights[name])
@@ -214,7 +214,7 @@ class MultiExitModel(nn.Module):
             if wrong := misfits(own.keys() - weights.keys(), weights.keys() - own.keys(), shapes):
                 raise ValueError(f"its weights do not fit its config.json: {wrong}")
             model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
-        except Exception as error:  # whatever a damaged or foreign folder makes the libraries raise
+        except Exception as error:  # the libraries raise many kinds of error for a damaged or foreign folder
             raise FedexitError(
                 f"{folder} is not a multi-exit model written by save_pretrained: {first_line(error)}"
             ) from error

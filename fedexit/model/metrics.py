@@ -1,4 +1,4 @@
-"""Predictions of every exit from one pass, and error rates with their numbers of clips, characters or words."""
+"""Predict with every exit in one pass, and count errors per clip, character or word."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -115,7 +115,7 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
 
 
 def majority_error(labels: Sequence[int]) -> float:
-    """Return the error of always answering the most frequent of `labels`; a useful classifier has less."""
+    """Return the error of always answering the most frequent of `labels`; a useful classifier has a smaller one."""
     return 1.0 - np.bincount(np.asarray(labels)).max() / len(labels)
 
 

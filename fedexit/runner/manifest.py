@@ -97,7 +97,7 @@ class Check(_Entry):
 
 
 class Profile(_Entry):
-    """How a notebook runs in one profile.
+    """Times, parameters and inputs of a notebook in one profile.
 
     minutes: expected time on two cores.
     limit: time in minutes after which the notebook is stopped.
@@ -141,12 +141,12 @@ class Notebook(_Entry):
 
     @property
     def path(self) -> Path:
-        """The source notebook."""
+        """Return the path of the source notebook."""
         return self._root / "notebooks" / f"{self.id}.ipynb"
 
     @property
     def reads(self) -> list[str]:
-        """Tables and plotted data of its needs: `01_partition/tables/x.csv`."""
+        """Return the tables and plotted data of its needs: `01_partition/tables/x.csv`."""
         return self._reads
 
     def data_in(self, profile: str) -> list[str]:
@@ -201,7 +201,7 @@ def parse_yaml(text: str, where: str) -> object:
         line = f", line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise FedexitError(f"{where}{line}: not YAML that can be used: {reason}") from None
-    except (ValueError, RecursionError) as error:  # what the constructors of numbers and deep lists raise
+    except (ValueError, RecursionError) as error:  # raised for bad numbers and deep lists
         raise FedexitError(f"{where}: not YAML that can be used: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Hashes of files and trees, and writing a file so that it is either the old one or the whole new one."""
+"""Hash files, and write a file so that it is always either the old version or the complete new one."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses whose annotations are checked by pydantic, with one-sentence errors."""
+"""Check the fields of settings, which are frozen dataclasses, against their annotations by pydantic."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
