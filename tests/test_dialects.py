@@ -129,7 +129,10 @@ def test_other_split_names_and_decimal_commas_are_read(folder):
     [
         ("a,a.wav,,,,,0.05,train\nb,./a.wav,,,,,0.05,test\n", r"'a' \(train\) and 'b' \(test\) are the same file"),
         ("a,a.wav,,,,,0.05,train\nb,link.wav,,,,,0.05,test\n", r"'a' \(train\) and 'b' \(test\) are the same file"),
-        ("a,a.wav,,g,hi,,0.05,train\nb,b.wav,,g,,x,0.05,dev\n", r"'a' \(train\) and 'b' \(dev\) are of one group, 'g'"),
+        (
+            "a,a.wav,,g,hi,,0.05,train\nb,b.wav,,g,,x,0.05,dev\n",
+            r"'a' \(train\) and 'b' \(dev\) belong to the group 'g'",
+        ),
         ("a,a.wav,,,,,0.01,train\n", r"'a' is shorter than 0\.025 s"),
     ],
 )

@@ -325,7 +325,7 @@ def test_mistakes_are_reported_before_anything_starts(project, capsys):
             "-p",
             "round=2",
         ): "01_first: unknown parameter round; its cell tagged parameters sets: mode, note,",
-        ("-p", "rounds=2"): "-p needs the notebook it is for",
+        ("-p", "rounds=2"): "-p needs a notebook",
         ("--profile", "huge"): "unknown profile huge; nbs_ci.yml has: smoke",
     }
     for arguments, complaint in cases.items():

@@ -64,7 +64,7 @@ def test_groups_may_be_called_like_missing_values():
 
 
 def texts(seeds=1, clips=120, seed=0):
-    """Return errors of two systems in texts of 1 to 12 words. Clips differ a lot, seeds a little; system a errs more."""
+    """Return errors of two systems in texts of 1 to 12 words. Clips differ a lot, seeds little; system a errs more."""
     rng = np.random.default_rng(seed)
     words = rng.integers(1, 13, clips)
     hard = rng.beta(1, 3, clips)

@@ -89,7 +89,7 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
         checkpoint_every: updates between checkpoints, where the curve has a line (`log_every`).
 
     Raises:
-        FedexitError: for settings that cannot work, a folder with another run, other data or another model, a damaged
+        FedexitError: for unusable settings, a folder with another run, other data or another model, a damaged
             checkpoint, and a loss that is not finite.
     """
     if not minutes >= 0 or checkpoint_every < 1:
@@ -284,7 +284,7 @@ def save_model(model: PreTrainedModel, out: Path) -> None:
 
 
 def _check_claim(out: Path, claim: dict) -> None:
-    """Raise FedexitError unless `out` is new or holds the run of `claim`, as far as `claim` goes."""
+    """Raise FedexitError unless `out` is new or holds a run with the entries of `claim`."""
     file = out / "work" / "settings.json"
     if any(path.exists() and not path.is_dir() for path in (out, out / "work")):
         raise FedexitError(f"{out} cannot be the folder of a run, because a file has its name; name another folder")

@@ -42,7 +42,7 @@ class Pretraining:
         corpora: names or folders of the corpora, each once.
         codebooks: one text `feature:clusters:weight` per codebook. The feature is `mfcc`, `content`, `voice`, or
             `layerL` or `contentL` of the teacher; the weight is that in the loss.
-        teacher: model folder or name whose layers `layerL` means, None without such codebooks.
+        teacher: model folder or name that provides the layers of `layerL`; None without such codebooks.
         start: model folder, name in data/backbones or hub id to start from, None for random weights.
         updates: number of updates, at least 1.
         seconds: speech per update, at least 1 (the shortest row).

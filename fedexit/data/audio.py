@@ -119,7 +119,7 @@ def to_16k_mono(samples: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
-    """Write `waveform` (T,) in [-1, 1] as 16-bit FLAC at 16 kHz; the file appears whole.
+    """Write `waveform` (T,) in [-1, 1] as 16-bit FLAC at 16 kHz, completely or not at all.
 
     Returns:
         "" if 16 bits hold the waveform, else the loss in words: samples above full scale that were clipped, or a level

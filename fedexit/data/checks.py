@@ -53,7 +53,7 @@ def checked_batch(
 
 
 def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
-    """Return the least of `lengths`. Raises FedexitError unless they are one whole number per clip, 1 to `longest`."""
+    """Return the least of `lengths`. Raises FedexitError unless there is one integer per clip, 1 to `longest`."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in _WHOLE or lengths.shape != (clips,):
         raise FedexitError(f"lengths must be a tensor of {clips} integers, one per clip, not {str(lengths)[:80]}")
     least, most = int(lengths.min()), int(lengths.max())

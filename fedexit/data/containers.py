@@ -169,7 +169,7 @@ def _long_sizes(content: bytes, before: list[_Chunk], outer: int | None, chunk: 
 
 
 def _end_of_data(content: bytes, form: _Form, chunk: _Chunk, outer: int | None, name: str) -> tuple[int, bytes]:
-    """Return where the samples end, and what follows them if that is a recording of its own."""
+    """Return where the samples end, and the bytes that follow them if these are another recording."""
     claimed, held = chunk.end - chunk.start, len(content) - chunk.start
     if claimed > held:
         agrees = outer is None or chunk.end <= outer < _PLACEHOLDER

@@ -221,7 +221,7 @@ def _recordings(folder: Path, report: Report) -> list[Path]:
 
 
 def _add(files: dict[tuple, Path], file: Path, folder: Path, report: Report) -> None:
-    """Add `file` unless the same file is there by another name."""
+    """Add `file` unless `files` has the same file under another name."""
     try:
         is_file, own = stat.S_ISREG((folder / file).stat().st_mode), identity(folder / file)
     except OSError as error:

@@ -80,7 +80,7 @@ def clip_ids(paths: Sequence[str]) -> list[str]:
 
 
 def save_manifest(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` as a manifest: columns in order, seconds with 3 decimals, LF line ends; whole or not at all."""
+    """Write `table` as a manifest: columns in order, seconds with 3 decimals, LF line ends; all or nothing."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FedexitError(f"{path}: cannot be written (no such folder); choose another place")
@@ -137,8 +137,8 @@ def check_groups(table: pd.DataFrame, folder: Path) -> None:
         other = first.loc[row.group]
         pair = f"{other['id']!r} ({other['split']}) and {row.id!r} ({row.split})"
         raise FedexitError(
-            f"{folder / MANIFEST}: the clips {pair} are of one group, {row.group!r}; give a group one split "
-            "(without a column group, the speaker is the group)"
+            f"{folder / MANIFEST}: the clips {pair} belong to the group {row.group!r}; put all clips of a "
+            "group into one split (without a column group, the speaker is the group)"
         )
 
 

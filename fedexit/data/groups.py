@@ -17,7 +17,7 @@ def device_of(group: str) -> str:
 
 
 def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int, shares: Sequence[float] = ()) -> dict:
-    """Return the depth of each device: random devices, divided evenly over `depths` (the paper has two tiers, 50/50).
+    """Return the depth of each device. Devices are divided at random and evenly over `depths` (50/50 in the paper).
 
     With `shares`, one number >= 0 per depth, they are divided in that ratio. Raises FedexitError for other shares.
     """

@@ -61,7 +61,7 @@ def read_table(path: Path, known: Sequence[str]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` of strings as UTF-8 CSV with commas and LF line ends, whole or not at all.
+    """Write `table` of strings as UTF-8 CSV with commas and LF line ends, completely or not at all.
 
     A carriage return in a text is quoted like a line feed, so it survives reading.
 

@@ -50,7 +50,7 @@ def with_own_heads(
     At an exit that its clients trained, a device uses the mean of their heads. At all other exits, and for clips of
     people who are not clients, the prediction of `model` stays.
 
-    predictions: of `model` on `data` (`metrics.predict`); devices: the device of each clip (`device_of`).
+    `predictions` are those of `model` on `data` (`metrics.predict`); `devices` names the device of each clip.
     """
     own, parts = defaultdict(list), [predictions]
     for client, weights in heads.items():

@@ -220,7 +220,7 @@ def _listed(clients: Iterable[Client]) -> Sequence[Client]:
 
 
 def _check_method(model: MultiExitModel, way: Method) -> None:
-    """Raise FedexitError when the method needs another model."""
+    """Raise FedexitError when `model` does not fit the method."""
     if way.narrow:
         raise FedexitError(f"method {way.name} cuts width, not depth: run it by fedexit.lab.heterofl.federate_by_width")
     if way.shared_head and not model.shared_head:

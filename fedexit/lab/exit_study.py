@@ -166,9 +166,9 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
         samples: length of each clip in samples at 16 kHz.
 
     Returns:
-        `item, exit`; `errors` of `n` labels or characters (`metric`); the confidence by each of `RULES`; and
-        multiply-accumulates: `convolutions`; `macs_alone`, all work if only that exit's head runs; `macs_early`, with
-        the heads before it too.
+        Columns `item, exit`; `errors` out of `n` labels or characters (`metric`); one column of confidence per rule of
+        `RULES`; and multiply-accumulates. Of these, `convolutions` are the frozen convolutions, `macs_alone` all work
+        if only this exit's head runs, and `macs_early` all work if the heads of shallower exits run as well.
     """
     predicted, sure = [], []
     for group, outputs, targets in forward(model, data):

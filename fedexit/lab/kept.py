@@ -1,7 +1,7 @@
 """Keep finished cells: three tables and an index entry, which records the code and everything else that made them.
 
 A cell is *verified* when the present code made it and its tables are as they were written. Any other cell is
-*unverified*: it is still read, because it took hours, but nothing calls it up to date.
+*unverified*: it is still read, because it took hours, but it never counts as up to date.
 """
 
 import csv
@@ -184,7 +184,7 @@ def _entry(folder: Path, cell: Cell) -> Path:
 
 
 def _read_entry(file: Path) -> dict:
-    """Return an index entry; an empty one where there is none that can be read."""
+    """Return an index entry, or an empty one if the file is missing or unreadable."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -31,7 +31,7 @@ def task_of(cell: Cell, setting: Setting) -> Task:
 
 
 def has_folds(task: str) -> bool:
-    """Return whether another seed tests other people."""
+    """Return whether the seed of a cell decides which people are tested."""
     return "fold" in task_options(task)
 
 

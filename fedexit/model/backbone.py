@@ -255,7 +255,7 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
             raise FedexitError(f"cannot load backbone: {error}") from error
         known = ", ".join([*PRESETS, *shipped_backbones()])
         raise FedexitError(
-            f"cannot load backbone {name!r}: not one of {known}, no folder, and as a hub id: {error}"
+            f"cannot load backbone {name!r}: it is not one of {known} and not a folder; as a hub id: {error}"
         ) from error
     note_read("backbone", name, weights_hash(Path(cached_file(str(source), "config.json")).parent))
     return backbone

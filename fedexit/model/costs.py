@@ -226,7 +226,7 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
 
 
 def _position_kernel(config: PretrainedConfig) -> int:
-    """Return the size of the positional convolution's kernel; each forward pass makes one from direction and length."""
+    """Return the size of the positional convolution's kernel, which weight normalisation computes in each pass."""
     return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
 
 
@@ -246,7 +246,7 @@ def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
 
 
 def _samples(config: PretrainedConfig, frames: int) -> int:
-    """Return the fewest samples that make so many `frames`."""
+    """Return the smallest number of samples that gives the number `frames` of frames."""
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         frames = (frames - 1) * stride + kernel
     return frames

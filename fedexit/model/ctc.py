@@ -89,7 +89,7 @@ def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def greedy(logits: Tensor) -> list[str]:
-    """Return the most probable character of each frame (B, F, C), without repetitions and blanks."""
+    """Return the texts for logits (B, F, C): the best character of each frame, without repetitions and blanks."""
     return [spell(best.unique_consecutive().tolist()).strip() for best in logits.argmax(-1)]
 
 
@@ -114,7 +114,7 @@ def beam_decoder(words: Sequence[str]) -> Callable[[Tensor], list[str]]:
     """
     ctc_decoder = _ctc_decoder()
     if ctc_decoder is None:
-        raise FedexitError("beam search needs flashlight-text; install it, under Python 3.11 or 3.12")
+        raise FedexitError('beam search needs flashlight-text; under Python 3.11 or 3.12: pip install "fedexit[beam]"')
     tokens = ["-", *CHARACTERS[:-1], "|"]
     with tempfile.NamedTemporaryFile("w", suffix=".lexicon") as lexicon:
         lexicon.writelines(f"{word} {' '.join(word)} |\n" for word in words)

@@ -75,7 +75,7 @@ class MultiExitModel(nn.Module):
 
         Args:
             waveforms: as for `Backbone.hidden_states`, which also names the errors.
-            lengths: likewise.
+            lengths: as for `Backbone.hidden_states`, too.
             exits: some of the model's exits; default all.
 
         Returns:
@@ -110,10 +110,9 @@ class MultiExitModel(nn.Module):
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
         """Set `centre` and `scale` of each head so that its input has mean 0 and variance 1 over these clips.
 
-        Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
-        spread), so a head that reads them unscaled first learns the most frequent class and stays there for long.
-        This is ours, not the paper's. No labels are needed.
-        Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
+        Pooled statistics are nearly the same for all clips: at random weights their mean is several times their spread.
+        A head that reads them unscaled predicts the most frequent class for a long time. This is ours, not the paper's.
+        No labels are needed. Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
         for name, head in self.heads.items():
@@ -179,7 +178,7 @@ class MultiExitModel(nn.Module):
             ) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` to `folder`, each whole or not at all."""
+        """Write `config.json` and `model.safetensors` to `folder`, each completely or not at all."""
         config = {
             "backbone": config_of(self.backbone),
             "backbone_name": self.backbone.name,

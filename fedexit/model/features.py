@@ -122,7 +122,7 @@ def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
 
 
 def _compute(clips: Clips, backbone: Backbone, file: Path) -> None:
-    """Write the frames of each clip beside `file`, then the features as `file`, whole or not at all."""
+    """Write the frames of each clip beside `file`, then the features as `file`, completely or not at all."""
     frames = []
     try:
         with replacing(file) as part, one_thread():

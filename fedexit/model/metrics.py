@@ -122,8 +122,8 @@ def majority_error(labels: Sequence[int]) -> float:
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
     """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
 
-    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips called `ids`, targets
-    ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
+    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips with these `ids`; their
+    targets are ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
     """
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()

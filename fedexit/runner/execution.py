@@ -165,7 +165,7 @@ def add_printed(outputs: list, name: str, text: str) -> None:
 
 
 def _as_shown(line: str) -> str:
-    """Return what a terminal shows of a line; a carriage return at its end stays, for what may follow."""
+    """Return what a terminal shows of a line; a final carriage return stays, because more text may follow."""
     shown = line.rstrip("\r")
     ending = "\r" if len(shown) < len(line) else ""
     shown = shown.rpartition("\r")[2]

@@ -1,4 +1,4 @@
-"""Start jobs one after the other in this process, or side by side in processes of their own."""
+"""Start jobs one after the other in this process, or side by side in separate processes."""
 
 import multiprocessing
 import os

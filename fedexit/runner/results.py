@@ -76,7 +76,7 @@ class Run:
         return path
 
     def kept(self, name: str) -> Path:
-        """Return the path of a store that is committed with the results, for studies that take several sittings.
+        """Return the path of a store that is committed with the results, for studies that need several runs.
 
         The notebooks of the profile share it. It is never removed, not even when the code changes: the reader must
         compare settings, and records the code that made each entry.

@@ -47,7 +47,7 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
     """
     notebooks = select(load_manifest(project_root()), profile, ids)
     if overrides and not ids:
-        raise FedexitError("-p needs the notebook it is for: fedexit run NOTEBOOK -p NAME=VALUE")
+        raise FedexitError("-p needs a notebook: fedexit run NOTEBOOK -p NAME=VALUE")
     if jobs < 1:
         raise FedexitError(f"--jobs {jobs}: give the number of notebooks side by side, 1 or more")
     parameters = {n.id: _parameters(n, profile, overrides if n.id in ids else {}) for n in notebooks}
@@ -226,7 +226,7 @@ def _put_in_place(new: Path, final: Path, old: Path) -> None:
 
 @contextmanager
 def _lock(profile: str) -> Iterator[None]:
-    """Hold the profile for this process; the system releases it however the process ends."""
+    """Lock the profile for this process; the system releases the lock however the process ends."""
     path = results_dir() / ".state" / profile / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -69,7 +69,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Example:
         >>> with replacing(target) as part:
-        ...     part.write_text("whole or not at all")
+        ...     part.write_text("all or nothing")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

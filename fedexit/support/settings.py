@@ -43,7 +43,7 @@ def with_given(defaults: Settings, given: Mapping[str, object]) -> Settings:
     """Return `defaults`, a dataclass, with the `given` fields replaced.
 
     Raises:
-        FedexitError: for an unknown name, and whatever the dataclass itself refuses.
+        FedexitError: a name is unknown, or the dataclass refuses a value.
     """
     known = [field.name for field in fields(defaults)]
     for name in given:
