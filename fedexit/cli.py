@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "fedexit run 04_one_round --profile smoke -p more_rounds=3",
     )
     run.add_argument(
-        "notebooks", nargs="*", metavar="NOTEBOOK", help="default: all; those that the named ones need run first"
+        "notebooks", nargs="*", metavar="NOTEBOOK", help="notebooks to run, after those that they need (default: all)"
     )
     run.add_argument("--profile", default="default", help="set of parameters in nbs_ci.yml (default: %(default)s)")
     run.add_argument(

@@ -151,7 +151,7 @@ def test_any_size_in_a_header_is_read_to_the_end_of_the_data(form, changes):
 LIST = b"LIST" + struct.pack("<I", 12) + b"INFOISFT" + bytes(4)
 
 
-BEHIND = [(LIST, size) for size in (16_000, 0, 0xFFFFFFFF)]  # without a size only chunks can be told from sound
+BEHIND = [(LIST, size) for size in (16_000, 0, 0xFFFFFFFF)]  # without a size only chunks differ from samples
 BEHIND += [(more, 16_000) for more in (LIST[:-3], b"TAG" + bytes(125), bytes(5_000), b"\x80garbage" * 9)]
 
 

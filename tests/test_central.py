@@ -91,7 +91,7 @@ def changed_audio(clips):
     "change",
     [
         lambda clips: {"clips": changed_audio(clips)},
-        lambda clips: {"clips": [clips[2], clips[1], clips[0], *clips[3:]]},  # the targets do not change
+        lambda clips: {"clips": [clips[2], clips[1], clips[0], *clips[3:]]},  # targets stay the same
         lambda clips: {"clips": [*clips[:-1], (clips[-1][0], 1 - clips[-1][1])]},
         lambda clips: {"clips": clips[:-1]},
         lambda clips: {"recipe": dataclasses.replace(RECIPE, epochs=3)},

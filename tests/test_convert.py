@@ -230,7 +230,7 @@ def test_a_reserved_corpus_name_never_hides_a_folder(raw, tmp_path, monkeypatch)
     (tmp_path / "data" / "cache").mkdir(parents=True)
     (tmp_path / "queen").rename(tmp_path / "data" / "cache" / "queen")
     monkeypatch.chdir(tmp_path / "data" / "cache")
-    assert open_corpus("queen").name == "queen"  # one and the same folder is no clash
+    assert open_corpus("queen").name == "queen"  # the same folder is not ambiguous
 
 
 def test_an_unwritable_folder_is_named(raw):

@@ -170,7 +170,7 @@ def test_dynamic_depths_change_and_are_reproducible():
     assert len({depth for found in rounds for depth in found.values()}) >= 3
     assert rounds[7] == depths_of_round(moving, fleet(20), 7, 0) != depths_of_round(moving, fleet(20), 7, 1)
     alone = depths_of_round(moving, {"client3": fleet(20)["client3"]}, 7, 0)
-    assert alone["client3"] == rounds[7]["client3"]  # whoever else is there
+    assert alone["client3"] == rounds[7]["client3"]  # for any other devices
 
 
 def whys(**options):

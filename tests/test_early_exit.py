@@ -143,9 +143,9 @@ def small(errors, sure, n=1):
 def test_the_threshold_is_the_laxest_before_the_first_failure_on_dev():
     errors = [(0, 0), (0, 0), (1, 0), (0, 1), (1, 0), (1, 0)]
     dev = small(errors, [(0.9, 0.0), (0.8, 0.0), (0.7, 0.0), (0.6, 0.0), (0.5, 0.0), (NOTHING, 0.0)])
-    assert threshold_for(dev, "entropy", 0) == 0.8  # 0.6 makes the error at 0.7 good again, by luck
+    assert threshold_for(dev, "entropy", 0) == 0.8  # 0.6 compensates the error at 0.7 by chance
     assert threshold_for(dev, "entropy", 16) == 0.8 and threshold_for(dev, "entropy", 17) == 0.5
-    assert threshold_for(dev, "entropy", 100) == 0.5  # what has no evidence never stops early
+    assert threshold_for(dev, "entropy", 100) == 0.5  # a clip without evidence never stops early
     worse = small([(1, 0)], [(0.9, 0.0)])
     assert threshold_for(worse, "entropy", 99) == math.inf
     assert taken(worse, "entropy", math.inf)["exit"].tolist() == [12]

@@ -156,7 +156,7 @@ def test_a_run_killed_within_a_round_resumes_bit_identically(tmp_path):
     time.sleep(0.3)  # somewhere within a later round
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    load_file(checkpoint)  # whole, whatever the moment
+    load_file(checkpoint)  # complete at any moment
     assert_same(run(rounds=40, evaluate_every=10), run(checkpoint, rounds=40, evaluate_every=10))
 
 

@@ -337,7 +337,7 @@ def test_a_cell_follows_the_shares_skew_and_drop_outs_of_its_setting(folder, sma
     cell = Cell("voice", "masked", 0)
     one, other = run_cell(cell, plain, small / "one"), run_cell(cell, given, small / "other")
     assert set(one.ledger["depth"]) == set(other.ledger["depth"]) == {3}
-    assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # somebody did not arrive
+    assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # some updates did not arrive
     sizes = [dict(zip(m.ledger["client"], m.ledger["examples"], strict=True)) for m in (one, other)]
     assert any(sizes[0][name] != sizes[1][name] for name in set(sizes[0]) & set(sizes[1]))
 
@@ -348,7 +348,9 @@ def test_a_policy_sets_depths_round_by_round(folder, small):
     given = settings(folder, "voice", policy=policy, fleet=("phone low", "phone low"), fraction=1.0)
     cell = Cell("voice", "masked", 0)
     steady = run_cell(cell, given, small / "steady").ledger
-    assert set(steady["tier"]) == {"depth 3", "depth 6"} and set(steady["depth"]) == {3}  # what its device bears
+    assert set(steady["tier"]) == {"depth 3", "depth 6"} and set(steady["depth"]) == {
+        3
+    }  # the depth that its device allows
     assert run_cell(cell, given.changed(policy=faulty), small / "faulty").ledger.empty
 
 

@@ -105,7 +105,7 @@ def test_two_clients_adapters_are_averaged_by_eq_1_and_their_products_are_not():
     a = "backbone.model.encoder.layers.0.attention.q_proj.lora_A.default.weight"
     b, ends = a.replace("lora_A", "lora_B"), model.trainable_weights()
     products = (1 - share) * low[b] @ low[a] + share * high[b] @ high[a]
-    assert not torch.allclose(ends[b] @ ends[a], products, rtol=1e-3)  # as the module says
+    assert not torch.allclose(ends[b] @ ends[a], products, rtol=1e-3)  # see the docstring of the module
 
 
 @pytest.mark.parametrize("method", ["stale", "count", "inclusive", "depthfl", "layerwise-prox", "fedadam"])

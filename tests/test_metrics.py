@@ -52,7 +52,7 @@ def test_empty_texts_and_empty_predictions():
         [rate] = metrics.error_rates(predictions(pair), unit="word").itertuples(index=False)
         assert (rate.value, rate.n) == (value, n)
     [rate] = metrics.error_rates(predictions(("", "a b"), ("a b c d", "a b c d")), unit="word").itertuples(index=False)
-    assert (rate.value, rate.n) == (0.5, 4)  # what was heard in silence counts against what was said elsewhere
+    assert (rate.value, rate.n) == (0.5, 4)  # insertions in silence count against the words of other clips
 
 
 def test_errors_of_labels_are_shares_of_clips_by_group():

@@ -141,7 +141,7 @@ def test_a_cell_of_a_grid_runs_heterofl(tmp_path, monkeypatch):
     found = run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice"), tmp_path / "state")
     test = found.errors.query("split == 'test' and tier == 'all'")
     assert list(test["exit"]) == [3, 6] and set(found.ledger["depth"]) == {3, 6}
-    assert list(found.errors.query("metric == 'EER'")["exit"]) == [3, 6]  # voices are told apart at each width
+    assert list(found.errors.query("metric == 'EER'")["exit"]) == [3, 6]  # speakers are verified at each width
     with pytest.raises(FedexitError, match="drop-outs"):
         run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice", drop_out=0.5), tmp_path / "state")
 
