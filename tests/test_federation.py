@@ -163,7 +163,7 @@ def test_a_run_killed_within_a_round_resumes_bit_identically(tmp_path):
 def test_more_rounds_continue_a_run_and_fewer_are_refused(tmp_path):
     run(tmp_path / "state", rounds=3, evaluate_every=2)
     assert_same(run(rounds=5, evaluate_every=2), run(tmp_path / "state", rounds=5, evaluate_every=2))
-    with pytest.raises(FedexitError, match="holds 5 rounds already, not 4"):
+    with pytest.raises(FedexitError, match="holds 5 rounds already; rounds=4 is too few"):
         run(tmp_path / "state", rounds=4)
 
 

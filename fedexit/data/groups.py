@@ -43,7 +43,9 @@ def client_groups(task: Task, min_clips: int = 8) -> list[str]:
     sizes = task.rows.query("split == 'train'")["group"].value_counts()
     groups = sorted(sizes[sizes >= min_clips].index)
     if not groups:
-        raise FedexitError(f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}")
+        raise FedexitError(
+            f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}; lower min_clips"
+        )
     return groups
 
 

@@ -290,7 +290,7 @@ def _continued(state: RoundState, rounds: int, due: set[int], depths: Depths | N
     Raise FedexitError when the run cannot continue from it: it has more rounds, other depths, or lacks an evaluation.
     """
     if state.round > rounds:
-        raise FedexitError(f"checkpoint {name} holds {state.round} rounds already, not {rounds}")
+        raise FedexitError(f"checkpoint {name} holds {state.round} rounds already; rounds={rounds} is too few")
     if state.depths != [_hash_of(depths(number)) for number in range(1, state.round + 1) if depths is not None]:
         raise FedexitError(f"checkpoint {name} has other depths in its rounds; name another file")
     # a shorter run evaluated its last round, which a longer one need not do

@@ -195,7 +195,7 @@ def permutation_p(found: Pairs) -> float:
     """
     more = found.more.sum(axis=0)
     if (more != np.round(more)).any():
-        raise FedexitError("the permutation test needs integer counts of errors, not rates")
+        raise FedexitError("the permutation test needs integer counts of errors; give counts, not rates")
     steps = np.abs(more[more != 0]).astype(int)
     total = int(steps.sum())
     chance = np.zeros(total + 1)  # of the sum of the clips that are flipped

@@ -281,7 +281,7 @@ def _check_files(notebooks: list[Notebook], folder: Path) -> None:
     ids = [notebook.id for notebook in notebooks]
     for name in sorted(ids):
         if ids.count(name) > 1:
-            raise FedexitError(f"nbs_ci.yml: notebook {name} is listed more than once")
+            raise FedexitError(f"nbs_ci.yml: notebook {name} is listed more than once; list it once")
         if not (folder / f"{name}.ipynb").is_file():
             raise FedexitError(f"nbs_ci.yml: notebook {name} has no file notebooks/{name}.ipynb; add it or unlist it")
     for path in sorted(folder.glob("*.ipynb")):
@@ -296,13 +296,19 @@ def _check_references(notebooks: list[Notebook]) -> None:
         where = f"nbs_ci.yml: notebook {notebook.id}, field"
         for need in notebook.needs:
             if need not in earlier:
-                raise FedexitError(f"{where} needs: {need} is not a notebook listed before it")
+                raise FedexitError(
+                    f"{where} needs: {need} is not a notebook listed before it; move it up or correct its name"
+                )
             if missing := sorted(set(notebook.profiles) - set(earlier[need].profiles)):
                 raise FedexitError(f"{where} needs: {need} has no profile {missing[0]}, which {notebook.id} has")
         used = [check.table for check in notebook.checks] + ([notebook.headline] if notebook.headline else [])
         if undeclared := sorted(set(used) - set(notebook.artifacts)):
-            raise FedexitError(f"{where} artifacts: {undeclared[0]} is used in checks or headline but not declared")
+            raise FedexitError(
+                f"{where} artifacts: {undeclared[0]} is used in checks or headline but not declared; add it"
+            )
         for name in notebook.artifacts:
             if name.endswith(".png") and name.removesuffix(".png") + ".csv" not in notebook.artifacts:
-                raise FedexitError(f"{where} artifacts: {name} is declared without the .csv of its plotted data")
+                raise FedexitError(
+                    f"{where} artifacts: {name} is declared without the .csv of its plotted data; add that"
+                )
         earlier[notebook.id] = notebook
