@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCTC, AutoModelForPreTraining
 
-from fedexit.data.batches import by_length, collate
+from fedexit.data.batches import collate
 from fedexit.model.backbone import PRESETS, default_exits, load_backbone
 from fedexit.model.exits import MultiExitModel
+from fedexit.model.metrics import predict
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import backbones_dir
 from fedexit.support.streams import stream_seed
@@ -373,27 +374,33 @@ def test_invalid_batches_are_refused(words):
 
 
 WRONG_EXAMPLES = {
-    "clip 0 of the batch .from 0. is a ndarray": (np.zeros(400, np.float32), 0),
-    "holds torch.int16": (torch.zeros(400, dtype=torch.int16), 0),
-    r"shape \(2, 400\); a clip is \(T,\)": (torch.zeros(2, 400), 0),
-    r"shape \(1, 400\)": (torch.zeros(1, 400), 0),
-    "holds NaN or infinite": (torch.full((400,), np.inf), 0),
-    "target 0.7 is neither": (torch.zeros(400), 0.7),
-    "target None is neither": (torch.zeros(400), None),
-    "target 'yes' is neither": (torch.zeros(400), "yes"),
-    "a pair .clip, target., not a dict": {"audio": torch.zeros(400), "label": 1},
+    "clip 0 of the batch is of type ndarray": (np.zeros(400, np.float32), 0),
+    "clip 0 of the batch is int16": (torch.zeros(400, dtype=torch.int16), 0),
+    "clip 0 of the batch is float64": (torch.zeros(400, dtype=torch.float64), 0),
+    r"has shape \(2, 400\); give a mono waveform": (torch.zeros(2, 400), 0),
+    r"has shape \(1, 400\)": (torch.zeros(1, 400), 0),
+    "holds an infinite value": (torch.full((400,), np.inf), 0),
+    "has target 0.7; give the index of a label": (torch.zeros(400), 0.7),
+    "has target None": (torch.zeros(400), None),
+    "has target 'yes'": (torch.zeros(400), "yes"),
+    "is a dict with the keys audio, label; give a pair": {"audio": torch.zeros(400), "label": 1},
 }
 
 
 @pytest.mark.parametrize("words", WRONG_EXAMPLES)
 def test_invalid_examples_are_refused(words):
     with pytest.raises(FedexitError, match=words):
-        by_length([WRONG_EXAMPLES[words]], 1)
         collate([WRONG_EXAMPLES[words]])
 
 
+def test_an_invalid_example_is_named_by_its_position_in_the_data():
+    model = MultiExitModel(load_backbone("nano").truncated(3), ["no", "yes"], [3])
+    with pytest.raises(FedexitError, match="clip 1 is a dict"):
+        predict(model, [(torch.zeros(400), 0), {"audio": torch.zeros(400), "label": 1}])
+
+
 def test_numpy_numbers_are_accepted():
-    clips, _, targets = collate([(torch.randn(400).double(), np.int64(1)), (torch.randn(400), 0)])
+    clips, _, targets = collate([(torch.randn(400), np.int64(1)), (torch.randn(400), 0)])
     assert targets.tolist() == [1, 0] and torch.isfinite(clips).all()
     assert stream_seed(3, "a") == stream_seed(np.int64(3), np.str_("a")) == stream_seed(torch.tensor(3), "a")
     assert stream_seed(0, "sampling", 1) == 6427923069427358521 and stream_seed(True) == stream_seed(1)

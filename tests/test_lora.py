@@ -122,7 +122,7 @@ def test_every_kind_of_method_works_with_adapters(method):
 
 def test_drawn_layers_are_refused():
     model = MultiExitModel(with_lora(load_backbone("nano")), ["low", "high"], shared_head=True)
-    with pytest.raises(FedexitError, match="fedra would have to send the layers that it draws"):
+    with pytest.raises(FedexitError, match="fedra must send the layers that it draws"):
         federate(model, make_clients(), "fedra", rounds=1)
 
 
@@ -216,7 +216,7 @@ def test_cells_of_a_grid_train_adapters_and_are_stored_apart(tmp_path, monkeypat
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, 16), (4, 0)])
 def test_impossible_adapters_are_refused(rank, alpha):
-    with pytest.raises(FedexitError, match=f"rank and alpha >= 1 and a backbone without it, not {rank}, {alpha}"):
+    with pytest.raises(FedexitError, match=f"LoRA needs a whole rank .*, not rank {rank}, alpha {alpha}"):
         with_lora(load_backbone("nano"), rank, alpha)
 
 
@@ -224,7 +224,7 @@ def test_adapters_are_added_only_once_and_merged_only_if_present(monkeypatch):
     backbone = load_backbone("nano")
     with pytest.raises(FedexitError, match="nano has no adapters to merge"):
         merged(backbone)
-    with pytest.raises(FedexitError, match="a backbone without it"):
+    with pytest.raises(FedexitError, match="has adapters already"):
         with_lora(with_lora(backbone))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(FedexitError, match=r"pip install .fedexit\[lora\]."):

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -90,10 +90,11 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """
     for position, example in enumerate(examples):
         check_example(example, f"clip {position} of the batch")
-    return _collated(examples)
+    return padded(examples)
 
 
-def _collated(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `collate(examples)` of examples that are checked already."""
     if len({clip.dim() for clip, _ in examples}) > 1:
         raise FedexitError("a batch holds waveforms and features; give clips of one kind")
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
@@ -108,6 +109,15 @@ def normalised(clip: Tensor) -> Tensor:
     if clip.numel() == 0:
         raise FedexitError("a clip holds no samples; leave it out")
     return (clip - clip.mean()) / (clip.std(correction=0) + 1e-7)
+
+
+def checked(data: Sequence[Example], positions: Iterable[int], owner: str = "") -> list[Example]:
+    """Return the examples at `positions` of `data`. Raise FedexitError for one that `check_example` refuses."""
+    examples = []
+    for position in positions:
+        examples.append(data[position])
+        check_example(examples[-1], f"{owner}clip {position}")
+    return examples
 
 
 def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
@@ -137,9 +147,7 @@ def batches(
     order = rng.permutation(len(data))
     for start in range(0, len(order), WINDOW * size):
         positions = [int(i) for i in order[start : start + WINDOW * size]]
-        window = [data[position] for position in positions]
-        for position, example in zip(positions, window, strict=True):
-            check_example(example, f"{owner}clip {position}")
+        window = checked(data, positions, owner)
         groups = by_length(window, size)
         for group in rng.permutation(len(groups)):
-            yield _collated([window[place] for place in groups[group]])
+            yield padded([window[place] for place in groups[group]])

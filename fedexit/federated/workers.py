@@ -4,13 +4,13 @@ Two threads on a busy core are ten times slower than one, and sums may round dif
 With one thread per process, results are bit-identical for any number of workers.
 """
 
-import pickle
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
 from torch import Tensor
@@ -110,7 +110,7 @@ class _Inside:
         self.model = MultiExitModel.from_pretrained(folder)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in shared.places)
-        self.clients, self.work, self.scratch = pickle.loads(clients), work, {}
+        self.clients, self.work, self.scratch = ForkingPickler.loads(clients), work, {}
         self.sections = shared.split()
 
 

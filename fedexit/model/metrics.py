@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from fedexit.data.batches import WINDOW, Example, by_length, collate
+from fedexit.data.batches import WINDOW, Example, by_length, checked, collate, padded
 from fedexit.data.text import spell
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
@@ -61,9 +61,9 @@ def forward(
     model.eval()
     device = next(model.parameters()).device
     for start in range(0, len(data), WINDOW * batch_size):
-        window = [data[i] for i in range(start, min(start + WINDOW * batch_size, len(data)))]
+        window = checked(data, range(start, min(start + WINDOW * batch_size, len(data))))
         for group in by_length(window, batch_size):
-            waveforms, lengths, targets = collate([window[position] for position in group])
+            waveforms, lengths, targets = padded([window[position] for position in group])
             yield [start + position for position in group], model(waveforms.to(device), lengths, exits), targets
 
 
