@@ -79,7 +79,7 @@ def test_2_two_tiers_differ_from_masked_only_in_layers_1_to_3(high):
 
 
 @pytest.mark.parametrize(("high", "share", "effective"), [(6, 1 / 3, 0.90), (9, 1 / 4, 0.80), (12, 1 / 5, 0.735)])
-def test_3_weight_of_the_shallow_tier_and_number_of_effective_clients(high, share, effective):
+def test_3_share_of_the_low_tier_and_effective_clients(high, share, effective):
     name = "encoder.layers.0.w"
     clients = 10
     got = []

@@ -72,7 +72,7 @@ MUTANTS = [
     ("client_weight", no_data_size, lambda: properties.test_1_equal_depths_give_fedavg()),
     ("client_weight", no_depth, lambda: two_tiers(9)),
     ("client_weight", masked_weighs_too, lambda: two_tiers(9)),
-    ("client_weight", no_depth, lambda: properties.test_3_weight_of_the_shallow_tier_and_number_of_effective_clients(9, 1 / 4, 0.80)),
+    ("client_weight", no_depth, lambda: properties.test_3_share_of_the_low_tier_and_effective_clients(9, 1 / 4, 0.80)),
     ("client_weight", no_depth, test_methods.test_the_rule_count_ignores_the_number_of_clips),
     ("_mean", stale_is_masked, lambda: properties.test_4_stale_fedavg_equals_masked_with_a_smaller_server_step()),
     ("_mean", zeros_when_nobody_trained, lambda: untrained_layer("layerwise")),
