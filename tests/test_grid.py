@@ -392,7 +392,7 @@ POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
         (("voice", "masked", 0), dict(backbone="no-such-model"), "no-such-model"),
         (("voice", "masked", 0), dict(head="tail"), "unknown head 'tail'; known: pooled"),
         (("voice", "masked", 0), dict(speeds=()), "speeds must be > 0, with at least one"),
-        (("voice", "masked", 0), dict(lora=-1), "LoRA needs rank"),
+        (("voice", "masked", 0), dict(lora=-1), "LoRA needs a whole rank"),
         (("voice", "masked", 0), dict(min_clips=99), "no group of corpus small has 99 clips"),
         (("voice", "masked", 0), dict(shares=(1.0,)), "2 depths need as many shares"),
         (("voice", "masked", 0), dict(corpus="no-such-corpus"), "corpus 'no-such-corpus' is not there"),
