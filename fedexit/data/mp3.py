@@ -49,7 +49,7 @@ def _is_first_version(header: bytes) -> bool:
 
 
 def _size(header: bytes) -> int:
-    """Return the bytes of the layer III frame with this header (4 bytes); 0 if it is none."""
+    """Return the size in bytes of the layer III frame with this 4-byte header; 0 for any other header."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
     version, bitrate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3

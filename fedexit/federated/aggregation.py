@@ -253,7 +253,7 @@ class FedAdam:
         m = beta1 m + (1 - beta1) d,  v = beta2 v + (1 - beta2) d^2,  w = w + learning_rate * m / (sqrt(v) + tau)
 
     As in the paper there is no bias correction, and m = v = 0 at first. Reddi et al. tune learning_rate and tau by
-    task. Ours make the first steps about as large as an average's, at a client's usual change of 1e-3 per round.
+    task. Ours make the first steps about as large as those of averaging, at a client's usual change of 1e-3 per round.
     """
 
     learning_rate: float = 1e-2

@@ -238,7 +238,7 @@ def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Te
 
 
 def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
-    """Return the frames after each convolution of the encoder. Raises FedexitError if there is none in the end."""
+    """Return the frames after each convolution of the encoder. Raises FedexitError if no frame is left."""
     lengths = frame_counts(config, samples)
     if lengths[-1] < 1:
         raise FedexitError(f"a clip of {samples} samples is shorter than one frame; drop it")
