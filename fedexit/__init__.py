@@ -1,6 +1,19 @@
 """fedexit: federated fine-tuning of self-supervised speech models with early exits (Guo et al., Interspeech 2026).
 
-The public names are imported from here. Each is loaded on first use, so that the command line starts without torch.
+Import the public names from here. Each is loaded on first use, so that the command line starts without torch.
+
+Each folder is a floor: its modules import only from their own floor and from the floors below it, in this order:
+
+    cli        the command `fedexit`
+    bench      speed and memory, compared with other engines
+    lab        experiments: settings, cells, grids, statistics, figures
+    devices    device profiles and the policy that chooses the depth L_i (`devices.policy`)
+    federated  the paper's method: the round loop (`federated.rounds`), Eq. (1) (`federated.aggregation`)
+    central    training in one place: pre-training, fine-tuning, probes
+    model      the speech encoder (`model.backbone`) and its exit heads (`model.exits`, `model.heads`)
+    runner     runs the notebooks and records how each result was made
+    data       audio, corpora, tasks, batches
+    support    errors, paths, files, random streams, checkpoints, processes
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Run the command `fedexit`. Handlers import what they need, so that --help and mistakes answer at once."""
+"""Run the command `fedexit`. Each handler imports its own modules, so `--help` and error messages appear at once."""
 
 import argparse
 import errno
@@ -12,8 +12,8 @@ from fedexit.support.errors import FedexitError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command with `arguments` (default: those of the process) and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a console that cannot show a character shows its code
+    """Run the command with `arguments` (default: `sys.argv[1:]`) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # print a character that the console cannot show as its code
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(arguments)
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _complain("disk full; free space, then run the command again to resume", 1)
-        what = str(error.strerror or error).splitlines()[0]  # libraries raise it without the system's number and words
+        what = str(error.strerror or error).splitlines()[0]  # some libraries raise OSError without a number and a text
         return _complain(f"{error.filename or 'system'}: {what}; fix this, then run the command again", 1)
 
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "fedexit run 04_one_round --profile smoke -p more_rounds=3",
     )
     run.add_argument(
-        "notebooks", nargs="*", metavar="NOTEBOOK", help="default: all; the notebooks that it needs run first"
+        "notebooks", nargs="*", metavar="NOTEBOOK", help="notebooks to run, after those that they need (default: all)"
     )
     run.add_argument("--profile", default="default", help="set of parameters in nbs_ci.yml (default: %(default)s)")
     run.add_argument(
@@ -132,16 +132,16 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="pairs of the same speaker, and as many of two speakers (%(default)s)",
+        help="number of same-speaker pairs, and of different-speaker pairs (%(default)s)",
     )
     trials.add_argument("--out", required=True, metavar="FILE.csv", help="file to write")
     example = "fedexit data convert my_mp3s my_corpus"
     convert = _command(
         parts, "convert", _data_convert, "convert a folder of audio into a corpus (16 kHz, mono)", example
     )
-    convert.add_argument("folder", metavar="FOLDER", help="folder of audio of any rate and format")
+    convert.add_argument("folder", metavar="FOLDER", help="folder of audio files, of any sample rate and format")
     convert.add_argument("out", metavar="OUT", help="folder to create")
-    text = "leave out files that cannot be used, and list them (default: the first one stops the conversion)"
+    text = "leave out unusable files and list them (default: the first one stops the conversion)"
     convert.add_argument("--skip-bad", action="store_true", help=text)
 
 

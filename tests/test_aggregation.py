@@ -1,4 +1,4 @@
-"""Properties of Eq. (1) that follow by arithmetic. Each test fails when its rule is broken (see `test_mutants.py`)."""
+"""Test properties of Eq. (1) that follow by arithmetic. `test_mutants.py` breaks each rule and expects a failure."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def from_roster(roster: list[tuple[int, int]]) -> list[Update]:
 
 
 def by_hand(global_weights, updates, exponent):
-    """Eq. (1) written once more, the plain way, in float64."""
+    """Return Eq. (1), computed in the plainest way in float64."""
     result = {}
     for name, old in global_weights.items():
         layer = layer_of(name) or 1
@@ -61,7 +61,7 @@ def test_equals_the_equation_written_by_hand(roster, exponent):
 
 @given(st.sampled_from([3, 6, 9, 12]), st.lists(st.integers(1, 500), min_size=1, max_size=8))
 @settings(max_examples=40)
-def test_1_equal_depths_are_fedavg(depth, examples):
+def test_1_equal_depths_give_fedavg(depth, examples):
     updates = from_roster([(depth, n) for n in examples])
     result = aggregate(weights(0), updates)
     for name in updates[0].weights:
@@ -70,7 +70,7 @@ def test_1_equal_depths_are_fedavg(depth, examples):
 
 
 @pytest.mark.parametrize("high", [6, 9, 12])
-def test_2_two_tiers_differ_from_masked_in_layers_1_to_3_only(high):
+def test_2_two_tiers_differ_from_masked_only_in_layers_1_to_3(high):
     start, updates = weights(0), from_roster([(3, 40), (3, 10), (high, 25), (high, 60)])
     ours, masked = aggregate(start, updates, "layerwise"), aggregate(start, updates, "masked")
     for name in start:
@@ -93,7 +93,7 @@ def test_3_share_of_the_low_tier_and_effective_clients(high, share, effective):
     assert 1 / sum(c * c for c in got) / clients == pytest.approx(effective, abs=5e-4)
 
 
-def test_4_stale_fedavg_is_masked_with_a_smaller_server_step():
+def test_4_stale_fedavg_equals_masked_with_a_smaller_server_step():
     start, low, high = weights(0), [(3, 40), (3, 10)], [(9, 25), (9, 60)]
     updates = from_roster(low + high)
     stale, masked = aggregate(start, updates, "stale"), aggregate(start, updates, "masked")
@@ -104,7 +104,7 @@ def test_4_stale_fedavg_is_masked_with_a_smaller_server_step():
         torch.testing.assert_close(stale[name], old + rate * (masked[name] - old), **TOLERANCE)
 
 
-def test_4_untouched_copies_sent_or_left_out_are_the_same_to_stale_fedavg():
+def test_4_stale_fedavg_treats_missing_layers_as_untouched_copies():
     start = weights(0)
     short = from_roster([(3, 40), (9, 25)])
     whole = [Update({**start, **u.weights}, u.examples, u.depth) for u in short]
@@ -113,8 +113,8 @@ def test_4_untouched_copies_sent_or_left_out_are_the_same_to_stale_fedavg():
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
-def test_4_unmasked_is_eq_1_with_a_smaller_server_step(exponent):
-    """The step is the share that the clients who trained the layer have of all weights n_i L_i^g."""
+def test_4_unmasked_equals_eq_1_with_a_smaller_server_step(exponent):
+    """The step is the weight n_i L_i^g of the clients that trained the layer, divided by that of all clients."""
     start, updates = weights(0), from_roster([(3, 40), (3, 10), (9, 25), (9, 60)])
     unmasked, masked = (aggregate(start, updates, rule, exponent) for rule in ("unmasked", "layerwise"))
     weight = {depth: sum(u.examples * depth**exponent for u in updates if u.depth == depth) for depth in (3, 9)}
@@ -128,7 +128,7 @@ def test_4_unmasked_is_eq_1_with_a_smaller_server_step(exponent):
 
 
 @pytest.mark.parametrize("method", ["layerwise", "masked", "stale", "unmasked"])
-def test_5_a_layer_nobody_trained_keeps_its_bits(method):
+def test_5_a_layer_nobody_trained_stays_bit_identical(method):
     start = {
         name: tensor.half() / 3 for name, tensor in weights(0).items()
     }  # half precision: any arithmetic would show
@@ -150,7 +150,7 @@ def test_5_sent_but_untrained_layers_are_not_averaged():
 
 @given(rosters)
 @settings(max_examples=40)
-def test_6_averaging_weights_is_averaging_deltas(roster):
+def test_6_averaging_weights_equals_averaging_changes(roster):
     start, updates = weights(0), from_roster(roster)
     deltas = [Update({n: w - start[n] for n, w in u.weights.items()}, u.examples, u.depth) for u in updates]
     zero = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
@@ -160,8 +160,8 @@ def test_6_averaging_weights_is_averaging_deltas(roster):
 
 @given(rosters, st.randoms(use_true_random=False), st.sampled_from(["layerwise", "masked", "stale", "unmasked"]))
 @settings(max_examples=40)
-def test_8_linear_sums_and_any_order(roster, random, method):
-    """Eq. (1) needs only sums over clients: splitting them over two servers or shuffling them changes nothing."""
+def test_8_clients_can_be_split_and_shuffled(roster, random, method):
+    """Eq. (1) needs only sums over clients, so two servers can share them and their order does not matter."""
     start, updates = weights(0), from_roster(roster)
     expected = aggregate(start, updates, method)
     random.shuffle(updates)
@@ -177,7 +177,7 @@ def test_8_linear_sums_and_any_order(roster, random, method):
         assert_close(secure, expected)
 
 
-def test_one_accumulator_whatever_the_number_of_clients():
+def test_memory_does_not_grow_with_the_number_of_clients():
     start = weights(0)
     aggregator = Aggregator(start)
     for seed in range(50):

@@ -21,7 +21,7 @@ def cut(path, share):
     path.write_bytes(content[: int(len(content) * share)])
 
 
-def test_sixteen_bit_audio_survives_write_and_read_bit_for_bit(tmp_path):
+def test_16_bit_audio_is_bit_identical_after_writing_and_reading(tmp_path):
     wave = (torch.from_numpy(tone()) * 32768).round() / 32768
     wave[0], wave[1] = -1, 32767 / 32768
     write_audio(tmp_path / "a.flac", wave)
@@ -44,7 +44,7 @@ def test_a_level_that_16_bits_hold_is_not_reported(tmp_path):
 @pytest.mark.parametrize(
     ("scale", "says"), [(20_000.0, "peak is 1e+04"), (8.5, "peak is 4.25"), (1e-6, "silence in 16")]
 )
-def test_levels_far_outside_of_16_bits_are_refused(tmp_path, scale, says):
+def test_levels_far_beyond_16_bits_are_refused(tmp_path, scale, says):
     with pytest.raises(FedexitError, match=r"a\.flac: not written") as caught:
         write_audio(tmp_path / "a.flac", torch.from_numpy(tone()) * scale)
     assert says in str(caught.value) and not list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ def test_bad_files_are_refused_in_one_line_that_names_them(tmp_path, name, make,
 
 @pytest.mark.parametrize("ending", ["wav", "flac"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_truncation_is_noticed(tmp_path, ending, share):
+def test_truncated_files_are_refused(tmp_path, ending, share):
     path = tmp_path / f"a.{ending}"
     sf.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 20_000), SAMPLE_RATE, subtype="PCM_16")
     assert len(read_audio(path)) == 20_000
@@ -103,7 +103,7 @@ def test_channels_are_averaged_and_16k_mono_is_left_alone():
     assert torch.equal(to_16k_mono(left, SAMPLE_RATE), left)
 
 
-def test_decode_audio_tells_rate_and_channels(tmp_path):
+def test_decode_audio_returns_rate_and_channels(tmp_path):
     sf.write(tmp_path / "a.wav", np.zeros((441, 2)), 44_100)
     samples, rate = decode_audio(tmp_path / "a.wav")
     assert (tuple(samples.shape), samples.dtype, rate) == ((2, 441), torch.float32, 44_100)
@@ -119,7 +119,7 @@ def encoded(form, subtype=None, rate=SAMPLE_RATE, samples=None):
 
 
 def sized(form, changes):
-    """A file of 8,000 samples whose header fields, found by the bytes before them, hold other numbers."""
+    """Return a file of 8,000 samples with other numbers in header fields, which are found by the bytes before them."""
     content = encoded(form)
     for before, layout, value in changes:
         place = 4 if before is None else content.index(before) + len(before)
@@ -151,12 +151,12 @@ def test_any_size_in_a_header_is_read_to_the_end_of_the_data(form, changes):
 LIST = b"LIST" + struct.pack("<I", 12) + b"INFOISFT" + bytes(4)
 
 
-BEHIND = [(LIST, size) for size in (16_000, 0, 0xFFFFFFFF)]  # without a size only chunks can be told from sound
+BEHIND = [(LIST, size) for size in (16_000, 0, 0xFFFFFFFF)]  # without a size only chunks differ from samples
 BEHIND += [(more, 16_000) for more in (LIST[:-3], b"TAG" + bytes(125), bytes(5_000), b"\x80garbage" * 9)]
 
 
 @pytest.mark.parametrize(("behind", "size"), BEHIND)
-def test_what_follows_the_samples_is_no_sound(behind, size):
+def test_chunks_after_the_samples_are_not_decoded(behind, size):
     content = encoded("WAV") + behind
     struct.pack_into("<I", content, 40, size)
     assert decode_audio(bytes(content))[0].shape[1] == 8_000
@@ -167,13 +167,13 @@ def test_chunks_may_come_in_any_order():
     assert decode_audio(wave[:12] + wave[36:] + wave[12:36])[0].shape[1] == 8_000
 
 
-def test_an_empty_data_chunk_before_others_stays_empty():
+def test_an_empty_data_chunk_before_other_chunks_stays_empty():
     with pytest.raises(FedexitError, match="no samples"):
         decode_audio(bytes(encoded("WAV", samples=tone()[:0]) + LIST), "a.wav")
 
 
 @pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "CAF", "W64", "RF64", "FLAC", "OGG", "MP3", "NIST"])
-def test_a_file_that_ends_too_early_is_named(form):
+def test_a_file_that_ends_too_early_is_refused_by_name(form):
     content = bytes(encoded(form, samples=np.random.default_rng(0).uniform(-0.5, 0.5, 30_000)))
     for share in (0.6, 0.9):
         with pytest.raises(FedexitError, match=rf"a\.{form}: cut short") as caught:
@@ -191,7 +191,7 @@ def streamed_flac():
     return bytes(content)
 
 
-def test_a_streamed_flac_does_not_know_its_length():
+def test_a_streamed_flac_of_unknown_length_is_decoded():
     assert torch.equal(decode_audio(streamed_flac())[0], decode_audio(bytes(encoded("FLAC")))[0])
     with pytest.raises(FedexitError, match=r"a\.flac: cut short or damaged"):
         decode_audio(streamed_flac()[:-3_000], "a.flac")
@@ -209,20 +209,20 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("form", "subtype"), KINDS)
-def test_recordings_that_follow_one_another_in_a_file_are_joined(form, subtype):
+def test_several_recordings_in_a_file_are_joined(form, subtype):
     first, second = (bytes(encoded(form, subtype, samples=tone(hertz))) for hertz in (300, 500))
     joined = decode_audio(first + second + first)[0]
     assert torch.equal(joined, torch.cat([decode_audio(one)[0] for one in (first, second, first)], 1))
 
 
 @pytest.mark.parametrize(("form", "subtype"), KINDS)
-def test_recordings_of_two_rates_in_a_file_are_refused(form, subtype):
-    with pytest.raises(FedexitError, match=r"several recordings in one file, 8000 Hz .* and 16000 Hz .*; split it"):
+def test_recordings_of_two_sample_rates_in_a_file_are_refused(form, subtype):
+    with pytest.raises(FedexitError, match=r"holds several recordings, 8000 Hz .* and 16000 Hz .*; write one file"):
         decode_audio(bytes(encoded(form, subtype) + encoded(form, subtype, 8_000)))
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_ogg_of_a_stopped_recorder_and_with_garbage_behind_decodes(subtype):
+def test_ogg_files_without_an_end_or_with_trailing_garbage_are_decoded(subtype):
     content = encoded("OGG", subtype)
     expected = decode_audio(bytes(content))[0]
     last = content.rfind(b"OggS")
@@ -258,7 +258,7 @@ def test_every_subtype_of_libsndfile_decodes():
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("a\nb"), ValueError("array is too big"), MemoryError(), TypeError()])
-def test_every_fault_of_the_decoder_is_one_sentence(monkeypatch, fault):
+def test_every_decoder_error_is_one_sentence(monkeypatch, fault):
     def fail(*_, **__):
         raise fault
 
@@ -294,7 +294,7 @@ def stereo(*gains):
 
 
 @pytest.mark.parametrize("gains", [(1, -1), (0.9, -0.85), (1, -1, 0.5, -0.5)])
-def test_channels_that_cancel_out_are_named(gains):
+def test_channels_that_cancel_out_are_refused_by_name(gains):
     with pytest.raises(FedexitError, match=rf"a\.wav: its {len(gains)} channels cancel out"):
         read_clip(stereo(*gains), "a.wav")
 
@@ -304,7 +304,7 @@ def test_other_channels_are_averaged(gains):
     assert len(read_clip(stereo(*gains))) == 8_000
 
 
-def test_a_clip_below_one_frame_is_named():
+def test_a_clip_shorter_than_one_frame_is_refused_by_name():
     assert len(read_clip(bytes(encoded("WAV", samples=tone()[:400])))) == 400
     with pytest.raises(FedexitError, match=r"a\.wav: 399 samples at 16 kHz are too short"):
         read_clip(bytes(encoded("WAV", samples=tone()[:399])), "a.wav")

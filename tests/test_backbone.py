@@ -55,7 +55,7 @@ def padded():
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_7_depth_k_is_the_full_models_kth_hidden_state(family, norm, padded, tmp_path):
-    """In a padded batch, against `transformers` on each clip alone: right depth and lengths, no leak from padding."""
+    """Compare a padded batch with `transformers` on each clip alone: depth, lengths, and no leak from padding."""
     waveforms, lengths = padded
     full = saved_model(tmp_path, family, feat_extract_norm=norm, conv_bias=norm == "layer")
     backbone = load_backbone(tmp_path)
@@ -75,7 +75,7 @@ def test_7_depth_k_is_the_full_models_kth_hidden_state(family, norm, padded, tmp
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
 def test_7_equals_transformers_on_the_padded_batch_itself(family, padded, tmp_path):
-    """Where `transformers` itself is padding-safe (layer-norm convolutions), the whole padded batch agrees too."""
+    """Compare the whole padded batch where `transformers` itself ignores padding (layer-norm convolutions)."""
     waveforms, lengths = padded
     full = saved_model(tmp_path, family, feat_extract_norm="layer", conv_bias=True)
     mask = (torch.arange(waveforms.shape[1]) < lengths[:, None]).long()
@@ -87,7 +87,7 @@ def test_7_equals_transformers_on_the_padded_batch_itself(family, padded, tmp_pa
             torch.testing.assert_close(states[layer][i, :count], expected[layer][i, :count], rtol=1e-4, atol=2e-5)
 
 
-def test_padding_holds_no_information(padded):
+def test_padding_changes_no_hidden_state(padded):
     waveforms, lengths = padded
     backbone = load_backbone("nano")
     noisy = waveforms.clone()
@@ -111,7 +111,7 @@ def test_truncation_is_real_and_leaves_the_original_alone():
     assert not torch.equal(layer, next(iter(shallow.model.encoder.layers.parameters())))
 
 
-def test_presets_have_twelve_layers_and_same_seed_same_bits():
+def test_presets_have_twelve_layers_and_equal_seeds_give_bit_identical_weights():
     for name in PRESETS:
         assert PRESETS[name]["num_hidden_layers"] == 12
     one, two, other = (load_backbone("nano", seed=s).state_dict() for s in (0, 0, 1))
@@ -119,8 +119,8 @@ def test_presets_have_twelve_layers_and_same_seed_same_bits():
     assert any(not torch.equal(one[n], other[n]) for n in one)
 
 
-def test_base_is_wav2vec2_base_by_size():
-    """Section 5 of the facts about the paper: 94,371,712 parameters, of which 12 x 7,087,872 in the layers."""
+def test_base_has_the_size_of_wav2vec2_base():
+    """The model has 94,371,712 parameters, of which 12 x 7,087,872 are in the layers."""
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model(**PRESETS["base"]))
     layer = sum(p.numel() for p in model.encoder.layers[0].parameters())
@@ -132,7 +132,7 @@ def test_default_exits():
 
 
 @pytest.mark.parametrize("depth", [0, 13, -1])
-def test_a_depth_the_backbone_has_not_is_refused(depth):
+def test_a_depth_beyond_the_backbone_is_refused(depth):
     with pytest.raises(FedexitError, match=rf"depth {depth} .*1 to 12"):
         load_backbone("nano").hidden_states(torch.randn(1, 16000), depth=depth)
 
@@ -159,7 +159,7 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_tiny_ships_small_with_its_record_and_unlike_its_control():
+def test_tiny_is_small_has_its_training_record_and_differs_from_its_control():
     folder = backbones_dir() / "tiny"
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 12e6
     tiny, control = load_backbone("tiny"), load_backbone("tiny-random")
@@ -174,7 +174,7 @@ def test_tiny_ships_small_with_its_record_and_unlike_its_control():
         assert updates.iloc[-1] == settings["updates"] and set(settings["corpora"]) == {"unlabelled", "queen"}
 
 
-def test_loading_is_quiet_and_leaves_the_bars_of_others_alone(tmp_path, capfd):
+def test_loading_prints_nothing_and_restores_progress_bars(tmp_path, capfd):
     load_backbone("nano").model.save_pretrained(tmp_path)
     assert "Writing model shards" in capfd.readouterr().err
     load_backbone(tmp_path)
@@ -223,7 +223,7 @@ def test_weights_that_do_not_fit_the_config_are_named(words, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [AutoModelForCTC, AutoModelForPreTraining])
-def test_heads_of_other_models_are_ignored_without_a_word(kind, tmp_path, capfd):
+def test_heads_of_other_models_are_ignored_without_a_warning(kind, tmp_path, capfd):
     config = AutoConfig.for_model("wav2vec2", **{**TINY, "num_hidden_layers": 1})
     kind.from_config(config).save_pretrained(tmp_path)
     capfd.readouterr()
@@ -299,7 +299,7 @@ def test_raw_waveforms_of_the_preprocessor_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "wavlm"])
-def test_the_adapter_above_the_layers_is_neither_run_nor_held(family, tmp_path):
+def test_the_adapter_above_the_layers_is_not_loaded(family, tmp_path):
     full = saved_model(tmp_path, family, num_hidden_layers=2, add_adapter=True, output_hidden_size=16)
     backbone, wave = load_backbone(tmp_path), torch.randn(1, 16000)
     with torch.no_grad():
@@ -329,8 +329,8 @@ def test_batch_norm_before_the_positions_ignores_padding_and_keeps_its_statistic
     assert len(MultiExitModel(backbone, ["a", "b"]).checksum()) == 64
 
 
-def test_other_strides_give_their_own_frame_lengths(tmp_path):
-    """40 ms frames; `transformers` is the reference."""
+def test_frame_lengths_follow_other_strides(tmp_path):
+    """Compare frames of 40 ms with `transformers`."""
     strides = dict(conv_dim=(8,) * 8, conv_stride=(5, *[2] * 7), conv_kernel=(10, 3, 3, 3, 3, 2, 2, 2))
     full = saved_model(tmp_path, "hubert", num_hidden_layers=1, num_feat_extract_layers=8, **strides)
     backbone = load_backbone(tmp_path)
@@ -368,7 +368,7 @@ WRONG_BATCHES = {
 
 
 @pytest.mark.parametrize("words", WRONG_BATCHES)
-def test_batches_that_cannot_be_right_are_refused(words):
+def test_invalid_batches_are_refused(words):
     with pytest.raises(FedexitError, match=words):
         load_backbone("nano").hidden_states(*WRONG_BATCHES[words])
 
@@ -388,18 +388,18 @@ WRONG_EXAMPLES = {
 
 
 @pytest.mark.parametrize("words", WRONG_EXAMPLES)
-def test_examples_that_cannot_be_right_are_refused(words):
+def test_invalid_examples_are_refused(words):
     with pytest.raises(FedexitError, match=words):
         collate([WRONG_EXAMPLES[words]])
 
 
-def test_an_example_that_cannot_be_right_is_named_by_its_position_in_the_data():
+def test_an_invalid_example_is_named_by_its_position_in_the_data():
     model = MultiExitModel(load_backbone("nano").truncated(3), ["no", "yes"], [3])
     with pytest.raises(FedexitError, match="clip 1 is a dict"):
         predict(model, [(torch.zeros(400), 0), {"audio": torch.zeros(400), "label": 1}])
 
 
-def test_numpy_numbers_are_numbers():
+def test_numpy_numbers_are_accepted():
     clips, _, targets = collate([(torch.randn(400), np.int64(1)), (torch.randn(400), 0)])
     assert targets.tolist() == [1, 0] and torch.isfinite(clips).all()
     assert stream_seed(3, "a") == stream_seed(np.int64(3), np.str_("a")) == stream_seed(torch.tensor(3), "a")
@@ -408,7 +408,7 @@ def test_numpy_numbers_are_numbers():
     assert type(backbone.model.config.num_hidden_layers) is int and backbone.layers == 3
 
 
-def test_a_folder_of_a_reserved_name_is_never_shadowed(tmp_path, monkeypatch):
+def test_a_preset_and_a_folder_of_the_same_name_are_ambiguous(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_ROOT", str(backbones_dir().parents[1]))
     monkeypatch.chdir(tmp_path)
     saved_model(tmp_path / "nano", "hubert", num_hidden_layers=1)

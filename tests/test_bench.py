@@ -68,13 +68,13 @@ def test_two_workers_end_with_the_same_weights(floor):
 
 
 def test_the_bare_loop_on_two_processes_ends_with_the_same_weights_and_its_memory_is_reported(floor):
-    """A process of its own runs it, because a fork of a process with threads is not safe."""
+    """A separate process runs it, because forking a process with threads is not safe."""
     found = child.launch("bare", {"workload": asdict(TINY), "processes": 2})
     assert same_weights(found, floor, "full")
     assert found["peak_mb"] > 50 and found["startup"] > 0
 
 
-def test_other_batches_are_other_weights():
+def test_other_batches_give_other_weights():
     def trained(shift: int) -> dict:
         model = build_model(TINY)
         train_locally(model, TINY, build_clients(TINY)[0], 1 + shift)
@@ -112,7 +112,7 @@ def test_depth_is_compared_with_its_macs(tiny, tmp_path):
     assert (table[table["depth"] == 12]["macs_ratio"] == 1).all() and (table["macs_ratio"] <= 1).all()
 
 
-def test_wrong_weights_are_named(tmp_path, capsys):
+def test_an_engine_with_wrong_weights_is_named(tmp_path, capsys):
     right = {"startup": 1.0, "rounds": [1.0, 1.0], "checksum": 9.0, "moved": 1.0, "peak_mb": 1.0, "repetition": 0}
     bare = {"engine": "bare", "kind": "full", "processes": 1, **right}
     table = report.write_engines(tmp_path, [bare, {**bare, "engine": "other", "moved": 1.01}])

@@ -1,4 +1,4 @@
-"""Central fine-tuning on tones: learning, bit-identical resuming, and refusal of unusable input."""
+"""Test central fine-tuning on tones: learning, bit-identical resuming, and refusal of unusable input."""
 
 import dataclasses
 import re
@@ -44,7 +44,7 @@ def model(labels=("low", "high"), exits=(3,), head="pooled"):
 
 @pytest.fixture(scope="module")
 def interrupted(clips, tmp_path_factory):
-    """The checkpoint of a run that was interrupted after its first epoch."""
+    """Return the checkpoint of a run that was interrupted after its first epoch."""
     file, save = tmp_path_factory.mktemp("central") / "state.safetensors", fine_tuning.save_checkpoint
 
     def save_and_stop(*arguments):
@@ -64,7 +64,7 @@ def resume(interrupted, folder, clips, exits=(3,), recipe=RECIPE, seed=0, start=
     return tuned
 
 
-def test_stopped_and_resumed_gives_the_weights_of_an_uninterrupted_run(clips, interrupted, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_bit_identical_weights(clips, interrupted, tmp_path, monkeypatch):
     whole, steps, step = model(), [], fine_tuning._step
     fine_tune(whole, clips, [3], RECIPE)
     monkeypatch.setattr(fine_tuning, "_step", lambda *arguments: steps.append(step(*arguments)))
@@ -91,7 +91,7 @@ def changed_audio(clips):
     "change",
     [
         lambda clips: {"clips": changed_audio(clips)},
-        lambda clips: {"clips": [clips[2], clips[1], clips[0], *clips[3:]]},  # the targets do not change
+        lambda clips: {"clips": [clips[2], clips[1], clips[0], *clips[3:]]},  # targets stay the same
         lambda clips: {"clips": [*clips[:-1], (clips[-1][0], 1 - clips[-1][1])]},
         lambda clips: {"clips": clips[:-1]},
         lambda clips: {"recipe": dataclasses.replace(RECIPE, epochs=3)},
@@ -194,7 +194,7 @@ def test_unusable_arguments_are_refused(clips, arguments, message):
         fine_tune(**{"model": model(), "data": clips, "exits": [3], "recipe": RECIPE} | arguments)
 
 
-def test_the_exits_that_are_asked_for_are_trained_and_no_layer_above(clips):
+def test_only_the_chosen_exits_and_the_layers_below_are_trained(clips):
     found = {}
     recipe = dataclasses.replace(RECIPE, epochs=1)
     for exits in ([3], [6], [3, 6]):
@@ -234,7 +234,7 @@ def test_clips_with_texts_are_not_cropped(clips):
 
 
 @given(st.integers(1, 4), st.integers(10, 60), st.integers(5, 200), st.integers(1, 3), st.integers(0, 99))
-def test_masks_are_as_few_as_stated_and_the_rest_is_untouched(batch, channels, frames, masks, seed):
+def test_masks_cover_no_more_than_stated_and_change_nothing_else(batch, channels, frames, masks, seed):
     features = torch.rand(batch, channels, frames) + 1  # nowhere zero
     before = features.clone()
     with seeded(seed):
@@ -268,7 +268,7 @@ def convolved(clips):
     return [(backbone.convolve(normalised(clip)[None], torch.tensor([len(clip)]))[0], label) for clip, label in clips]
 
 
-def test_masks_are_for_training_only_and_the_same_with_and_without_stored_features(longer, monkeypatch):
+def test_masks_apply_only_in_training_with_or_without_stored_features(longer, monkeypatch):
     recipe = dataclasses.replace(RECIPE, crop=None, spec_augment=True, epochs=2)
     plain, masked, again, waves = model(), model(), model(), model()
     stored = convolved(longer)
@@ -305,12 +305,12 @@ def test_a_recipe_with_a_value_out_of_range_is_refused(name, value, message):
         Recipe(**{name: value})
 
 
-def test_a_recipe_keeps_what_is_allowed():
+def test_a_recipe_accepts_allowed_values():
     recipe = Recipe(clip_norm=float("inf"), crop=None, learning_rate=1)
     assert (recipe.clip_norm, recipe.crop, recipe.learning_rate) == (float("inf"), None, 1.0)
 
 
-def test_a_clients_masks_are_the_same_with_and_without_stored_features(longer):
+def test_masks_of_a_client_do_not_depend_on_stored_features(longer):
     training, weights = LocalTraining(spec_augment=True, optimiser="sgd"), model().trainable_weights()
     sent = []
     for data in (convolved(longer), longer, longer):

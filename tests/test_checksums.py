@@ -1,4 +1,4 @@
-"""A corpus's checksum covers the audio, and its fast path notices every edit."""
+"""Test that a corpus's checksum covers the audio, and that its fast path notices every edit."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from fedexit.support.reads import read_notes
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two 16-bit WAV files of equal size."""
+    """Return a folder of two 16-bit WAV files of equal size."""
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(checksums, "SETTLED", -(10**12))  # use the index at once: the files are seconds old
     folder = tmp_path / "mine"
@@ -78,7 +78,7 @@ def test_files_changed_a_moment_ago_are_always_read(folder, monkeypatch):
     assert corpus_checksum(folder) != before and read == ["a.wav", "b.wav"]
 
 
-def test_a_damaged_or_absent_index_costs_time_only(folder, tmp_path, monkeypatch):
+def test_a_damaged_or_missing_index_is_rebuilt(folder, tmp_path, monkeypatch):
     before = corpus_checksum(folder)
     (index,) = (tmp_path / "data" / "cache").glob("hashes-*.json")
     assert json.loads(index.read_text()).keys() == {"a.wav", "b.wav"}
@@ -90,7 +90,7 @@ def test_a_damaged_or_absent_index_costs_time_only(folder, tmp_path, monkeypatch
     assert corpus_checksum(folder) == before
 
 
-def test_a_clip_that_has_gone_is_named(folder):
+def test_a_missing_clip_is_named(folder):
     corpus = open_corpus(folder)
     (folder / "b.wav").unlink()
     with pytest.raises(FedexitError, match=r"b\.wav: cannot be read"):
@@ -99,7 +99,7 @@ def test_a_clip_that_has_gone_is_named(folder):
         corpus.clip_hash("z")
 
 
-def test_opening_is_recorded_with_the_content(folder, tmp_path, monkeypatch):
+def test_opening_a_corpus_is_recorded_with_its_checksum(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_READS", str(tmp_path / "reads"))
     checksum = open_corpus(folder).checksum
     assert read_notes(tmp_path / "reads")["corpus"] == {str(folder): {"checksum": checksum, "code": ""}}

@@ -1,4 +1,4 @@
-"""`fedexit data convert` on folders as people have them: nothing is lost or added in silence."""
+"""Test `fedexit data convert` on ordinary folders: no file is lost or added silently."""
 
 import io
 import os
@@ -19,7 +19,7 @@ SIGNAL = np.random.default_rng(0).uniform(-0.5, 0.5, 800)
 
 @pytest.fixture(autouse=True)
 def raw(tmp_path, monkeypatch):
-    """A folder with one recording of each of two speakers."""
+    """Return a folder with one recording of each of two speakers."""
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     for name in ("ann/1.wav", "ben/1.wav"):
         record(tmp_path / "raw" / name)
@@ -60,9 +60,9 @@ def test_other_endings_are_counted(raw):
     for name in ("ann/x.m4a", "ann/y.M4A", "ben/n.txt", "LICENSE"):
         (raw / name).write_text("x")
     assert convert(raw)[1] == [
-        "left out, no ending of audio that libsndfile reads: none: 1 (LICENSE)",
-        "left out, no ending of audio that libsndfile reads: .m4a: 2 (ann/x.m4a, ann/y.M4A)",
-        "left out, no ending of audio that libsndfile reads: .txt: 1 (ben/n.txt)",
+        "left out, libsndfile does not read files with this ending: none: 1 (LICENSE)",
+        "left out, libsndfile does not read files with this ending: .m4a: 2 (ann/x.m4a, ann/y.M4A)",
+        "left out, libsndfile does not read files with this ending: .txt: 1 (ben/n.txt)",
     ]
 
 
@@ -79,7 +79,7 @@ def test_hidden_files_and_folders_are_left_out(raw):
     assert convert(raw) == (["ann/1", "ben/1"], [f"left out, hidden: 5 ({hidden})"])
 
 
-def test_links_are_followed_and_loops_named(raw, tmp_path):
+def test_links_are_followed_and_loops_are_named(raw, tmp_path):
     record(tmp_path / "store" / "1.wav")
     record(tmp_path / "store" / "2.wav")
     (raw / "cid").symlink_to(tmp_path / "store")
@@ -111,17 +111,17 @@ def test_earlier_corpora_are_left_out(raw):
 
 def test_pipes_are_left_out(raw):
     os.mkfifo(raw / "ann" / "pipe.wav")
-    assert convert(raw) == (["ann/1", "ben/1"], ["left out, no ordinary file: 1 (ann/pipe.wav)"])
+    assert convert(raw) == (["ann/1", "ben/1"], ["left out, not a regular file: 1 (ann/pipe.wav)"])
 
 
-def test_equal_names_with_other_endings_are_kept_apart(raw):
+def test_equal_names_with_different_endings_become_two_clips(raw):
     for name in ("ann/1.WAV", "ann/1.flac"):
         record(raw / name, format="FLAC" if name.endswith("flac") else "WAV")
     record(raw / "ben" / "x.wav.wav")
     assert convert(raw)[0] == ["ann/1.WAV", "ann/1.flac", "ann/1.wav", "ben/1", "ben/x.wav"]
 
 
-def test_two_unicode_forms_of_a_speaker_are_one(raw):
+def test_two_unicode_forms_of_a_name_give_one_speaker(raw):
     one, two = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
     record(raw / one / "1.wav")
     record(raw / two / "2.wav")
@@ -144,7 +144,7 @@ def make_bad(raw, kind):
         record(file, SIGNAL[:600], 48_000)
     elif kind == "cancelling channels":
         record(file, np.stack([SIGNAL, -SIGNAL], 1))
-    elif kind == "link to nothing":
+    elif kind == "broken link":
         file.symlink_to("gone.wav")
     elif kind == "link to itself":
         file.symlink_to("2.wav")
@@ -158,8 +158,8 @@ BAD = {
     "short": r"ann/2\.wav: 399 samples at 16 kHz are too short",
     "short at 48 kHz": r"ann/2\.wav: 200 samples at 16 kHz are too short",
     "cancelling channels": r"ann/2\.wav: its 2 channels cancel out",
-    "link to nothing": r"ann/2\.wav: cannot be read, or a link to nothing",
-    "link to itself": r"ann/2\.wav: cannot be read, or a link to nothing",
+    "broken link": r"ann/2\.wav: cannot be read, or is a broken link",
+    "link to itself": r"ann/2\.wav: cannot be read, or is a broken link",
     "not UTF-8": r"ann/gr\\xfc\.wav: the name is not UTF-8",
 }
 
@@ -181,7 +181,7 @@ def test_speakers_are_split_without_those_that_have_no_good_file(raw):
     assert set(open_corpus(raw.parent / "out").manifest.split) == {"train", "test"}
 
 
-def test_only_bad_files_make_no_corpus(raw):
+def test_a_folder_of_unusable_files_makes_no_corpus(raw):
     for name in ("ann/1.wav", "ben/1.wav"):
         (raw / name).write_bytes(b"x")
     with pytest.raises(FedexitError, match="none of its 2 audio files can be used"):
@@ -196,15 +196,15 @@ def test_levels_that_16_bits_cannot_hold_are_scaled_and_named(raw):
     ids, lines = convert(raw)
     corpus = open_corpus(raw.parent / "out")
     assert len(ids) == 5 and lines == [
-        "scaled down, because louder than full scale: 1 (ann/loud.wav)",
-        "scaled up, because too quiet for 16 bits: 1 (ann/quiet.wav)",
+        "scaled down, because it was louder than full scale: 1 (ann/loud.wav)",
+        "scaled up, because it was too quiet for 16 bits: 1 (ann/quiet.wav)",
         "kept, but silent: 1 (ann/silent.wav)",
     ]
     for clip in ("ann/loud", "ann/quiet"):
         assert np.abs(corpus.waveform(clip).numpy() - wave / np.abs(wave).max()).max() < 1e-4
 
 
-def test_a_manifest_decides_and_the_rest_is_named(raw):
+def test_a_manifest_selects_the_clips_and_other_files_are_named(raw):
     rows = "ann/1.wav,ann,x,hi\nben/1.wav,ben,,ho\nben/9.wav,ben,y,ha\n"
     (raw / "manifest.csv").write_text("path,speaker,label,transcript\n" + rows)
     record(raw / "cid" / "1.wav")
@@ -214,12 +214,12 @@ def test_a_manifest_decides_and_the_rest_is_named(raw):
         [
             "left out, bad: 1 (ben/9.wav: the audio file is missing)",
             "left out, not in manifest.csv: 1 (cid/1.wav)",
-            "kept, but without a label, so in no task on labels: 1 (ben/1)",
+            "kept without a label, so tasks with labels leave it out: 1 (ben/1)",
         ],
     )
 
 
-def test_a_reserved_name_never_hides_a_folder(raw, tmp_path, monkeypatch):
+def test_a_reserved_corpus_name_never_hides_a_folder(raw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FedexitError, match=r"'queen' is the name of a corpus of fedexit; write \./queen"):
         convert_folder("raw", "queen")
@@ -230,10 +230,10 @@ def test_a_reserved_name_never_hides_a_folder(raw, tmp_path, monkeypatch):
     (tmp_path / "data" / "cache").mkdir(parents=True)
     (tmp_path / "queen").rename(tmp_path / "data" / "cache" / "queen")
     monkeypatch.chdir(tmp_path / "data" / "cache")
-    assert open_corpus("queen").name == "queen"  # one and the same folder is no clash
+    assert open_corpus("queen").name == "queen"  # the same folder is not ambiguous
 
 
-def test_a_place_that_cannot_be_written_is_named(raw):
+def test_an_unwritable_folder_is_named(raw):
     with pytest.raises(FedexitError, match="cannot be made"):
         convert_folder(raw, raw / "ann" / "1.wav" / "out")
     (raw.parent / "dangling").symlink_to("nothing")

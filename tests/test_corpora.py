@@ -180,12 +180,12 @@ def test_tar_with_official_split_keeps_it(tmp_path):
     assert set(open_corpus(foreign_tar(tmp_path / "x.tar", split="val")).manifest.split) == {"dev"}
 
 
-def test_another_tar_of_the_same_name_is_unpacked_anew(tmp_path):
+def test_another_tar_with_the_same_name_is_unpacked_again(tmp_path):
     assert len(open_corpus(foreign_tar(tmp_path / "x.tar", "abc")).dataset) == 3
     assert len(open_corpus(foreign_tar(tmp_path / "x.tar", "abcd")).dataset) == 4
 
 
-def test_bad_tars_leave_nothing(tmp_path, data):
+def test_bad_tars_leave_no_files(tmp_path, data):
     evil = make_tar(tmp_path / "evil.tar", {"../outside.txt": b"x"})
     whole = foreign_tar(tmp_path / "short.tar")
     whole.write_bytes(whole.read_bytes()[:5000])
@@ -206,7 +206,7 @@ def test_a_corpus_is_found_at_any_depth_of_a_tar(tmp_path, top):
     assert len(corpus.dataset) == 10 and corpus.name == "my.corpus"
 
 
-def test_archives_that_hold_no_single_corpus_are_refused_in_one_line(tmp_path, data):
+def test_archives_without_exactly_one_corpus_are_refused_in_one_line(tmp_path, data):
     two = make_tar(tmp_path / "two.tar", {"a/manifest.csv": b"x", "b/manifest.csv": b"x"})
     linked = tmp_path / "linked.tar"
     with tarfile.open(linked, "w") as archive:
@@ -225,13 +225,13 @@ def test_archives_that_hold_no_single_corpus_are_refused_in_one_line(tmp_path, d
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_named_as_it_is_called(folder, monkeypatch):
+def test_a_corpus_has_the_name_of_its_folder(folder, monkeypatch):
     renamed = folder.rename(folder.with_name("my.corpus.v2"))
     monkeypatch.chdir(renamed)
     assert open_corpus(renamed).name == open_corpus(".").name == "my.corpus.v2"
 
 
-def test_groups_are_split_alike_everywhere():
+def test_groups_are_split_equally_on_every_machine():
     names = [f"speaker {number}" for number in range(40)]
     split = split_groups(names)
     assert split == split_groups(reversed(names * 2))
@@ -244,7 +244,7 @@ def test_groups_are_split_alike_everywhere():
     assert split_groups(["a", "b", "c", "d"]) == {"d": "test", "c": "dev", "b": "train", "a": "train"}
 
 
-def test_datasets_writes_nothing_at_home(folder, tmp_path):
+def test_datasets_writes_nothing_to_the_home_folder(folder, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     code = f"import fedexit; print(len(fedexit.open_corpus({str(folder)!r}).dataset))"
@@ -274,7 +274,7 @@ def test_fetch_uses_a_file_fetched_earlier(data, queen_1c, monkeypatch):
     assert len(fetch_corpus("queen").dataset) == 1
 
 
-def test_fetch_by_apt_keeps_its_state_to_itself(tmp_path, data, queen_1c, monkeypatch):
+def test_fetching_by_apt_does_not_change_the_system(tmp_path, data, queen_1c, monkeypatch):
     deb = make_deb(tmp_path / "kept.deb", {"./usr/share/game/queen.1c": queen_1c})
     log, tools = tmp_path / "log", tmp_path / "bin"
     tools.mkdir()
@@ -365,7 +365,7 @@ def test_convert_keeps_a_manifest(folder, tmp_path):
     assert table.seconds.tolist() == [1.0, 0.1]
 
 
-def test_failed_conversions_leave_nothing(folder, tmp_path):
+def test_failed_conversions_leave_no_files(folder, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.wav").write_bytes(b"RIFFnothing")

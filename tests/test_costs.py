@@ -1,4 +1,4 @@
-"""The cost model against what counts for real: torch's counter, the serialised bytes, the memory of a process."""
+"""Test the cost model against torch's counter, the serialised bytes and the memory of a process."""
 
 import sys
 
@@ -32,7 +32,7 @@ def small(family="hubert", kernel=16, attention="eager", dropout=0.1):
 
 
 def counted(run):
-    """Multiply-accumulates by operation."""
+    """Return the multiply-accumulates by operation."""
     with FlopCounterMode(display=False) as counter:
         run()
     return {str(name): flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
@@ -40,7 +40,7 @@ def counted(run):
 
 @pytest.mark.parametrize("samples", [4_000, 16_000, 31_999])
 @pytest.mark.parametrize(("family", "kernel"), [("hubert", 16), ("wav2vec2", 17), ("wavlm", 16)])
-def test_forward_macs_are_those_of_the_counter(family, kernel, samples):
+def test_forward_macs_equal_the_count_of_torch(family, kernel, samples):
     model = MultiExitModel(small(family, kernel), ["a", "b", "c"], [2, 4])
     for depth in (2, 4):
         expected = sum(counted(lambda depth=depth: model(torch.randn(2, samples), exits=[depth])).values())
@@ -49,7 +49,7 @@ def test_forward_macs_are_those_of_the_counter(family, kernel, samples):
 
 
 @pytest.mark.parametrize("depth", [2, 4])
-def test_backward_macs_are_those_of_the_counter(depth):
+def test_backward_macs_equal_the_count_of_torch(depth):
     model = MultiExitModel(small(), ["a", "b", "c"], [2, 4]).client_model(depth)
     both = counted(lambda: model(torch.randn(2, 16_000))[depth].sum().backward())
     forward = counted(lambda: model(torch.randn(2, 16_000)))
@@ -62,7 +62,7 @@ def test_backward_macs_are_those_of_the_counter(depth):
     assert 2 * clip_macs(model.backbone, 16_000, depth, model.heads[str(depth)]).backward == backward
 
 
-def test_bytes_are_those_of_the_serialised_weights():
+def test_bytes_equal_the_size_of_the_serialised_weights():
     model = MultiExitModel(small(), ["a", "b", "c"], [2, 4]).client_model(2)
     weights = model.trainable_weights()
     sizes = sizes_by_layer(weights)
@@ -74,7 +74,7 @@ def test_bytes_are_those_of_the_serialised_weights():
 
 
 def saved_bytes(model, clips):
-    """Bytes that autograd keeps of a training step in storages that are no weights."""
+    """Return the bytes that autograd keeps of a training step, without the weights."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     storages = {}  # kept, so that no address is used twice
 
@@ -90,7 +90,7 @@ def saved_bytes(model, clips):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
-def test_activations_are_what_autograd_keeps(family, dropout, batch):
+def test_activations_equal_the_tensors_that_autograd_keeps(family, dropout, batch):
     model = MultiExitModel(small(family, attention=None, dropout=dropout), ["a", "b", "c"], [2, 4])
     for depth in (2, 4):
         kept = saved_bytes(model.client_model(depth).train(), torch.randn(batch, 24_000))
@@ -111,14 +111,14 @@ def test_memory_counts_what_the_client_model_holds():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mode", ["training", "forward"])
-def test_memory_is_that_of_a_process(mode):
+def test_memory_equals_the_memory_of_a_process(mode):
     model = MultiExitModel(load_backbone("base").truncated(3), map(str, range(10)), [3])
     expected = getattr(memory(model, 32_000, batch=2, depth=3), mode)
     assert measured_memory("base", depth=3, batch=2, seconds=2, mode=mode) == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_measurement_says_what_is_wrong_with_it():
+def test_a_failed_measurement_gives_the_reason():
     with pytest.raises(FedexitError, match="unknown mode 'backward'"):
         measured_memory("nano", 3, 1, 1, "backward")
     with pytest.raises(FedexitError, match="exit 13 does not exist in nano"):
@@ -149,7 +149,7 @@ def test_costs_of_a_round_add_up_over_clips_and_epochs():
     assert costs["parameters"] == sum(tensor.numel() for tensor in sent) and costs["bytes"] == 4 * costs["parameters"]
 
 
-def test_a_client_of_several_exits_sends_computes_and_keeps_what_its_heads_need():
+def test_costs_of_a_client_with_several_exits_include_all_its_heads():
     whole, all_exits = MultiExitModel(small(attention=None), ["a", "b", "c"], [2, 3, 4]), Objective("all")
     training = LocalTraining()
     costs = client_costs(whole, 3, [24_000], training, objective=all_exits)
@@ -170,7 +170,7 @@ def test_a_client_of_several_exits_sends_computes_and_keeps_what_its_heads_need(
 
 
 def test_time_and_energy_on_a_fleet():
-    """Two rounds; the second has one client, which waits for nobody."""
+    """Compute two rounds; the second has one client, which does not wait."""
     columns = ["round", "tier", "macs_forward", "macs_backward", "bytes"]
     ledger = pd.DataFrame(
         [[1, "weak", 1e9, 1e9, 1e6], [1, "strong", 4e9, 4e9, 1e6], [2, "strong", 4e9, 0, 0]], columns=columns

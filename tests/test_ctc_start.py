@@ -1,4 +1,4 @@
-"""A start for ASR, trained from `nano` on the tones of a public voice: its files, resuming, and refusals."""
+"""Test a start for ASR, trained from `nano` on the tones of a public voice: its files, resuming and refusals."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A corpus called queen whose JOE is public, with texts that its quarter seconds can hold."""
+    """Return a corpus called queen with the public voice JOE and texts that fit into its clips of 0.25 s."""
     folder = write_small_corpus(tmp_path_factory.mktemp("corpus") / "queen", clips=3)
     table = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
     table["speaker"] = table["speaker"].replace("ANN", "JOE")

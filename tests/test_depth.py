@@ -42,7 +42,7 @@ def fleet(size, free=450.0):
     return {f"client{number}": profile(free) for number in range(size)}
 
 
-def test_devices_are_complete_and_say_where_from():
+def test_the_device_table_is_complete_and_has_sources():
     table = device_table()
     assert table["device"].is_unique and len(table) >= 9
     assert (table.drop(columns=["battery_wh"]).notna()).all(axis=None)
@@ -52,7 +52,7 @@ def test_devices_are_complete_and_say_where_from():
         assert "assumed: " in source and ": " in source.split("; assumed")[0]
 
 
-def test_profiles_are_the_table_in_bytes_bits_and_joules():
+def test_profiles_convert_the_table_to_bytes_bits_and_joules():
     table, found = device_table().set_index("device"), profiles()
     phone, board = found["phone low"], found["board"]
     assert phone.free == table["memory_mib"]["phone low"] * table["free_share"]["phone low"] * 2**20
@@ -61,7 +61,7 @@ def test_profiles_are_the_table_in_bytes_bits_and_joules():
     assert phone.battery == pytest.approx(19.3 * 3600) and math.isinf(board.battery)
 
 
-def test_needs_are_the_clients_costs():
+def test_needs_equal_the_costs_of_a_client():
     model = MultiExitModel(load_backbone("nano"), ["a", "b"])
     needs = needs_by_exit(model, [8_000, 16_000], LocalTraining(epochs=2))
     costs = client_costs(model, 9, [8_000, 16_000], LocalTraining(epochs=2))
@@ -69,7 +69,7 @@ def test_needs_are_the_clients_costs():
     assert list(needs) == [3, 6, 9, 12] and needs[3].memory < needs[12].memory
 
 
-def test_round_seconds_are_those_of_the_fleet():
+def test_round_seconds_equal_those_of_the_fleet():
     costs = dict(tier="t", round=1, macs_forward=1e9, macs_backward=2e9, bytes=4e6)
     device = Device(5e8, 2e7, 5e6, 3.0)
     [theirs] = on_devices(pd.DataFrame([costs]), {"t": device})["device_seconds"]
@@ -77,34 +77,34 @@ def test_round_seconds_are_those_of_the_fleet():
 
 
 @pytest.mark.parametrize(("free", "safe"), [(99, None), (100, 3), (399, 9), (400, 12), (1e9, 12)])
-def test_memory_sets_the_safe_exit(free, safe):
+def test_memory_limits_the_safe_exit(free, safe):
     assert largest_safe_exit(profile(free), policy()) == safe
 
 
 @pytest.mark.parametrize(("deadline", "safe"), [(6.9, None), (7, 3), (27, 9), (28, 12)])
-def test_the_deadline_sets_it_too(deadline, safe):
+def test_the_deadline_limits_the_safe_exit(deadline, safe):
     assert largest_safe_exit(profile(1e9), policy(deadline=deadline)) == safe
 
 
-def test_margin_and_calibration_count_against_the_device():
+def test_margin_and_calibration_lower_the_safe_exit():
     assert largest_safe_exit(profile(400), replace(policy(), margin=0.3)) == 6  # 280 of 400 bytes
     corrected = policy(calibration=Calibration(1.5, 20.0))  # 170, 320, 470, 620 bytes
     assert largest_safe_exit(profile(469), corrected) == 6 and largest_safe_exit(profile(470), corrected) == 9
 
 
-def test_energy_sets_it_where_there_is_an_allowance():
+def test_an_energy_allowance_limits_the_safe_exit():
     assert largest_safe_exit(replace(profile(1e9), allowance=28.0), policy()) == 6  # 2 watts for 14 seconds
     assert largest_safe_exit(replace(profile(1e9), allowance=13.9), policy()) is None
     unknown = replace(profile(1e9, watts=float("nan")), allowance=1.0)
     assert largest_safe_exit(unknown, policy()) == 12
 
 
-def test_depth_is_the_shallower_of_device_and_task():
+def test_depth_is_the_shallower_exit_of_device_and_task():
     assert [depth_for(profile(free), policy(task_exit=6)) for free in (99, 150, 250, 1e9)] == [None, 3, 6, 6]
     assert depth_for(profile(350), policy()) == 9
 
 
-def test_limit_says_what_sets_the_depth():
+def test_limit_names_the_resource_that_limits_the_depth():
     assert limit(profile(250), policy()) == "memory"
     assert limit(profile(1e9), policy(deadline=20)) == "time"
     assert limit(replace(profile(1e9), allowance=30.0), policy()) == "energy"
@@ -119,7 +119,7 @@ def test_calibration_finds_factor_and_constant():
     assert found.corrected(100 * MIB) == pytest.approx(122 * MIB)
 
 
-def test_calibration_promises_no_less_than_nothing():
+def test_calibration_never_gives_negative_memory():
     found = calibrate(pd.DataFrame({"model_mib": [10.0, 100.0], "measured_mib": [9.0, 100.0]}))
     assert found.constant == 0 and 0.9 < found.factor < 1  # the line through both has a constant below 0
     with pytest.raises(FedexitError, match="two sizes"):
@@ -128,7 +128,7 @@ def test_calibration_promises_no_less_than_nothing():
         calibrate(pd.DataFrame({"model_mib": [10.0, 20.0], "measured_mib": [9.0, 0.0]}))
 
 
-def test_load_is_uniform_persistent_and_begins_the_same():
+def test_load_is_uniform_persistent_and_reproducible():
     dynamics = Dynamics(busiest=0.5, persistence=0.9)
     series = np.array([load("one", number, 0, dynamics) for number in range(2000)])
     spread = np.array([load(f"client{number}", 30, 0, dynamics) for number in range(2000)])
@@ -139,7 +139,7 @@ def test_load_is_uniform_persistent_and_begins_the_same():
     assert load("one", 7, 0, dynamics) == series[7] != load("one", 7, 1, dynamics)
 
 
-def test_charge_goes_up_on_the_charger_and_down_off_it():
+def test_charge_rises_on_the_charger_and_falls_without_it():
     dynamics = Dynamics(rounds_per_day=100, charging=0.25, ends=(0.2, 0.4))
     levels, plugged = map(np.array, zip(*(charge("one", number, 0, dynamics) for number in range(1000)), strict=True))
     assert plugged.mean() == pytest.approx(0.25, abs=0.01)
@@ -148,7 +148,7 @@ def test_charge_goes_up_on_the_charger_and_down_off_it():
     assert levels.min() >= 0.19 and levels.max() <= 1 and np.abs(np.diff(levels)).max() < 0.05
 
 
-def test_a_round_finds_the_device_as_it_is_then():
+def test_the_device_changes_by_round():
     dynamics, base = Dynamics(), replace(profile(1000.0), battery=5000.0)
     found = at_round(base, "one", 4, 0, dynamics)
     left, (level, plugged) = 1 - load("one", 4, 0, dynamics), charge("one", 4, 0, dynamics)
@@ -164,13 +164,13 @@ def test_static_depths_are_the_same_in_each_round():
     assert outcomes_of_round(policy(), devices, 0, 0)["weak"] == (None, None, "no exit fits (memory)")
 
 
-def test_dynamic_depths_move_and_come_back_the_same():
+def test_dynamic_depths_change_and_are_reproducible():
     moving = policy(dynamics=Dynamics())
     rounds = [depths_of_round(moving, fleet(20), number, 0) for number in range(20)]
     assert len({depth for found in rounds for depth in found.values()}) >= 3
     assert rounds[7] == depths_of_round(moving, fleet(20), 7, 0) != depths_of_round(moving, fleet(20), 7, 1)
     alone = depths_of_round(moving, {"client3": fleet(20)["client3"]}, 7, 0)
-    assert alone["client3"] == rounds[7]["client3"]  # whoever else is there
+    assert alone["client3"] == rounds[7]["client3"]  # for any other devices
 
 
 def whys(**options):
@@ -178,7 +178,7 @@ def whys(**options):
     return pd.Series([o.why for o in outcomes_of_round(policy(**options), devices, 3, 0).values()]).value_counts(True)
 
 
-def test_faults_come_as_often_as_asked():
+def test_faults_occur_at_the_given_rates():
     assert whys(faults=Faults(killed=0.3))["killed"] == pytest.approx(0.3, abs=0.05)
     assert whys(faults=Faults(surge=0.3))["out of memory"] == pytest.approx(0.3, abs=0.05)  # 400 bytes, 225 are left
     assert set(whys(faults=Faults(surge=1.0, surge_share=0.1)).index) == {"trained"}  # 405 are left
@@ -201,8 +201,8 @@ def test_a_margin_saves_clients_from_a_surge():
     assert lost[0] > lost[1] > lost[2] == 0
 
 
-def test_effective_clients_are_the_steadiness_of_the_average():
-    """Against the aggregation itself: the share of each client in the mean of each layer."""
+def test_effective_clients_follow_from_the_weights_of_the_average():
+    """Compare with the aggregation: the share of each client in the mean of each layer."""
     depths, examples = {"a": 3, "b": 9, "c": 12, "d": None}, {"a": 5, "b": 2, "c": 1, "d": 9}
     table = coverage(depths, examples, 12).set_index("layer")
     names = {layer: f"backbone.model.encoder.layers.{layer - 1}.w" for layer in table.index}
@@ -221,10 +221,10 @@ def test_effective_clients_are_the_steadiness_of_the_average():
     assert nobody["clients"].tolist() == [0, 0] and nobody["effective"].tolist() == [0, 0]
 
 
-def test_what_makes_no_sense_is_said():
-    with pytest.raises(FedexitError, match="exit 4 is not among those with needs: 3, 6, 9, 12"):
+def test_impossible_settings_are_refused():
+    with pytest.raises(FedexitError, match="exit 4 has no entry in needs; known: 3, 6, 9, 12"):
         policy(task_exit=4)
-    with pytest.raises(FedexitError, match="needs: none"):
+    with pytest.raises(FedexitError, match="in needs; known: none"):
         Policy({})
     with pytest.raises(FedexitError, match="margin must be"):
         Policy(NEEDS, margin=1.0)

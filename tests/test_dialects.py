@@ -1,4 +1,4 @@
-"""Manifests as spreadsheets, editors and people write them are read right, or refused with the line."""
+"""Test that manifests of spreadsheets, editors and people are read correctly, or refused with the line."""
 
 import unicodedata
 
@@ -20,7 +20,7 @@ TEXTS = ["hello there", "good bye"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two recordings without a manifest."""
+    """Return a folder of two recordings without a manifest."""
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     folder = tmp_path / "in"
     folder.mkdir()
@@ -89,7 +89,7 @@ def test_common_dialects_are_read(folder, content):
         (b"\n \n", "it is empty"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_one_line(folder, content, message):
+def test_unreadable_tables_are_refused_in_one_line(folder, content, message):
     with pytest.raises(FedexitError, match=message) as caught:
         converted(folder, content)
     assert "\n" not in str(caught.value) and "manifest.csv: " in str(caught.value)
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(folder, content, message):
 @pytest.mark.parametrize(
     "text", ["one\rtwo", "one\r\ntwo", "one\ntwo, three", 'say "hi"', " lead", "NA", "5\" disk; 'x'"]
 )
-def test_texts_are_kept_as_they_are(folder, text):
+def test_texts_stay_unchanged(folder, text):
     quoted = text.replace('"', '""')
     table = converted(folder, HEAD + f'a.wav,ann,x,"{quoted}"\nb.wav,"{quoted}",01,bye\n')
     assert table.text[0] == text and table.speaker[1] == text and table.label[1] == "01"
@@ -117,7 +117,7 @@ def test_a_manifest_is_written_in_one_form(tmp_path):
     assert read_table(tmp_path / "m.csv").text.tolist() == ["x\ry", 'a, "b"']
 
 
-def test_split_names_and_decimal_commas_of_others_are_read(folder):
+def test_other_split_names_and_decimal_commas_are_read(folder):
     rows = 'a,a.wav,ann,,hi,x,"0,05",Training\nb,b.wav,ben,,ho,y,"0,05",VAL\n'
     (folder / "manifest.csv").write_text(OWN + rows)
     table = open_corpus(folder).manifest
@@ -129,18 +129,21 @@ def test_split_names_and_decimal_commas_of_others_are_read(folder):
     [
         ("a,a.wav,,,,,0.05,train\nb,./a.wav,,,,,0.05,test\n", r"'a' \(train\) and 'b' \(test\) are the same file"),
         ("a,a.wav,,,,,0.05,train\nb,link.wav,,,,,0.05,test\n", r"'a' \(train\) and 'b' \(test\) are the same file"),
-        ("a,a.wav,,g,hi,,0.05,train\nb,b.wav,,g,,x,0.05,dev\n", r"'a' \(train\) and 'b' \(dev\) are of one group, 'g'"),
+        (
+            "a,a.wav,,g,hi,,0.05,train\nb,b.wav,,g,,x,0.05,dev\n",
+            r"'a' \(train\) and 'b' \(dev\) belong to the group 'g'",
+        ),
         ("a,a.wav,,,,,0.01,train\n", r"'a' is shorter than 0\.025 s"),
     ],
 )
-def test_what_would_spoil_a_test_is_refused(folder, rows, message):
+def test_manifests_with_overlapping_splits_or_too_short_clips_are_refused(folder, rows, message):
     (folder / "link.wav").symlink_to("a.wav")
     (folder / "manifest.csv").write_text(OWN + rows)
     with pytest.raises(FedexitError, match=message):
         open_corpus(folder)
 
 
-def test_a_column_group_lets_a_speaker_be_on_both_sides(folder):
+def test_with_a_column_group_a_speaker_may_be_in_two_splits(folder):
     head, rows = HEAD.replace("\n", ",split\n"), "a.wav,ann,x,hi,train\nb.wav,ann,y,ho,test\n"
     with pytest.raises(FedexitError, match="without a column group, the speaker is the group"):
         converted(folder, head + rows)
@@ -157,7 +160,7 @@ def test_wrong_seconds_and_rates_are_named_when_a_folder_is_opened(folder):
         open_corpus(folder)
 
 
-def test_names_meet_whatever_their_unicode_form(folder):
+def test_names_match_in_any_unicode_form(folder):
     composed, decomposed = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
     (folder / decomposed).mkdir()
     (folder / "a.wav").rename(folder / decomposed / "1.wav")

@@ -1,4 +1,4 @@
-"""Early exit: rules by hand, offline choice = run time, no layer run in vain, thresholds, oracle, intervals."""
+"""Test early exit: rules against values by hand, equal exits offline and at run time, thresholds and the oracle."""
 
 import math
 
@@ -35,7 +35,7 @@ EXITS = [3, 6, 9, 12]
 
 
 def certain(*codes):
-    """Logits (1, F, 4) whose frames say these codes with certainty."""
+    """Return logits (1, F, 4) that give probability 1 to these codes."""
     return 100.0 * torch.nn.functional.one_hot(torch.tensor([codes]), 4).float()
 
 
@@ -46,20 +46,20 @@ def test_entropy_and_probability_by_hand():
     torch.testing.assert_close(probability([logits]), torch.tensor([0.5, 1.0, 1 / 3]))
 
 
-def test_of_a_text_only_the_frames_that_speak_count():
+def test_confidence_of_a_text_ignores_blank_frames():
     frames = torch.tensor([[[0.97, 0.01, 0.01, 0.01], [0.1, 0.7, 0.1, 0.1], [0.2, 0.2, 0.5, 0.1]]]).log()
     by_hand = [-sum(p * math.log(p) for p in row) for row in ((0.1, 0.7, 0.1, 0.1), (0.2, 0.2, 0.5, 0.1))]
     torch.testing.assert_close(entropy([frames]), torch.tensor([-sum(by_hand) / 2 / math.log(4)]))
     torch.testing.assert_close(probability([frames]), torch.tensor([0.6]))
 
 
-def test_an_exit_that_says_nothing_is_never_sure():
+def test_an_exit_with_an_empty_text_is_never_confident():
     silent = certain(0, 0, 0)
     for name, rule in RULES.items():
         assert rule([silent, silent]).tolist() == [NOTHING], name
 
 
-def test_labels_agree_by_how_often_in_a_row():
+def test_agreement_of_labels_counts_equal_answers_in_a_row():
     answers = [[0, 0, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0]]  # of four clips, at three exits
     seen = [10.0 * torch.nn.functional.one_hot(torch.tensor(row), 2).float() for row in answers]
     assert agreement(seen[:1]).tolist() == [NOTHING] * 4
@@ -67,7 +67,7 @@ def test_labels_agree_by_how_often_in_a_row():
     assert agreement(seen).tolist() == [1, 2, NOTHING, NOTHING]
 
 
-def test_texts_agree_by_their_edits():
+def test_agreement_of_texts_counts_edits():
     a, ab, abc = certain(1, 0, 0), certain(1, 2, 0), certain(1, 2, 3)
     assert agreement([abc]).tolist() == [NOTHING]
     assert agreement([a, ab, ab]).tolist() == [0]  # the last two count
@@ -95,7 +95,7 @@ def table_of(made):
 
 
 @pytest.mark.parametrize("head", ["pooled", "ctc"])
-def test_scores_of_a_padded_batch_are_those_of_each_clip_alone(head):
+def test_confidence_does_not_depend_on_padding(head):
     made = model(head)
     table = table_of(made)
     target = [1, 2] if head == "ctc" else 1
@@ -109,7 +109,7 @@ def test_scores_of_a_padded_batch_are_those_of_each_clip_alone(head):
 
 @pytest.mark.parametrize("head", ["pooled", "ctc"])
 @pytest.mark.parametrize("rule", RULES)
-def test_run_stops_where_the_table_says_and_runs_no_deeper_layer(head, rule):
+def test_run_stops_at_the_exit_of_the_table_and_runs_no_deeper_layer(head, rule):
     made = model(head)
     table = table_of(made)
     ran = []
@@ -130,7 +130,7 @@ def test_run_stops_where_the_table_says_and_runs_no_deeper_layer(head, rule):
 
 
 def small(errors, sure, n=1):
-    """A table of `scored` with two exits: errors and certainty (N, 2)."""
+    """Return a table of `scored` with two exits, from errors and confidences (N, 2)."""
     rows = [
         (item, exit, errors[item][place], n, sure[item][place], 10, (30, 50)[place], (30, 60)[place])
         for item in range(len(errors))
@@ -140,18 +140,18 @@ def small(errors, sure, n=1):
     return pd.DataFrame(rows, columns=columns).assign(clip=lambda table: table["item"])
 
 
-def test_the_threshold_is_the_last_before_dev_refuses():
+def test_the_threshold_is_the_laxest_before_the_first_failure_on_dev():
     errors = [(0, 0), (0, 0), (1, 0), (0, 1), (1, 0), (1, 0)]
     dev = small(errors, [(0.9, 0.0), (0.8, 0.0), (0.7, 0.0), (0.6, 0.0), (0.5, 0.0), (NOTHING, 0.0)])
-    assert threshold_for(dev, "entropy", 0) == 0.8  # 0.6 makes the error at 0.7 good again, by luck
+    assert threshold_for(dev, "entropy", 0) == 0.8  # 0.6 compensates the error at 0.7 by chance
     assert threshold_for(dev, "entropy", 16) == 0.8 and threshold_for(dev, "entropy", 17) == 0.5
-    assert threshold_for(dev, "entropy", 100) == 0.5  # what has no evidence never stops early
+    assert threshold_for(dev, "entropy", 100) == 0.5  # a clip without evidence never stops early
     worse = small([(1, 0)], [(0.9, 0.0)])
     assert threshold_for(worse, "entropy", 99) == math.inf
     assert taken(worse, "entropy", math.inf)["exit"].tolist() == [12]
 
 
-def test_fixed_is_the_shallowest_exit_that_dev_allows():
+def test_the_fixed_exit_is_the_shallowest_that_dev_allows():
     dev = small([(1, 0), (0, 0)], [(0.0, 0.0)] * 2)
     assert fixed_exit_for(dev, 50) == 3 and fixed_exit_for(dev, 49) == 12
     assert taken(dev, FIXED, 3)["macs"].tolist() == [30, 30] and taken(dev, FIXED, 12)["macs"].tolist() == [
@@ -160,7 +160,7 @@ def test_fixed_is_the_shallowest_exit_that_dev_allows():
     ]
 
 
-def test_work_counts_the_heads_on_the_way():
+def test_work_includes_the_heads_of_earlier_exits():
     made = model("pooled")
     table = table_of(made).query("item == 3").set_index("exit")
     head = 64 * 3
@@ -198,7 +198,7 @@ def test_totals_by_hand():
     assert pairs.difference == pytest.approx(found["extra"] / 2)  # the other model makes no more errors
 
 
-def test_a_model_is_trained_scored_and_found_again(tmp_path):
+def test_a_model_is_trained_and_scored_and_then_reused(tmp_path):
     task = make_task("voice", open_corpus(str(write_small_corpus(tmp_path / "tones"))), min_clips=4)
     arguments = (task, "nano", EXITS, Recipe(epochs=4, batch_size=8, crop=None), 0.25, 20, 0, tmp_path / "cell")
     table = train_and_score(*arguments)

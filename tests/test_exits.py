@@ -29,7 +29,7 @@ def test_a_clip_of_one_frame_has_a_finite_gradient():
     assert torch.isfinite(states.grad).all()
 
 
-def test_exits_agree_with_passes_of_their_own(model):
+def test_exits_of_one_pass_equal_separate_passes(model):
     waveforms = torch.randn(2, 8000)
     together = model(waveforms)
     assert list(together) == [3, 6, 9, 12]
@@ -40,7 +40,7 @@ def test_exits_agree_with_passes_of_their_own(model):
 
 
 def test_a_shallow_client_holds_nothing_above_its_depth(model):
-    """Counted in parameters: exactly conv + projection + 3 layers + one head."""
+    """Count its parameters: convolutions, projection, three layers and one head."""
     shallow = model.client_model(3)
     names = [n for n, _ in shallow.named_parameters()]
     assert not [n for n in names if n.startswith("backbone.model.encoder.layers.") and int(n.split(".")[4]) >= 3]
@@ -51,7 +51,7 @@ def test_a_shallow_client_holds_nothing_above_its_depth(model):
     assert sum(p.numel() for p in shallow.parameters()) == whole - 9 * layer - 3 * head
 
 
-def test_names_are_the_same_at_every_depth_and_frozen_ones_stay_home(model):
+def test_names_are_equal_at_every_depth_and_frozen_weights_are_not_sent(model):
     everything = set(model.trainable_weights())
     assert not [n for n in everything if "feature_extractor" in n]
     assert set(model.client_model(6).trainable_weights()) < everything
@@ -64,7 +64,7 @@ def test_gradients_stop_at_the_exit():
     assert touched == [True] * 6 + [False] * 6
 
 
-def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_client():
+def test_standardised_heads_read_zero_mean_and_unit_variance_also_on_clients():
     model = MultiExitModel(load_backbone("nano"), ["a", "b"]).eval()
     waveforms, lengths = torch.randn(6, 8000), torch.tensor([8000] * 5 + [4000])
     model.standardise(waveforms, lengths)
@@ -78,7 +78,7 @@ def test_standardised_heads_read_zero_mean_and_unit_variance_and_go_with_the_cli
         assert (read[0].std(0) < 1.01).all() and (read[0].std(0) > 0.5).any()
 
 
-def test_one_clip_has_no_spread_to_standardise_by():
+def test_heads_cannot_be_standardised_on_one_clip():
     model = MultiExitModel(load_backbone("nano"), ["low", "high"])
     before = model.checksum()
     with pytest.raises(FedexitError, match="on one clip; give two or more"):
@@ -86,7 +86,7 @@ def test_one_clip_has_no_spread_to_standardise_by():
     assert model.checksum() == before
 
 
-def test_a_shared_head_reads_every_exit_standardised_over_all_and_comes_back(tmp_path):
+def test_a_shared_head_is_standardised_over_all_exits_and_saved(tmp_path):
     model = MultiExitModel(load_backbone("nano"), ["a", "b"], [3, 6], shared_head=True).eval()
     waveforms, lengths = torch.randn(6, 8000), torch.full((6,), 8000)
     model.standardise(waveforms, lengths)

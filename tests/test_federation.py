@@ -35,7 +35,7 @@ SGD = LocalTraining(batch_size=4, learning_rate=0.1, optimiser="sgd")
 
 
 def tones(seed: int, count: int) -> list:
-    """Clips of low or high tones in noise: a task that any depth can learn in seconds."""
+    """Return clips of low or high tones in noise, which any depth can learn in seconds."""
     generator = torch.Generator().manual_seed(seed)
     clips = []
     for i in range(count):
@@ -87,7 +87,7 @@ def test_local_round_is_pure():
     assert report.loss > 0
 
 
-def test_a_shallow_client_sends_nothing_above_its_depth_and_the_bytes_say_so():
+def test_a_shallow_client_sends_only_layers_up_to_its_depth():
     model = make_model()
     result = federate(model, make_clients(), rounds=1, training=TRAINING)
     sent = result.clients.set_index("depth")["bytes"]
@@ -114,7 +114,7 @@ print(sum(held.values()), sent, max(layer_of(name) or 0 for name in update.weigh
 
 
 def test_a_shallow_client_in_a_process_of_its_own_holds_three_layers(tmp_path):
-    """All parameters alive in the client's process, counted by the garbage collector, against the arithmetic."""
+    """Count all parameters in the client's process by the garbage collector and compare with the arithmetic."""
     model = make_model()
     model.client_model(3).save_pretrained(tmp_path)
     code = CLIENT_PROCESS.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
@@ -128,12 +128,12 @@ def test_a_shallow_client_in_a_process_of_its_own_holds_three_layers(tmp_path):
     assert (sent, deepest) == (held - frozen, 3)
 
 
-def test_same_seed_same_bits_other_seed_other_bits():
+def test_equal_seeds_give_bit_identical_weights_and_other_seeds_do_not():
     assert_same(run(), run())
     assert not run().table.equals(run(seed=1).table)
 
 
-def test_a_resumed_run_has_the_same_bits(tmp_path):
+def test_a_resumed_run_is_bit_identical(tmp_path):
     whole = run()
     run(tmp_path / "state", rounds=2)
     assert_same(whole, run(tmp_path / "state"))
@@ -147,7 +147,7 @@ t.run({checkpoint!r}, rounds=40, evaluate_every=10)
 """
 
 
-def test_sigkill_in_mid_round_loses_nothing(tmp_path):
+def test_a_run_killed_within_a_round_resumes_bit_identically(tmp_path):
     checkpoint = tmp_path / "state"
     code = KILLED.format(tests=os.path.dirname(__file__), checkpoint=str(checkpoint))
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -156,14 +156,14 @@ def test_sigkill_in_mid_round_loses_nothing(tmp_path):
     time.sleep(0.3)  # somewhere within a later round
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    load_file(checkpoint)  # whole, whatever the moment
+    load_file(checkpoint)  # complete at any moment
     assert_same(run(rounds=40, evaluate_every=10), run(checkpoint, rounds=40, evaluate_every=10))
 
 
-def test_more_rounds_go_on_as_if_in_one_run_and_fewer_are_refused(tmp_path):
+def test_more_rounds_continue_a_run_and_fewer_are_refused(tmp_path):
     run(tmp_path / "state", rounds=3, evaluate_every=2)
     assert_same(run(rounds=5, evaluate_every=2), run(tmp_path / "state", rounds=5, evaluate_every=2))
-    with pytest.raises(FedexitError, match="holds 5 rounds already, not 4"):
+    with pytest.raises(FedexitError, match="holds 5 rounds already; rounds=4 is too few"):
         run(tmp_path / "state", rounds=4)
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_start_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_other_clips_is_refused(tmp_path):
-    """Names, tiers, depths and numbers of clips are the same."""
+    """Only the clips differ: names, tiers, depths and numbers of clips are equal."""
     run(tmp_path / "state", rounds=1)
     dealt_otherwise = [replace(client, data=client.data[::-1]) for client in make_clients()]
     louder = [replace(client, data=[(2 * clip, label) for clip, label in client.data]) for client in make_clients()]
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_other_clips_is_refused(tmp_path):
             federate(make_model(), **given, checkpoint=tmp_path / "state")
 
 
-def test_the_table_of_a_resumed_run_is_that_of_one_never_stopped_or_it_is_refused(tmp_path):
+def test_a_resumed_run_has_the_table_of_an_uninterrupted_one_or_is_refused(tmp_path):
     run(tmp_path / "state", rounds=2)
     for rounds, every in ((2, 2), (4, 2), (4, 4)):  # fewer rows are asked for than the file has
         for ending in ("", ".rows.jsonl"):
@@ -204,7 +204,7 @@ def test_the_table_of_a_resumed_run_is_that_of_one_never_stopped_or_it_is_refuse
         run(tmp_path / "sparse", rounds=5)
 
 
-def test_what_stopped_within_a_longer_run_may_be_the_end_of_a_shorter_one(tmp_path, monkeypatch):
+def test_an_interrupted_run_can_end_earlier_than_planned(tmp_path, monkeypatch):
     def save_and_stop(file, identity, state, tensors):
         save_checkpoint(file, identity, state, tensors)
         if state["round"] == 3:
@@ -217,7 +217,7 @@ def test_what_stopped_within_a_longer_run_may_be_the_end_of_a_shorter_one(tmp_pa
     assert_same(run(rounds=3, evaluate_every=2), run(tmp_path / "state", rounds=3, evaluate_every=2))
 
 
-def test_a_digest_is_of_the_content_and_data_that_offer_one_are_not_read():
+def test_the_digest_hashes_the_content_or_uses_the_data_sets_own_hash():
     class Listed(Sequence):
         content_hash = "abc"
 
@@ -309,7 +309,7 @@ def test_bad_input_is_refused_in_one_line(changes, says):
         ({"clip_norm": -1.0}, "clip_norm"),
     ],
 )
-def test_training_that_cannot_be_is_refused(changes, says):
+def test_impossible_training_options_are_refused(changes, says):
     with pytest.raises(FedexitError, match=says):
         LocalTraining(**changes)
 
@@ -338,7 +338,7 @@ def test_depths_may_change_from_round_to_round(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["homogeneous", "exclusive", "all-shallow"])
-def test_what_a_method_says_of_depths_is_not_undone_by_the_rounds(method):
+def test_depths_by_round_cannot_override_those_of_a_method(method):
     clients = [replace(client, depth=6) for client in make_clients()]
     given = dict(clients=clients, method=method, rounds=2, training=TRAINING)
     with pytest.raises(FedexitError, match=f"method {method} sets the depths of its clients"):
@@ -347,14 +347,14 @@ def test_what_a_method_says_of_depths_is_not_undone_by_the_rounds(method):
     assert set(ledger["client"]) == {"c0", "c1", "c2"} and set(ledger["depth"]) == {6}
 
 
-def test_a_round_in_which_nothing_arrives_changes_nothing():
+def test_a_round_without_updates_changes_nothing():
     names = [client.name for client in make_clients()]
     result = run(rounds=2, depths=partial(drop_outs, names, 1.0, 0))
     start, end = make_model().trainable_weights(), result.model.trainable_weights()
     assert result.clients.empty and all(torch.equal(start[name], end[name]) for name in start)
 
 
-def test_drop_outs_are_a_share_and_drawn_anew():
+def test_drop_outs_have_the_given_share_and_differ_by_round():
     names = [f"c{i}" for i in range(200)]
     first, again, second = (drop_outs(names, 0.3, 0, number) for number in (1, 1, 2))
     assert 40 < len(first) < 80 and set(first.values()) == {None} and first == again != second
@@ -368,8 +368,8 @@ def test_an_empty_clip_is_refused():
         collate([(torch.zeros(0), 0)])
 
 
-def test_the_number_of_workers_changes_no_bit():
-    """With dropout, whose draws must not depend on what a process did before, and a layer that stays frozen."""
+def test_results_are_bit_identical_for_any_number_of_workers():
+    """Use dropout, whose draws must not depend on earlier work of a process, and a layer that stays frozen."""
     results = []
     for workers in (1, 2, 3):
         config = config_of(load_backbone("nano"))
@@ -386,8 +386,8 @@ def test_the_number_of_workers_changes_no_bit():
 
 
 @pytest.mark.parametrize("head", ["ctc", "ctc-bilstm"])
-def test_texts_are_learned_to_the_same_bits_on_any_number_of_workers(head):
-    """Targets are lists of characters, of other lengths in each clip."""
+def test_results_on_texts_are_bit_identical_for_any_number_of_workers(head):
+    """Use texts, whose lengths differ between clips."""
     results = []
     for workers in (1, 2):
         clients = make_clients()
@@ -419,7 +419,7 @@ def test_rounds_in_bfloat16_learn_nearly_the_same_and_leave_single_precision():
     assert one.model.backbone.model.config._attn_implementation == "sdpa"
 
 
-def test_batches_hold_clips_of_like_length_and_lose_none():
+def test_batches_hold_clips_of_similar_length_and_every_clip_once():
     lengths = numpy_stream("lengths").integers(1000, 64_000, 64).tolist()
     groups = by_length([(torch.zeros(length), 0) for length in lengths], 8)
     assert sorted(position for group in groups for position in group) == list(range(64))
@@ -429,7 +429,7 @@ def test_batches_hold_clips_of_like_length_and_lose_none():
     assert by_length([(torch.zeros(length), 0) for length in (1000, 900, 1100, 950)], 4) == [[0, 1, 2, 3]]  # as listed
 
 
-def test_a_failure_in_a_worker_is_told_as_here():
+def test_an_error_in_a_worker_is_raised_in_the_main_process():
     broken = [Client("c9", tones(0, 4), 3), Client("mute", [(torch.zeros(0), 0)], 3)]
     for workers in (1, 2):
         with pytest.raises(FedexitError, match="client mute, clip 0 holds no samples"):
@@ -446,7 +446,7 @@ def wait_or_fail(slow, begun, ended):
     raise FedexitError("a job that fails")
 
 
-def test_the_first_failure_ends_what_runs_beside_it(tmp_path):
+def test_the_first_failure_stops_the_other_workers(tmp_path):
     files = tmp_path / "begun", tmp_path / "ended"
     with pytest.raises(FedexitError, match="a job that fails"):
         on_workers(wait_or_fail, [(True, *files), (False, *files)], 2, "jobs")
@@ -456,7 +456,7 @@ def test_the_first_failure_ends_what_runs_beside_it(tmp_path):
 
 
 class Deadly(Sequence):
-    """Clips whose reading in a worker kills it, as a full memory would."""
+    """Clips that kill the worker that reads them, as a full memory does."""
 
     def __len__(self):
         return 4
@@ -467,13 +467,13 @@ class Deadly(Sequence):
         return torch.zeros(3200), 0
 
 
-def test_a_worker_that_dies_is_one_clear_message():
+def test_a_dead_worker_gives_one_clear_message():
     with pytest.raises(FedexitError, match="a worker died"):
         federate(make_model(), [Client("c9", Deadly(), 3)], rounds=1, workers=2)
 
 
 def plain_rounds(model, clients, rounds, seed):
-    """The reference: whole models, waveforms convolved anew each time, every weight averaged by Eq. (1) one by one."""
+    """Return the weights of a plain reference: whole models on waveforms, and every weight averaged by Eq. (1)."""
     for number in range(1, rounds + 1):
         sums, totals = {}, {}
         for client in clients:
@@ -503,7 +503,7 @@ def convolved(backbone, waveform):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_cached_rounds_of_mixed_depth_equal_a_plain_reference(workers):
-    """Up to rounding: plain SGD, whose step is as exact as its gradient (Adam's first step is its gradient's sign)."""
+    """Compare up to rounding, with plain SGD: its step is as exact as its gradient. (Adam's first step is the sign.)"""
     clients = make_clients()
     for client in clients:  # lengths that differ, so that there is padding
         client.data[:] = [(wave[: 1600 + 320 * (i % 4)], label) for i, (wave, label) in enumerate(client.data)]

@@ -25,7 +25,7 @@ NUMBER = count()
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package under a new name with the lazy export table, floors, imports of every kind and data files."""
+    """Make a package under a new name with the lazy export table, floors, imports of every kind and data files."""
     name = f"small{next(NUMBER)}"
     sources = {
         "__init__": f'_EXPORTS = {{"aggregate": "{name}.federated.averaging"}}',
@@ -116,7 +116,7 @@ def test_a_changed_default_changes_the_hash(package, source):
     assert hash_of(package, source) != hash_of(package, "def f(a=1):\n    return a\n")
 
 
-def test_code_hash_covers_what_a_module_reaches_and_no_more(package):
+def test_code_hash_covers_exactly_the_modules_that_a_module_reaches(package):
     def now():
         module_hash.cache_clear()
         fingerprint._graph.cache_clear()
@@ -143,12 +143,12 @@ def test_named_data_changes_the_hash(package):
     assert hash_of(package, 'TABLE = "devices.csv"\n') != before
 
 
-def test_every_uncounted_module_is_there():
+def test_every_uncounted_module_exists():
     place = fingerprint._file("fedexit").parent
     assert [name for name in fingerprint.NOT_COUNTED if not (place / f"{name.replace('.', '/')}.py").is_file()] == []
 
 
-def test_every_task_counts_where_one_is_used():
+def test_every_task_counts_if_one_is_used():
     found = closure(modules_named(cells_tree(["from fedexit.data.tasks import make_task"])))
     assert {"fedexit.data.tasks", "fedexit.data.tasks.asr", "fedexit.data.corpora"} <= set(found)
 
@@ -160,7 +160,7 @@ def test_tables_that_decide_numbers_count():
     assert len(code_hash("fedexit.lab.cells")) == 64
 
 
-def test_how_fast_is_no_part_of_the_code():
+def test_speed_options_are_no_part_of_the_code():
     def plain(code):
         return fingerprint._plain(cells_tree([code]))
 

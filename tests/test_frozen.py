@@ -1,4 +1,4 @@
-"""The features that are computed once: equal to what the model makes itself, kept, bounded."""
+"""Test the features that are computed once: equal to those of the model, stored, and limited in size."""
 
 import errno
 import os
@@ -40,8 +40,8 @@ def keyword_clips(folder, seconds=0.25):
     return task, Clips(task.corpus, task.rows, seconds)
 
 
-def test_frozen_features_train_and_predict_as_the_waveforms_do(folder, cache):
-    """Up to float rounding."""
+def test_frozen_features_train_and_predict_like_waveforms(folder, cache):
+    """Compare up to float rounding."""
     task, every = keyword_clips(folder)
     model = MultiExitModel(load_backbone("nano"), task.labels)
     clips = Clips(task.corpus, task.rows.iloc[:8], 0.25)
@@ -64,7 +64,7 @@ def read(features, index):
     return features[index][0].tolist(), features[index][1]
 
 
-def test_frozen_features_are_computed_once_and_known_by_weights_clips_and_cut(folder, cache, monkeypatch):
+def test_frozen_features_are_computed_once_per_weights_clips_and_cut(folder, cache, monkeypatch):
     _, clips = keyword_clips(folder)
     backbone = load_backbone("nano")
     first = freezer(clips, backbone)(clips)[3][0].clone()
@@ -80,7 +80,7 @@ def test_frozen_features_are_computed_once_and_known_by_weights_clips_and_cut(fo
             freezer(*other)
 
 
-def test_the_features_used_longest_ago_make_room(folder, cache, monkeypatch):
+def test_the_least_recently_used_features_are_deleted_first(folder, cache, monkeypatch):
     _, clips = keyword_clips(folder)
     for seed in (0, 1, 2):
         freezer(clips, load_backbone("nano", seed=seed))
@@ -93,7 +93,7 @@ def test_the_features_used_longest_ago_make_room(folder, cache, monkeypatch):
     assert len(feature_files()) == 2 and next(iter(feature_files())) == oldest
 
 
-def test_features_stay_readable_when_they_have_to_make_room(folder, cache, monkeypatch):
+def test_deleted_features_stay_readable_in_this_process(folder, cache, monkeypatch):
     _, clips = keyword_clips(folder)
     first, second = (load_backbone("nano", seed=seed) for seed in (0, 1))
     monkeypatch.setenv("FEDEXIT_CACHE_GB", "0.001")
@@ -106,8 +106,8 @@ def test_features_stay_readable_when_they_have_to_make_room(folder, cache, monke
     assert not file.exists() and torch.equal(features[3][0], expected)
 
 
-def test_making_room_and_other_processes(folder, cache, monkeypatch):
-    """A file that another process has just deleted is ignored; one that it is opening stays."""
+def test_making_room_tolerates_other_processes(folder, cache, monkeypatch):
+    """Ignore a file that another process has just deleted, and keep a file that it is opening."""
     _, clips = keyword_clips(folder)
     freezer(clips, load_backbone("nano"))
     (file,) = feature_files()
@@ -121,7 +121,7 @@ def test_making_room_and_other_processes(folder, cache, monkeypatch):
     assert not feature_files()
 
 
-def test_features_beyond_the_limit_stay_waveforms(folder, cache, monkeypatch):
+def test_clips_beyond_the_cache_limit_stay_waveforms(folder, cache, monkeypatch):
     _, clips = keyword_clips(folder)
     monkeypatch.setenv("FEDEXIT_CACHE_GB", "0.00001")
     with pytest.warns(UserWarning, match="FEDEXIT_CACHE_GB allows 1e-05"):
@@ -135,14 +135,14 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder, cache, monkeypatch):
 
     _, clips = keyword_clips(folder)
     monkeypatch.setattr(frozen.np, "save", full)
-    with pytest.raises(FedexitError, match=r"could not be kept \(No space left on device\); make room"):
+    with pytest.raises(FedexitError, match=r"cannot be stored \(No space left on device\); make room"):
         freezer(clips, load_backbone("nano"))
     assert [file.name for file in cache.iterdir() if file.suffix != ".lock" and "frozen" in file.name] == []
 
 
 @pytest.mark.parametrize("reopen", [True, False])
 def test_replaced_or_edited_audio_gives_new_features(cache, tmp_path, reopen):
-    """The manifest, the names and the lengths stay; with `reopen=False` even the corpus object does."""
+    """Keep the manifest, the names and the lengths; with `reopen=False` keep the corpus object as well."""
     own = write_small_corpus(tmp_path / "own", clips=3)
     _, clips = keyword_clips(own)
     backbone = load_backbone("nano")
@@ -166,6 +166,6 @@ def test_a_bad_limit_is_refused(monkeypatch, wish):
 
 
 def test_features_need_no_fcntl():
-    """Windows has none."""
+    """Windows lacks fcntl."""
     code = "import sys; sys.modules['fcntl'] = None; import fedexit.model.features"
     subprocess.run([sys.executable, "-c", code], check=True)

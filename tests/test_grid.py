@@ -1,4 +1,4 @@
-"""Grids of cells: their tables, their keys, what they record about themselves, and the checks before they start."""
+"""Test grids of cells: their tables, their keys, their records, and the checks before they start."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def here(function, jobs, workers, desc):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """A known code hash, a decoder that needs no library, and no start of processes."""
+    """Use a known code hash, a decoder without a library, and no other processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fingerprint, "code_hash", lambda module: CODE, raising=False)
         patch.setattr(ctc, "beam_search_available", lambda: True, raising=False)
@@ -127,7 +127,7 @@ def test_another_setting_does_not_get_stored_cells(whole, folder, tmp_path):
 
 
 def test_keys_depend_on_options_that_differ_from_their_defaults(folder):
-    """An option that is added later, with a default, must not orphan hours of cells; a changed one must."""
+    """An option that is added later, with a default, must not invalidate finished cells; a changed option must."""
     plain = setting(folder)
     for kind in (True, False):
         same, other = plain.changed(dev_clips=200, training=LocalTraining(epochs=1)), plain.changed(dev_clips=100)
@@ -142,7 +142,7 @@ def test_keys_depend_on_options_that_differ_from_their_defaults(folder):
         assert [key(plain.changed(**changes), kind) != key(plain, kind) for kind in (True, False)] == moved, changes
 
 
-def test_keys_do_not_depend_on_types_that_are_equal(folder):
+def test_keys_do_not_depend_on_the_type_of_a_number(folder):
     plain = settings(folder, "voice", shares=(0.25, 0.75))
     numpy = plain.changed(
         depths=list(np.array([3, 6])), shares=np.array([0.25, 0.75]), speeds=[np.float64(1.0)], rounds=np.int64(2)
@@ -153,7 +153,7 @@ def test_keys_do_not_depend_on_types_that_are_equal(folder):
         Cell("voice", "stale", 1.5)
 
 
-def test_keys_know_the_backbone_by_content_and_not_by_place(folder, tmp_path):
+def test_keys_depend_on_the_content_of_the_backbone_and_not_on_its_path(folder, tmp_path):
     for name in ("one", "two"):
         save_model(load_backbone("nano", seed=1).truncated(6).model, tmp_path / name)
     one, two = (setting(folder).changed(backbone=str(tmp_path / name)) for name in ("one", "two"))
@@ -166,7 +166,7 @@ def test_keys_know_the_backbone_by_content_and_not_by_place(folder, tmp_path):
     assert key(one, False) != before
 
 
-def test_keys_know_the_audio_of_the_corpus_as_it_is_now(folder, tmp_path):
+def test_keys_depend_on_the_present_audio_of_the_corpus(folder, tmp_path):
     """A file may change in place between two grids of one session, under the same manifest."""
     corpus = tmp_path / "small"
     shutil.copytree(folder, corpus)
@@ -269,7 +269,7 @@ def test_a_damaged_table_is_named(whole, folder, stored, tmp_path):
 
 
 @pytest.mark.parametrize("names", [["0003", "12"], ["NA", "nan"], ["", "None"], ["a\rb", 'x,"y"\n'], ["1e5", " "]])
-def test_names_of_clients_come_back_as_they_are(names, folder, tmp_path):
+def test_names_of_clients_survive_storing(names, folder, tmp_path):
     numbers = [0.1 + 0.2, np.nan, 1 / 3, 5e-324, np.inf, 123456789.12345678]
     rates = pd.DataFrame({"tier": "all", "value": numbers, "n": range(6)})
     ledger = pd.DataFrame({"client": names, "loss": [1 / 3, np.nan]})
@@ -280,7 +280,7 @@ def test_names_of_clients_come_back_as_they_are(names, folder, tmp_path):
     assert verified and is_finished(tmp_path, CELLS[0])
 
 
-def test_equal_tables_are_equal_bytes(folder, tmp_path):
+def test_equal_tables_give_equal_bytes(folder, tmp_path):
     table = pd.DataFrame({"value": [1.0]})
     for name in ("one", "two"):
         write_cell(
@@ -295,7 +295,7 @@ def test_equal_tables_are_equal_bytes(folder, tmp_path):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A folder for corpora and state, with a cache of its own."""
+    """Return a folder for corpora and state, with a cache of its own."""
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     return tmp_path
 
@@ -308,7 +308,7 @@ def corpus_like(folder, name, change):
 
 
 def people(table):
-    """Ten speakers with a label each other clip, and short texts."""
+    """Return ten speakers whose labels alternate, with short texts."""
     kind = [f"{row.speaker}{row.group[3:-4]}" for row in table.itertuples()]
     table["speaker"] = [{"DOT3": "DOT1", "DOT4": "DOT2"}.get(name, name) for name in kind]
     table["label"] = [("low", "high")[n % 2] for n in range(len(table))]
@@ -316,7 +316,7 @@ def people(table):
     return table
 
 
-def test_central_cells_stand_beside_federations_and_their_items_give_their_rates(folder, small):
+def test_items_of_central_cells_add_up_to_their_error_rates(folder, small):
     both = [Cell("voice", "central", 0, 3), CELLS[0]]
     errors, ledger, items = run_grid(both, settings(folder, "voice"), small / "state", workers=1)
     central = errors[errors["method"] == "central"]
@@ -331,13 +331,13 @@ def test_central_cells_stand_beside_federations_and_their_items_give_their_rates
     assert not list((small / "state").rglob("*.safetensors"))  # a finished cell needs no checkpoint
 
 
-def test_a_cell_has_the_settings_shares_skew_and_drop_outs(folder, small):
+def test_a_cell_follows_the_shares_skew_and_drop_outs_of_its_setting(folder, small):
     plain = settings(folder, "voice", shares=(1.0, 0.0))
     given = plain.changed(partition="dirichlet", alpha=0.05, drop_out=0.5, fraction=1.0)
     cell = Cell("voice", "masked", 0)
     one, other = run_cell(cell, plain, small / "one"), run_cell(cell, given, small / "other")
     assert set(one.ledger["depth"]) == set(other.ledger["depth"]) == {3}
-    assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # somebody did not arrive
+    assert len(other.ledger) < 2 * other.ledger["client"].nunique()  # some updates did not arrive
     sizes = [dict(zip(m.ledger["client"], m.ledger["examples"], strict=True)) for m in (one, other)]
     assert any(sizes[0][name] != sizes[1][name] for name in set(sizes[0]) & set(sizes[1]))
 
@@ -348,7 +348,9 @@ def test_a_policy_sets_depths_round_by_round(folder, small):
     given = settings(folder, "voice", policy=policy, fleet=("phone low", "phone low"), fraction=1.0)
     cell = Cell("voice", "masked", 0)
     steady = run_cell(cell, given, small / "steady").ledger
-    assert set(steady["tier"]) == {"depth 3", "depth 6"} and set(steady["depth"]) == {3}  # what its device bears
+    assert set(steady["tier"]) == {"depth 3", "depth 6"} and set(steady["depth"]) == {
+        3
+    }  # the depth that its device allows
     assert run_cell(cell, given.changed(policy=faulty), small / "faulty").ledger.empty
 
 
@@ -390,7 +392,7 @@ POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
         (("voice", "masked", 0), dict(backbone="no-such-model"), "no-such-model"),
         (("voice", "masked", 0), dict(head="tail"), "unknown head 'tail'; known: pooled"),
         (("voice", "masked", 0), dict(speeds=()), "speeds must be > 0, with at least one"),
-        (("voice", "masked", 0), dict(lora=-1), "LoRA needs rank"),
+        (("voice", "masked", 0), dict(lora=-1), "LoRA needs a whole rank"),
         (("voice", "masked", 0), dict(min_clips=99), "no group of corpus small has 99 clips"),
         (("voice", "masked", 0), dict(shares=(1.0,)), "2 depths need as many shares"),
         (("voice", "masked", 0), dict(corpus="no-such-corpus"), "corpus 'no-such-corpus' is not there"),
@@ -440,7 +442,7 @@ def test_grids_side_by_side_share_their_cells_and_finished_ones(whole, folder, s
 
 
 @pytest.mark.parametrize("folds", [False, True])
-def test_items_have_owners_and_tiers_that_give_the_tiers_errors(folder, small, folds):
+def test_items_by_tier_add_up_to_the_errors_of_the_tiers(folder, small, folds):
     task = "emotion" if folds else "voice"
     source = corpus_like(folder, small / "people", people) if folds else folder
     given = settings(source, task)
@@ -478,7 +480,7 @@ def test_an_interrupted_cell_resumes_with_bit_identical_results(method, folder, 
 
 
 @pytest.mark.parametrize("head", ["", "ctc-bilstm"])
-def test_asr_cells_give_cer_and_wer_with_the_head_that_is_asked_for(head, folder, small, monkeypatch):
+def test_asr_cells_give_cer_and_wer_with_the_chosen_head(head, folder, small, monkeypatch):
     corpus, models = corpus_like(folder, small / "spoken", people), []
     true_start = cells._start
     monkeypatch.setattr(cells, "_start", lambda *arguments: models.append(true_start(*arguments)) or models[-1])
@@ -519,7 +521,7 @@ def test_folds_test_the_speakers_of_the_cells_seed(folder, small):
         assert set(measured.ledger["client"]) <= set(rows.query("split == 'train'")["speaker"])
 
 
-def test_clips_are_verified_where_there_is_a_list(folder, small, monkeypatch):
+def test_speakers_are_verified_if_there_is_a_trial_list(folder, small, monkeypatch):
     listed = make_trials(open_corpus(folder).select("test"), 30)
     monkeypatch.setattr(cells, "trials_of", lambda corpus: listed)
     errors = run_cell(CELLS[1], settings(folder, "voice"), small / "state").errors
@@ -549,7 +551,7 @@ def test_asr_cells_run_without_the_library_of_beam_search(folder, small, monkeyp
     assert set(measured.errors.query("split == 'test'")["metric"]) == {"CER", "WER"}
 
 
-def test_what_cannot_be_measured_or_spelled_is_refused(folder, small):
+def test_impossible_cells_and_texts_are_refused(folder, small):
     def without_dev(table):
         return table.assign(split=table["split"].replace("dev", "train"))
 

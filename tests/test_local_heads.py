@@ -1,4 +1,4 @@
-"""Heads that stay with their clients: from where a client starts, what is kept, and who answers with which head."""
+"""Test heads that stay with their clients: the start of a client, the kept heads, and the heads that predict."""
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,8 @@ def same_run(one, two):
     equal(packed(one.heads), packed(two.heads))
 
 
-def test_a_client_goes_on_with_its_own_head_and_the_newest_layers():
-    """The second round by hand."""
+def test_a_client_continues_with_its_own_head_and_the_newest_layers():
+    """Compute the second round by hand."""
     first, second = run(rounds=1, **LOCAL), run(rounds=2, **LOCAL)
     client = make_clients()[1]
     weights = first.model.trainable_weights()
@@ -41,7 +41,7 @@ def test_a_client_goes_on_with_its_own_head_and_the_newest_layers():
     equal(second.heads["c1"], {name: update.weights[name] for name in ("heads.6.linear.weight", "heads.6.linear.bias")})
 
 
-def test_two_at_one_exit_part_ways_and_the_server_has_their_average():
+def test_two_heads_at_one_exit_differ_and_the_server_has_their_average():
     clients = [type(c)(c.name, c.data, 3, "tier") for c in make_clients()[:2]]
     result = federate(make_model(), clients, "layerwise-local", rounds=2, training=TRAINING)
     name, sizes = "heads.3.linear.weight", [len(client.data) for client in clients]
@@ -51,26 +51,26 @@ def test_two_at_one_exit_part_ways_and_the_server_has_their_average():
     torch.testing.assert_close(result.model.trainable_weights()[name], average)
 
 
-def test_only_who_was_drawn_has_a_head_of_its_own():
+def test_only_sampled_clients_have_heads_of_their_own():
     result = run(rounds=1, method="layerwise-local", fraction=0.5)
     assert set(result.heads) == set(result.clients["client"]) and len(result.heads) == 2
     assert run(rounds=1).heads == {}
 
 
-def test_neither_workers_nor_a_stop_change_a_bit(tmp_path):
+def test_results_are_bit_identical_with_workers_and_after_resuming(tmp_path):
     whole = run(rounds=4, method="layerwise-local")
     same_run(run(rounds=4, method="layerwise-local", workers=2), whole)
     run(tmp_path / "state", rounds=2, method="layerwise-local")
     same_run(run(tmp_path / "state", rounds=4, method="layerwise-local"), whole)
 
 
-def test_heads_come_back_from_a_checkpoint_under_any_name_of_a_client():
+def test_heads_are_restored_from_a_checkpoint_for_any_client_name():
     heads = {"a:b": {"heads.3.linear.bias": torch.ones(2)}, "c": {"heads.6.linear.bias": torch.zeros(2)}}
     found = unpacked({"backbone.weight": torch.ones(1), "first:heads.3.linear.bias": torch.ones(2), **packed(heads)})
     assert found == heads and unpacked({}) == {}
 
 
-def test_each_device_answers_with_the_mean_of_its_heads_at_its_exit():
+def test_each_device_predicts_with_the_mean_of_its_heads_at_its_exit():
     model, data = make_model().eval(), tones(5, 6)
     bias, weight = "heads.3.linear.bias", "heads.3.linear.weight"
 
@@ -89,7 +89,7 @@ def test_each_device_answers_with_the_mean_of_its_heads_at_its_exit():
     assert model.checksum() == before and told.columns.equals(plain.columns) and len(told) == len(plain)
 
 
-def test_a_cell_asks_the_heads_of_the_people_who_speak(tmp_path, monkeypatch):
+def test_a_cell_predicts_with_the_heads_of_the_speakers(tmp_path, monkeypatch):
     folder, asked = write_small_corpus(tmp_path / "small", clips=10), {}
 
     def recorded(model, predictions, data, devices, heads):

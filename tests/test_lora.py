@@ -1,4 +1,4 @@
-"""Adapters in place of all weights: what trains, travels, is averaged, kept and merged, and what it costs."""
+"""Test adapters in place of all weights: training, sending, averaging, saving, merging, and costs."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ def nano(rank=4):
 
 
 def moved(model):
-    """`model` with adapters that say something: B is zero at first."""
+    """Return `model` with adapters that change its output (B is zero at first)."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.trainable_weights().items():
         if "lora_B" in name:
@@ -46,7 +46,7 @@ def moved(model):
 
 
 @FAMILIES
-def test_at_first_nothing_changes_and_then_the_adapters_of_every_layer_do(family):
+def test_new_adapters_change_no_output_and_trained_ones_of_every_layer_do(family):
     plain = MultiExitModel(small(family), ["a", "b", "c"], [1, 2, 4]).eval()
     before = plain(CLIPS)
     with_lora(plain.backbone)
@@ -74,7 +74,7 @@ def test_adapters_and_heads_train_and_nothing_else_does(family):
     assert len(layers) == 4 * len(TARGETS[family]) * 2
 
 
-def test_a_client_of_depth_3_sends_the_adapters_of_layers_1_to_3_and_the_ledger_says_so():
+def test_a_client_of_depth_3_sends_the_adapters_of_layers_1_to_3():
     model, client = nano(), make_clients()[0]
     update, _ = local_round(model.client_model(3), model.trainable_weights(), client, TRAINING, (0,))
     assert sorted({layer_of(name) for name in update.weights} - {None}) == [1, 2, 3]
@@ -105,11 +105,11 @@ def test_two_clients_adapters_are_averaged_by_eq_1_and_their_products_are_not():
     a = "backbone.model.encoder.layers.0.attention.q_proj.lora_A.default.weight"
     b, ends = a.replace("lora_A", "lora_B"), model.trainable_weights()
     products = (1 - share) * low[b] @ low[a] + share * high[b] @ high[a]
-    assert not torch.allclose(ends[b] @ ends[a], products, rtol=1e-3)  # as the module says
+    assert not torch.allclose(ends[b] @ ends[a], products, rtol=1e-3)  # see the docstring of the module
 
 
 @pytest.mark.parametrize("method", ["stale", "count", "inclusive", "depthfl", "layerwise-prox", "fedadam"])
-def test_every_kind_of_method_goes_with_adapters(method):
+def test_every_kind_of_method_works_with_adapters(method):
     model = nano()
     frozen = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
     start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
@@ -126,7 +126,7 @@ def test_drawn_layers_are_refused():
         federate(model, make_clients(), "fedra", rounds=1)
 
 
-def test_a_federation_learns_to_the_same_bits_on_any_number_of_workers():
+def test_adapters_are_bit_identical_for_any_number_of_workers():
     training = replace(TRAINING, learning_rate=1e-2)
     one, two = (
         federate(nano(), make_clients(), rounds=4, training=training, dev=tones(99, 6), workers=n) for n in (1, 2)
@@ -137,7 +137,7 @@ def test_a_federation_learns_to_the_same_bits_on_any_number_of_workers():
 
 
 @FAMILIES
-def test_what_is_saved_comes_back_and_can_train_on(family, tmp_path):
+def test_saved_adapters_can_be_loaded_and_trained(family, tmp_path):
     model = moved(adapted(family, attention=None))
     model.save_pretrained(tmp_path)
     again = MultiExitModel.from_pretrained(tmp_path)
@@ -147,7 +147,7 @@ def test_what_is_saved_comes_back_and_can_train_on(family, tmp_path):
 
 
 @FAMILIES
-def test_merged_it_is_an_ordinary_model_that_says_the_same(family, tmp_path):
+def test_a_merged_model_is_ordinary_and_gives_equal_outputs(family, tmp_path):
     model, plain = moved(adapted(family)), MultiExitModel(small(family), ["a", "b", "c"], [1, 2, 4])
     before, whole = model(CLIPS), model.merged()
     assert set(whole.state_dict()) == set(plain.state_dict())
@@ -163,7 +163,7 @@ def test_merged_it_is_an_ordinary_model_that_says_the_same(family, tmp_path):
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @FAMILIES
-def test_macs_are_those_of_the_counter(family, depth):
+def test_macs_equal_the_count_of_torch(family, depth):
     client = adapted(family).client_model(depth)
     forward = sum(counted(lambda: client(CLIPS)).values())
     both = sum(counted(lambda: client(CLIPS)[depth].sum().backward()).values())
@@ -176,7 +176,7 @@ def test_macs_are_those_of_the_counter(family, depth):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @FAMILIES
-def test_memory_is_what_autograd_keeps_and_the_client_holds(family, dropout, batch):
+def test_memory_equals_the_tensors_of_autograd_and_of_the_client(family, dropout, batch):
     model = adapted(family, attention=None, dropout=dropout)
     for depth in (1, 2, 4):
         client, need = model.client_model(depth), memory(model, 24_000, batch, depth)
@@ -215,12 +215,12 @@ def test_cells_of_a_grid_train_adapters_and_are_stored_apart(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, 16), (4, 0)])
-def test_what_cannot_be_an_adapter_is_refused(rank, alpha):
+def test_impossible_adapters_are_refused(rank, alpha):
     with pytest.raises(FedexitError, match=f"LoRA needs a whole rank .*, not rank {rank}, alpha {alpha}"):
         with_lora(load_backbone("nano"), rank, alpha)
 
 
-def test_adapters_are_added_once_and_merged_only_where_they_are(monkeypatch):
+def test_adapters_are_added_only_once_and_merged_only_if_present(monkeypatch):
     backbone = load_backbone("nano")
     with pytest.raises(FedexitError, match="nano has no adapters to merge"):
         merged(backbone)
@@ -231,7 +231,7 @@ def test_adapters_are_added_once_and_merged_only_where_they_are(monkeypatch):
         with_lora(load_backbone("nano"))
 
 
-def test_alpha_is_twice_the_rank_and_scales_what_adapters_say():
+def test_alpha_is_twice_the_rank_and_scales_the_adapters():
     models = [moved(MultiExitModel(with_lora(load_backbone("nano"), 4, alpha), ["a", "b"])) for alpha in (None, 8, 16)]
     one, same, double = (model.backbone.hidden_states(CLIPS, depth=1)[0][1] for model in models)
     assert torch.equal(one, same) and not torch.allclose(one, double)

@@ -1,4 +1,4 @@
-"""Every entry of the registry by name, and what sets entries apart, measured on federations of one round."""
+"""Test every method by name, and the differences between methods after one round."""
 
 import copy
 
@@ -35,7 +35,7 @@ def two_tiers():
 
 
 def after_a_round(method, clients=None, **changes):
-    """Weights, started from those of `make_model`."""
+    """Return the weights after one round that starts from `make_model`."""
     clients = clients or two_tiers()
     return federate(make_model(), clients, method, rounds=1, training=TRAINING, **changes).model.trainable_weights()
 
@@ -56,7 +56,7 @@ def test_every_entry_runs_by_its_name(name):
     assert method.source and method.changes and len(method.changes) < 60
 
 
-def test_masked_with_a_smaller_server_step_is_stale_fedavg():
+def test_masked_with_a_smaller_server_step_equals_stale_fedavg():
     start, stale, masked = make_model().trainable_weights(), after_a_round("stale"), after_a_round("masked")
     share = {"low": sum(LOW) / sum(LOW + HIGH), "high": sum(HIGH) / sum(LOW + HIGH)}
     for name, old in start.items():
@@ -78,7 +78,7 @@ def test_two_tiers_of_eq_1_differ_from_masked_in_layers_1_to_3_and_outside_only(
 
 @pytest.mark.parametrize("rule", ["layerwise", "masked", "stale", "unmasked", "inclusive"])
 @pytest.mark.parametrize("exponent", [-1.0, 0.5, 1.0, 2.0])
-def test_with_one_depth_every_weighted_rule_is_fedavg(rule, exponent):
+def test_with_one_depth_every_weighted_rule_equals_fedavg(rule, exponent):
     names = ["projection.weight", *(f"layers.{index}.weight" for index in range(6))]
     start = {name: torch.randn(4, 3) for name in names}
     updates = [Update({name: torch.randn(4, 3) for name in names}, examples, 6) for examples in (3, 50, 7)]
@@ -88,13 +88,13 @@ def test_with_one_depth_every_weighted_rule_is_fedavg(rule, exponent):
         torch.testing.assert_close(averaged[name], fedavg, **TOLERANCE)
 
 
-def test_counting_clients_does_not_count_their_clips():
+def test_the_rule_count_ignores_the_number_of_clips():
     updates = [Update({"layers.0.w": torch.tensor([float(value)])}, 10**value, 1 + value) for value in range(3)]
     assert aggregate({"layers.0.w": torch.zeros(1)}, updates, "count")["layers.0.w"].item() == 1.0
 
 
 def test_inclusive_teaches_the_top_block_of_a_tier_with_the_mean_step_of_the_next():
-    """Two clients at depth 2, one at depth 4; the step of layer l is l for the deep one, 10 and 40 for the others."""
+    """Take two clients at depth 2 and one at depth 4. The deep one steps by l in layer l, the others by 10 and 40."""
     start = {f"layers.{index}.w": torch.full((1,), 100.0) for index in range(6)}
     clips_and_steps = ((1, 10), (2, 40))
     low = [Update({f"layers.{i}.w": torch.tensor([100.0 + d]) for i in range(2)}, n, 2) for n, d in clips_and_steps]
@@ -117,7 +117,7 @@ def test_who_takes_part_and_how_deep():
         federate(make_model(), make_clients(), "homogeneous", rounds=1)
 
 
-def test_a_shared_head_is_everybodys_at_every_exit_on_any_number_of_workers():
+def test_all_clients_train_a_shared_head_on_any_number_of_workers():
     results = []
     for workers in (1, 2):
         model = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True)
@@ -137,7 +137,7 @@ def test_a_shared_head_is_everybodys_at_every_exit_on_any_number_of_workers():
         federate(make_model(), two_tiers(), "masked-shared", rounds=1)
 
 
-def test_fedra_trains_the_layers_it_draws_and_skips_the_rest():
+def test_fedra_trains_only_the_drawn_layers():
     whole, [client, *_] = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True), two_tiers()
     fedra = find_method("fedra")
     weights, seen = whole.trainable_weights(), set()
@@ -156,7 +156,7 @@ def test_fedra_trains_the_layers_it_draws_and_skips_the_rest():
     assert len(seen) > 6
 
 
-def test_fedra_averages_each_layer_over_those_who_drew_it_on_any_number_of_workers():
+def test_fedra_averages_each_layer_over_the_clients_that_drew_it_on_any_number_of_workers():
     results = []
     for workers in (1, 2):
         model = MultiExitModel(load_backbone("nano"), ["low", "high"], shared_head=True)
@@ -179,13 +179,13 @@ def test_unmasked_eq_1_is_between_stale_fedavg_and_eq_1_in_deep_layers():
             assert (ends["stale-g1"][name] - old).norm() >= (ends["stale"][name] - old).norm()
 
 
-def test_exponents_of_entries_and_arguments_are_the_same():
+def test_an_exponent_can_be_set_by_entry_or_argument():
     for exponent in (-1.0, 0.5, 2.0):
         entry, argument = after_a_round(f"layerwise-g{exponent:g}"), after_a_round("layerwise", depth_exponent=exponent)
         assert all(torch.equal(entry[name], argument[name]) for name in entry)
 
 
-def test_a_method_of_ones_own_is_one_as_well():
+def test_a_user_can_define_a_method():
     mine = Method("mine", "here", "n_i, and the loss at all exits", "masked", objective=Objective("all"))
     own, named = after_a_round(mine), after_a_round("masked-all")
     assert all(torch.equal(own[name], named[name]) for name in own)

@@ -1,4 +1,4 @@
-"""Error rates: counted over all clips or words together, by hand and against an edit distance of our own."""
+"""Test error rates, which are counted over all clips or words together, against values by hand and an edit distance."""
 
 import math
 
@@ -22,7 +22,7 @@ def predictions(*pairs, exit=3):
 
 
 def distance(one, other):
-    """Fewest substitutions, deletions and insertions between two sequences."""
+    """Return the fewest substitutions, deletions and insertions between two sequences."""
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
         before, row = row, [i]
@@ -31,7 +31,7 @@ def distance(one, other):
     return row[-1]
 
 
-def test_rates_by_hand_are_pooled_and_not_the_mean_of_rates():
+def test_error_rates_are_pooled_counts_and_not_means_of_rates():
     table = predictions(("a b c d", "a x c"), ("e", "e f g"))  # 2 errors of 4 words, 2 of 1
     [word] = metrics.error_rates(table, unit="word").itertuples(index=False)
     assert (word.exit, word.n, word.value) == (3, 5, 4 / 5)  # the mean of rates would be 1.25
@@ -40,19 +40,19 @@ def test_rates_by_hand_are_pooled_and_not_the_mean_of_rates():
 
 
 @given(st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=6))
-def test_rates_are_those_of_an_edit_distance_written_out(pairs):
+def test_error_rates_agree_with_a_plain_edit_distance(pairs):
     rates = metrics.all_rates(predictions(*pairs)).set_index("metric")
     for metric, units in (("CER", list), ("WER", str.split)):
         errors, n = (sum(f(units(true), units(said)) for true, said in pairs) for f in (distance, lambda t, _: len(t)))
         assert rates.loc[metric, "n"] == n and rates.loc[metric, "value"] == pytest.approx(errors / n)
 
 
-def test_nothing_heard_and_nothing_said():
+def test_empty_texts_and_empty_predictions():
     for pair, value, n in ((("a b", ""), 1.0, 2), (("", ""), 0.0, 0), (("", "a b"), math.inf, 0)):
         [rate] = metrics.error_rates(predictions(pair), unit="word").itertuples(index=False)
         assert (rate.value, rate.n) == (value, n)
     [rate] = metrics.error_rates(predictions(("", "a b"), ("a b c d", "a b c d")), unit="word").itertuples(index=False)
-    assert (rate.value, rate.n) == (0.5, 4)  # what was heard in silence counts against what was said elsewhere
+    assert (rate.value, rate.n) == (0.5, 4)  # insertions in silence count against the words of other clips
 
 
 def test_errors_of_labels_are_shares_of_clips_by_group():
@@ -82,8 +82,8 @@ def test_errors_of_items_add_up_to_the_rates(pairs):
 
 
 @pytest.mark.parametrize("head", ["pooled", "ctc", "ctc-bilstm"])
-def test_a_batch_of_one_says_what_a_batch_of_many_says(head):
-    """With clips of many lengths, in more than one window of batches; positions are those in the data."""
+def test_predictions_do_not_depend_on_the_batch_size(head):
+    """Use clips of many lengths, in more than one window of batches; positions are those in the data."""
     model = MultiExitModel(load_backbone("nano"), CHARACTERS, [3, 6], head=head)
     generator = torch.Generator().manual_seed(0)
     sizes = [1600 + 640 * (7 * n % 5) for n in range(2 * WINDOW + 3)]
@@ -97,7 +97,7 @@ def test_a_batch_of_one_says_what_a_batch_of_many_says(head):
     assert list(many.query("exit == 3")["label"]) == expected
 
 
-def test_a_decoder_of_ones_own_reads_the_logits_of_texts_only():
+def test_a_given_decoder_is_used_only_for_texts():
     data = [(torch.randn(1600), characters("yes"))] * 3
     model = MultiExitModel(load_backbone("nano"), CHARACTERS, [3], head="ctc")
     said = metrics.predict(model, data, decode=lambda logits: [f"{logits.shape[-1]}"] * len(logits))

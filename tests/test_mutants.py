@@ -1,4 +1,4 @@
-"""The property tests can fail: rules of Eq. (1), of heads and of measures are broken on purpose; tests must notice."""
+"""Test that the property tests can fail: each rule of Eq. (1), of heads and of measures is broken on purpose."""
 
 from functools import partial
 
@@ -64,21 +64,22 @@ def last_client_wins(self, name, tensor, weight):
     self._sums[name], self._totals[name] = tensor.float() * weight, weight
 
 
-two_tiers = properties.test_2_two_tiers_differ_from_masked_in_layers_1_to_3_only
+two_tiers = properties.test_2_two_tiers_differ_from_masked_only_in_layers_1_to_3
+untrained_layer = properties.test_5_a_layer_nobody_trained_stays_bit_identical
 true_mean = Aggregator._mean
 MUTANTS = [
     ("client_weight", plain_sum_of_depths, lambda: properties.test_equals_the_equation_written_by_hand()),
-    ("client_weight", no_data_size, lambda: properties.test_1_equal_depths_are_fedavg()),
+    ("client_weight", no_data_size, lambda: properties.test_1_equal_depths_give_fedavg()),
     ("client_weight", no_depth, lambda: two_tiers(9)),
     ("client_weight", masked_weighs_too, lambda: two_tiers(9)),
     ("client_weight", no_depth, lambda: properties.test_3_share_of_the_low_tier_and_effective_clients(9, 1 / 4, 0.80)),
-    ("client_weight", no_depth, test_methods.test_counting_clients_does_not_count_their_clips),
-    ("_mean", stale_is_masked, lambda: properties.test_4_stale_fedavg_is_masked_with_a_smaller_server_step()),
-    ("_mean", zeros_when_nobody_trained, lambda: properties.test_5_a_layer_nobody_trained_keeps_its_bits("layerwise")),
+    ("client_weight", no_depth, test_methods.test_the_rule_count_ignores_the_number_of_clips),
+    ("_mean", stale_is_masked, lambda: properties.test_4_stale_fedavg_equals_masked_with_a_smaller_server_step()),
+    ("_mean", zeros_when_nobody_trained, lambda: untrained_layer("layerwise")),
     ("_trained", everybody_trained_everything, lambda: properties.test_5_sent_but_untrained_layers_are_not_averaged()),
     ("_trained", one_layer_too_many, lambda: properties.test_5_sent_but_untrained_layers_are_not_averaged()),
-    ("_mean", no_division, lambda: properties.test_6_averaging_weights_is_averaging_deltas()),
-    ("_accumulate", last_client_wins, lambda: properties.test_8_linear_sums_and_any_order()),
+    ("_mean", no_division, lambda: properties.test_6_averaging_weights_equals_averaging_changes()),
+    ("_accumulate", last_client_wins, lambda: properties.test_8_clients_can_be_split_and_shuffled()),
 ]  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_a_broken_rule_is_noticed(monkeypatch, place, mutant, test):
 
 
 def test_a_layer_off_by_one_is_noticed(monkeypatch, tmp_path):
-    """Property 7: an exit that reads one layer too deep, or the padding, must not pass."""
+    """Break property 7: an exit reads one layer too deep, or reads the padding."""
     true_states = Backbone.hidden_states
 
     def shifted(self, waveforms, lengths=None, depth=None):
@@ -139,16 +140,16 @@ def a_fold_that_tests_its_development_speakers(name, corpus, rows, column):
 
 
 true_dcf, true_set = verification.min_dcf, paralinguistic.closed_set
-perfect_and_blind = test_verification.test_perfect_inverted_and_blind_scores
-deepest = test_objectives.test_the_deepest_exit_teaches_and_is_not_taught_and_weighs_twice
+perfect_and_blind = test_verification.test_perfect_inverted_and_constant_scores
+deepest = test_objectives.test_the_deepest_exit_teaches_without_being_taught_and_weighs_twice
 folds = test_tasks.test_folds_test_each_speaker_once_and_keep_them_apart
 mutual = partial(test_objectives.test_mutual_teaching_has_the_gradients_computed_by_hand, 3.0)
 LATER = [
     (ctc, "_SURE", 0.0, lambda: test_ctc.test_padding_changes_neither_loss_nor_text(False)),
-    (ctc, "frames_needed", len, test_ctc.test_frames_needed_is_the_fewest_that_collapse_to_the_text),
+    (ctc, "frames_needed", len, test_ctc.test_frames_needed_is_the_smallest_number_that_spells_the_text),
     (verification, "equal_error_rate", no_line_between_thresholds, perfect_and_blind),
     (verification, "min_dcf", cost_of_no_system_is_one, perfect_and_blind),
-    (metrics, "error_rates", mean_of_rates, test_metrics.test_rates_by_hand_are_pooled_and_not_the_mean_of_rates),
+    (metrics, "error_rates", mean_of_rates, test_metrics.test_error_rates_are_pooled_counts_and_not_means_of_rates),
     (objectives, "divergence", a_teacher_that_learns, mutual),
     (objectives, "_teachers", everybody_teaches, deepest),
     (paralinguistic, "closed_set", a_fold_that_tests_its_development_speakers, folds),

@@ -1,4 +1,4 @@
-"""Losses over exits against sums written by hand, and what clients of several exits learn."""
+"""Test losses over exits against sums by hand, and the training of clients with several exits."""
 
 import numpy as np
 import pytest
@@ -24,12 +24,12 @@ def cross_entropy_gradient(logits):
 
 
 def teaching_gradient(teacher, student, temperature):
-    """d/dz of T^2 KL(p || q), p and q the softmax of logits over T, is T (q - p): the teacher is a constant."""
+    """Return d/dz of T^2 KL(p || q) = T (q - p), where p and q are softmaxes of logits over T and p is constant."""
     return temperature * (softmax(student / temperature) - softmax(teacher / temperature)) / 2
 
 
 def found(**changes):
-    """Gradients at the shallow and the deep exit."""
+    """Return the gradients at the shallow and the deep exit."""
     logits = {3: torch.tensor(SHALLOW, requires_grad=True), 6: torch.tensor(DEEP, requires_grad=True)}
     objective_loss(logits, torch.tensor(LABELS), Objective(**changes)).backward()
     return [tensor.grad.numpy() for tensor in logits.values()]
@@ -44,14 +44,14 @@ def test_mutual_teaching_has_the_gradients_computed_by_hand(temperature):
     np.testing.assert_allclose(deep, (cross_entropy_gradient(DEEP) + taught) / 2, rtol=1e-9)
 
 
-def test_the_deepest_exit_teaches_and_is_not_taught_and_weighs_twice():
+def test_the_deepest_exit_teaches_without_being_taught_and_weighs_twice():
     shallow, deep = found(losses="depth-weighted", distillation="deepest", strength=0.5, temperature=2.0)
     taught = 0.5 * teaching_gradient(DEEP, SHALLOW, 2.0)
     np.testing.assert_allclose(shallow, (cross_entropy_gradient(SHALLOW) + taught) / 3, rtol=1e-9)
     np.testing.assert_allclose(deep, cross_entropy_gradient(DEEP) * 2 / 3, rtol=1e-9)
 
 
-def test_without_teachers_exits_do_not_see_each_other():
+def test_without_distillation_exits_do_not_affect_each_other():
     shallow, deep = found(losses="all")
     np.testing.assert_allclose(shallow, cross_entropy_gradient(SHALLOW) / 2, rtol=1e-9)
     np.testing.assert_allclose(deep, cross_entropy_gradient(DEEP) / 2, rtol=1e-9)
@@ -77,7 +77,7 @@ def test_an_exit_that_agrees_learns_nothing_from_its_teacher_and_padding_does_no
         dict(losses="depth-weighted", distillation="deepest"),
     ],
 )
-def test_a_deep_client_trains_all_its_exits_to_the_same_bits_on_any_number_of_workers(kind):
+def test_training_all_exits_is_bit_identical_for_any_number_of_workers(kind):
     method = Method("own", "here", "", objective=Objective(**kind))
     one, two = (
         federate(make_model(), make_clients(), method, rounds=2, training=TRAINING, dev=tones(99, 6), workers=workers)
@@ -86,7 +86,7 @@ def test_a_deep_client_trains_all_its_exits_to_the_same_bits_on_any_number_of_wo
     assert_same(one, two)
 
 
-def test_with_the_last_exit_alone_the_others_keep_their_heads_with_all_they_learn():
+def test_a_client_sends_and_trains_only_the_heads_in_its_loss():
     model, deep = make_model(), make_clients()[3]
     start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
     for objective, learned in ((Objective(), {"12"}), (Objective("all"), {"3", "6", "9", "12"})):
@@ -108,6 +108,6 @@ def test_with_the_last_exit_alone_the_others_keep_their_heads_with_all_they_lear
         ({"temperature": float("nan")}, "temperature"),
     ],
 )
-def test_objectives_that_cannot_be_are_refused(changes, says):
+def test_impossible_objectives_are_refused(changes, says):
     with pytest.raises(FedexitError, match=says):
         Objective(**changes)

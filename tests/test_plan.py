@@ -1,4 +1,4 @@
-"""Tests of the plan: every task has a complete line, and a setting follows it."""
+"""Test the plan: every task has a complete line, and a setting follows it."""
 
 import pytest
 

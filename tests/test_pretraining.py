@@ -1,4 +1,4 @@
-"""Pre-training at a small scale: targets, batches, the loss, checks before the start, and resuming after a kill."""
+"""Test pre-training at a small scale: targets, batches, loss, checks before the start, and resuming after a kill."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ SMALL = dict(
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
-    """A cache of its own, and few batches to cluster and to measure on."""
+    """Use a separate cache, and few batches for clustering and measuring."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDEXIT_DATA", str(tmp_path_factory.mktemp("data")))
         patch.setattr(masked_prediction, "_FIT_BATCHES", 8)
@@ -48,7 +48,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
-    """The folder of a finished run, checkpointed every four updates."""
+    """Return the folder of a finished run with a checkpoint every four updates."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert pretrain(small(corpus), out, checkpoint_every=4)
     return out
@@ -75,7 +75,7 @@ def test_targets_have_the_frames_of_the_backbone(samples):
     assert mfcc(waves).shape == content(waves).shape == (2, frames, 39) and voice(waves).shape == (2, frames, 26)
 
 
-def test_content_forgets_the_channel_that_mfcc_and_voice_keep():
+def test_content_features_remove_the_channel_that_mfcc_and_voice_keep():
     wave = torch.randn(1, 16_000)
     filtered = torch.nn.functional.conv1d(wave[None], torch.tensor([[[0.7, 0.3]]]), padding=1)[0, :, :16_000]
 
@@ -126,7 +126,7 @@ def test_a_batch_is_a_function_of_its_name(pool):
 
 
 def test_rows_come_from_one_clip_each():
-    """Each clip holds one constant and a ramp of its own; no row may cross into its neighbour."""
+    """Each clip holds its own constant and ramp, so a row with samples of two clips would be noticed."""
     lengths = np.full(4, 20_000)
     samples = np.concatenate([np.tile([level, -level], 10_000) for level in (100, 200, 300, 400)]).astype(np.int16)
     pool = SpeechPool(samples, lengths)
@@ -136,7 +136,7 @@ def test_rows_come_from_one_clip_each():
         assert set(np.abs(row)) == {100.0 * (number % 4 + 1)}
 
 
-def test_short_clips_stand_in_silence():
+def test_short_clips_are_padded_with_silence():
     pool = SpeechPool(np.full(8_000, 500, np.int16), np.array([8_000]))
     row = pool._cut(0, 16_000, np.random.default_rng(1))
     assert (row != 0).sum() == 8_000 and row.shape == (16_000,)
@@ -153,7 +153,7 @@ def test_augmentation_touches_at_most_half_of_some_rows(pool):
     torch.testing.assert_close(mixed.std(1, correction=0), torch.ones(40), atol=1e-4, rtol=0)
 
 
-def test_pools_hold_the_wanted_split_alone(corpus, monkeypatch):
+def test_pools_hold_only_the_given_split(corpus, monkeypatch):
     opened = open_speech([corpus])
     train, dev = open_pool(opened, "train"), open_pool(opened, "dev")
     assert len(train.lengths) == 48 and len(dev.lengths) == 24
@@ -196,7 +196,7 @@ def test_masks_cover_spans_and_leave_a_frame_unmasked(masks):
     assert torch.equal(mask, mask_frames((3, 49), *masks, "masks"))
 
 
-def test_the_private_mask_function_of_transformers_draws_what_it_drew():
+def test_the_private_mask_function_of_transformers_draws_the_same_masks_as_before():
     """This fails when transformers changes or removes the function: then the pre-training results change as well."""
     mask = mask_frames((2, 49), 0.65, 10, "masks", 1)
     assert [row.nonzero().flatten().tolist() for row in mask] == [
@@ -255,12 +255,12 @@ def in_parts(settings, out):
     return stops
 
 
-def test_stopped_and_resumed_gives_the_bytes_of_an_uninterrupted_run(corpus, whole, tmp_path):
+def test_a_resumed_run_writes_identical_files(corpus, whole, tmp_path):
     assert in_parts(small(corpus), tmp_path / "parts") == 3
     same_result(whole, tmp_path / "parts")
 
 
-def test_bfloat16_and_dropped_layers_resume_too_and_stay_close_to_float32(corpus, whole, tmp_path):
+def test_bfloat16_with_dropped_layers_resumes_and_stays_close_to_float32(corpus, whole, tmp_path):
     """With LayerDrop some layers have no gradient for a while, and the optimiser has no state for them."""
     plain, dropped = small(corpus, precision="bfloat16"), {"num_hidden_layers": 2, "layerdrop": 0.9}
     pretrain(plain, tmp_path / "bfloat16")
@@ -292,8 +292,8 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_killed_by_the_system_and_resumed_gives_the_same_bytes(corpus, whole, tmp_path, capsys):
-    """SIGKILL between two checkpoints, through the command as a user would call it."""
+def test_a_killed_run_resumes_with_identical_files(corpus, whole, tmp_path, capsys):
+    """Kill the command of a user by SIGKILL between two checkpoints."""
     values = {**SMALL, "corpora": [corpus]}
     command = ["pretrain", str(tmp_path / "killed"), *(f"-p{name}={json.dumps(v)}" for name, v in values.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -304,7 +304,7 @@ def test_killed_by_the_system_and_resumed_gives_the_same_bytes(corpus, whole, tm
     same_result(whole, tmp_path / "killed")
 
 
-def test_a_finished_run_that_is_repeated_stays_as_it_is(corpus, whole):
+def test_a_finished_run_is_not_changed_by_repeating_it(corpus, whole):
     files = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     assert pretrain(small(corpus), whole)
     assert {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()} == files
@@ -336,7 +336,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
 
 @pytest.fixture
 def begun(corpus, tmp_path, monkeypatch):
-    """A corpus of its own and the folder of a run on it that stopped at its first checkpoint."""
+    """Return a corpus and the folder of a run on it that stopped at its first checkpoint."""
     folder = shutil.copytree(corpus, tmp_path / "own")
     assert not pretrain(small(str(folder)), tmp_path / "run", minutes=0, checkpoint_every=2)
     monkeypatch.setattr(masked_prediction, "_Run", None)  # nothing may be trained from now on
@@ -439,7 +439,7 @@ def test_settings_out_of_range_are_refused_in_one_sentence(given, message):
 
 
 def saved(folder, **changes):
-    """A model folder as people have it: a config and weights, without a training record."""
+    """Return an ordinary model folder: a config and weights, without a training record."""
     config = PRESETS["nano"] | {"num_hidden_layers": 2} | changes
     AutoModel.from_config(AutoConfig.for_model(**config)).save_pretrained(folder)
     return str(folder)
@@ -487,7 +487,7 @@ def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, sta
         ({"corpora": ["nowhere"]}, "corpus 'nowhere' is not there"),
     ],
 )
-def test_what_the_settings_name_is_checked_before_anything_is_written(corpus, tmp_path, changes, message):
+def test_models_and_corpora_are_checked_before_anything_is_written(corpus, tmp_path, changes, message):
     with pytest.raises(FedexitError, match=re.escape(message)) as caught:
         pretrain(small(corpus, **changes), tmp_path / "out")
     assert "\n" not in str(caught.value) and not any((tmp_path / "out").iterdir())

@@ -1,4 +1,4 @@
-"""Probes find planted information and nothing else; splits share no speaker; measures agree with hand-worked cases."""
+"""Test that probes find only planted information, splits share no speaker, and measures agree with values by hand."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def planted(layers=3, layer=2, clips=150):
     return features, np.array(["a", "b", "c"])[labels]
 
 
-def test_a_probe_finds_the_layer_in_which_something_is_planted():
+def test_a_probe_finds_the_layer_that_holds_planted_information():
     features, labels = planted()
     table = profile(features, labels, random_splits(labels, 3))
     assert len(table) == 9 and best_layer(table) == 2
@@ -79,7 +79,7 @@ def test_the_best_layer_is_chosen_on_dev_alone():
     assert best_layer(table) == 2
 
 
-def test_the_strength_is_one_for_all_splits_and_chosen_on_dev():
+def test_one_ridge_strength_is_chosen_on_dev_for_all_splits():
     features, labels = planted()
     splits = random_splits(labels, 3)
     table = profile(features[:, 2:], labels, splits)
@@ -106,7 +106,7 @@ def test_splits_are_disjoint_and_have_the_stated_sizes():
     assert not np.array_equal(np.sort(splits[0][0]), np.sort(splits[1][0]))
 
 
-def test_no_speaker_is_on_two_sides_and_every_clip_is_tested_once():
+def test_no_speaker_is_in_two_parts_and_every_clip_is_tested_once():
     speakers = np.repeat([f"s{number}" for number in range(10)], 7)
     splits = left_out_splits(speakers, 10)
     for parts in splits:

@@ -1,4 +1,4 @@
-"""Progress bars reach people and stay out of logs; environment variables that point nowhere give one sentence."""
+"""Test that progress bars reach people and not logs, and that wrong environment variables give one sentence."""
 
 import os
 import select
@@ -40,7 +40,7 @@ def test_drawn_on_the_named_terminal(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("wish", ["yes", "2", "/dev/null", "folder/bar", "."])
-def test_what_is_no_terminal_is_refused_and_no_file_is_made(wish, monkeypatch, tmp_path):
+def test_a_path_that_is_not_a_terminal_is_refused_and_not_created(wish, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDEXIT_PROGRESS", wish)
     with pytest.raises(FedexitError, match=r"FEDEXIT_PROGRESS is '.+', which is not a terminal; set it to 0, 1 or"):
@@ -48,7 +48,7 @@ def test_what_is_no_terminal_is_refused_and_no_file_is_made(wish, monkeypatch, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_no_terminal_and_stays_as_it_is(monkeypatch, tmp_path):
+def test_a_file_is_refused_as_a_terminal_and_not_changed(monkeypatch, tmp_path):
     (tmp_path / "notes").write_text("mine")
     monkeypatch.setenv("FEDEXIT_PROGRESS", str(tmp_path / "notes"))
     with pytest.raises(FedexitError, match="not a terminal"):

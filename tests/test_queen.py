@@ -102,7 +102,7 @@ def test_reader_gives_each_clip_its_line(queen_1c):
     }
 
 
-def test_clip_bytes_are_where_the_reader_says(queen_1c):
+def test_the_reader_gives_the_position_of_each_clip(queen_1c):
     clip = read_clips(queen_1c)[0]
     assert queen_1c[clip.offset : clip.offset + clip.size] == mp3()
 
@@ -166,7 +166,7 @@ def test_cache_holds_audio_and_manifest_and_is_the_same_when_built_again(queen_1
     assert 0.3 < row.seconds < 0.6
 
 
-def test_a_failed_build_leaves_nothing(queen_1c, tmp_path):
+def test_a_failed_build_leaves_no_files(queen_1c, tmp_path):
     first = read_clips(queen_1c)[3]
     broken = bytearray(queen_1c)
     broken[first.offset : first.offset + first.size] = bytes(first.size)
@@ -215,14 +215,14 @@ def test_real_clips_agree_with_the_published_sample(real):
 
 
 def test_texts_fit_the_length_of_their_clips_in_every_cut_scene_that_opens_with_a_string(real):
-    """Support `_cut_scene`: with the texts of the neighbours the correlation is near 0."""
+    """Check `_cut_scene`: with the texts of the neighbours the correlation would be near 0."""
     scenes = ["18A", "18D", "18E", "21L", "21N", "35A", "36A", "39A", "3A", "40A", "42B", "73A"]
     lines = real[real.group.isin([f"C{scene}.CUT" for scene in scenes])]
     assert len(lines) > 200
     assert np.corrcoef(np.log(lines.text.str.len()), np.log(lines.seconds))[0, 1] > 0.8
 
 
-def test_real_split_is_by_source_and_tests_22_of_the_25_voices(real):
+def test_the_real_split_keeps_sources_apart_and_tests_22_of_25_voices(real):
     known = real[real.group != ""]
     assert known.groupby("group").split.nunique().max() == 1
     table = pd.crosstab(real[real.speaker != ""].speaker, real.split)

@@ -12,7 +12,7 @@ from fedexit.support.errors import FedexitError
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> results.Run:
-    """A run of notebook 02_b outside the runner."""
+    """Return a run of notebook 02_b outside the runner."""
     (tmp_path / "nbs_ci.yml").touch()
     monkeypatch.setenv("FEDEXIT_ROOT", str(tmp_path))
     for name in ("FEDEXIT_OUT", "FEDEXIT_STATE", "FEDEXIT_NEEDS", "FEDEXIT_RESULTS"):
@@ -30,7 +30,7 @@ def test_table_has_fixed_floats_and_line_ends_and_reads_back(run, tmp_path):
     assert [path.name for path in path.parent.iterdir()] == ["scores.csv"]
 
 
-def test_figure_is_the_same_bytes_and_has_its_data(run, tmp_path):
+def test_a_figure_is_bit_identical_each_time_and_comes_with_its_data(run, tmp_path):
     def draw() -> bytes:
         fig = Figure()
         fig.subplots().plot([1, 2], [3.0, 4.0])
@@ -42,7 +42,7 @@ def test_figure_is_the_same_bytes_and_has_its_data(run, tmp_path):
     assert (tmp_path / "results/interactive/smoke/02_b/figures/line.csv").read_text() == "x,y\n1,3.0\n2,4.0\n"
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(run, tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(run, tmp_path):
     class Broken(Figure):
         def savefig(self, path, **kwargs):
             path.write_bytes(b"half")
@@ -81,7 +81,7 @@ def test_read_prefers_the_results_of_the_profile(run):
     assert run.read("01_a", "x")["value"].tolist() == [2]
 
 
-def test_in_the_runner_only_needs_are_read_and_folders_are_given(run, tmp_path, monkeypatch, capsys):
+def test_under_fedexit_run_only_declared_needs_are_read(run, tmp_path, monkeypatch, capsys):
     results.Run("01_a", "smoke").table(pd.DataFrame({"value": [1]}), "x")  # interactive results do not count
     monkeypatch.setenv("FEDEXIT_OUT", str(tmp_path / "state/02_b/out"))
     monkeypatch.setenv("FEDEXIT_STATE", str(tmp_path / "state/02_b/checkpoints/key"))

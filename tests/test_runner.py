@@ -61,7 +61,7 @@ def write_notebook(path: Path, parameters: str, code: str, text: str = "A claim"
 
 
 class Project:
-    """A throwaway project that tests change by editing `parameters` and calling `save`."""
+    """A temporary project. Tests change it by editing `parameters` and calling `save`."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -110,7 +110,7 @@ def fedexit(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, output.out, output.err
 
 
-def test_only_what_changed_runs_and_says_why(project, capsys):
+def test_only_changed_notebooks_run_and_the_reason_is_printed(project, capsys):
     code, out, _ = fedexit(capsys, "run", "--profile", "smoke")
     assert code == 0
     assert "[1/2] 01_first ... about 0.1 min (never run)" in out and "[2/2] 02_second" in out
@@ -138,7 +138,7 @@ def test_only_what_changed_runs_and_says_why(project, capsys):
     assert "02_second: to run (01_first/tables/x.csv changed)" in fedexit(capsys, "status", "--profile", "smoke")[1]
 
 
-def test_forced_rerun_gives_the_same_bytes_and_no_machine_path(project, capsys):
+def test_a_forced_rerun_is_bit_identical_and_contains_no_machine_path(project, capsys):
     def contents() -> dict[str, bytes]:
         folder = project.result("01_first")
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != "provenance.json"]
@@ -170,7 +170,7 @@ def test_results_that_came_with_the_project_are_reproduced_and_compared(project,
     assert "tables changed: x" in out
 
 
-def test_what_is_only_needed_is_taken_as_it_came(project, capsys):
+def test_a_needed_notebook_is_not_run_if_its_results_came_with_the_project(project, capsys):
     """A figure from committed tables must not cost the run that made the tables."""
     fedexit(capsys, "run", "--profile", "smoke")
     shutil.rmtree(project.root / "results/.state")
@@ -217,7 +217,7 @@ def test_artifacts_are_those_declared(project, capsys, mode, complaint):
     assert not project.result("01_first").exists()
 
 
-def test_checks_hold_even_when_nothing_runs(project, capsys):
+def test_checks_are_made_even_if_nothing_runs(project, capsys):
     project.save(rounds=-1)
     code, _, err = fedexit(capsys, "run", "--profile", "smoke", "01_first")
     assert code == 1 and "tables/x.csv has 1 rows where value > 0; its check requires at least 2" in err
@@ -237,7 +237,7 @@ def test_a_table_without_columns_is_one_message_and_keeps_the_earlier_results(pr
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"fingerprint": null, "artifacts": {}}'])
-def test_a_provenance_that_is_none_is_damaged(project, capsys, content):
+def test_an_unreadable_provenance_counts_as_damaged(project, capsys, content):
     project.result("01_first").mkdir(parents=True)
     (project.result("01_first") / "provenance.json").write_text(content)
     assert "01_first: to run (provenance.json is damaged)" in fedexit(capsys, "status", "--profile", "smoke")[1]
@@ -254,7 +254,7 @@ def test_time_limit_kills_the_kernel(project, capsys):
 
 
 def start_sleeping_run(project) -> tuple[subprocess.Popen, int]:
-    """A runner whose kernel sleeps in the first notebook, and the kernel's process id."""
+    """Start a runner whose kernel sleeps in the first notebook; return it and the kernel's process id."""
     command = [sys.executable, "-m", "fedexit", "run", "--profile", "smoke", "01_first"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project.root)
     for _ in range(300):
@@ -299,7 +299,7 @@ def test_interrupt_is_one_line_and_ends_the_kernel(project):
 
 
 def test_an_interrupt_that_the_event_loop_loses_still_ends_the_run(project, monkeypatch):
-    """As nbclient may: the exception is swallowed, the cell is waited for, and a kernel that is gone is an error."""
+    """Do as nbclient may do: swallow the exception, wait for the cell, and fail when the kernel is gone."""
 
     def lossy(*_, **__):
         kernel = subprocess.Popen(["sleep", "60"])
@@ -317,7 +317,7 @@ def test_an_interrupt_that_the_event_loop_loses_still_ends_the_run(project, monk
     assert signal.getsignal(signal.SIGINT) is usual
 
 
-def test_mistakes_are_said_before_anything_starts(project, capsys):
+def test_mistakes_are_reported_before_anything_starts(project, capsys):
     cases = {
         ("03_third",): "unknown notebook 03_third; nbs_ci.yml has: 01_first, 02_second",
         (
@@ -325,7 +325,7 @@ def test_mistakes_are_said_before_anything_starts(project, capsys):
             "-p",
             "round=2",
         ): "01_first: unknown parameter round; its cell tagged parameters sets: mode, note,",
-        ("-p", "rounds=2"): "-p needs the notebook it is for",
+        ("-p", "rounds=2"): "-p needs a notebook",
         ("--profile", "huge"): "unknown profile huge; nbs_ci.yml has: smoke",
     }
     for arguments, complaint in cases.items():
@@ -334,7 +334,7 @@ def test_mistakes_are_said_before_anything_starts(project, capsys):
     assert not os.path.exists(project.result("01_first"))
 
 
-def test_missing_corpus_is_said_before_anything_starts(project, capsys, monkeypatch):
+def test_a_missing_corpus_is_reported_before_anything_starts(project, capsys, monkeypatch):
     def missing(name: str) -> str:
         raise FedexitError(f"corpus {name} is not here; fetch it")
 
@@ -348,7 +348,7 @@ def test_missing_corpus_is_said_before_anything_starts(project, capsys, monkeypa
     )
 
 
-def test_broken_notebook_is_said_before_anything_starts(project, capsys):
+def test_a_broken_notebook_is_reported_before_anything_starts(project, capsys):
     (project.root / "notebooks/02_second.ipynb").write_text("<<<<<<< HEAD")
     code, out, err = fedexit(capsys, "run", "--profile", "smoke")
     assert (code, out) == (2, "") and "02_second: the file is not a notebook" in err
@@ -379,7 +379,7 @@ def store(project, *reads: tuple) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name", "section"), [("corpus", "emodb", "data"), ("backbone", "own", "backbones")])
-def test_what_is_read_must_be_declared(project, monkeypatch, kind, name, section):
+def test_a_notebook_must_declare_its_inputs(project, monkeypatch, kind, name, section):
     (project.root / "data/backbones/own").mkdir(parents=True)
     second = load_manifest(project.root)[1]
     monkeypatch.setenv("FEDEXIT_UNDECLARED", json.dumps(provenance.undeclared(second, "smoke")))
@@ -449,7 +449,7 @@ def test_results_from_before_reads_were_recorded_are_unverified(project, capsys)
     assert "01_first: up to date" in fedexit(capsys, "status", "--profile", "smoke")[1]
 
 
-def test_how_fast_a_notebook_runs_makes_nothing_stale(project, capsys):
+def test_speed_options_do_not_make_results_out_of_date(project, capsys):
     first = project.root / "notebooks/01_first.ipynb"
     first.write_text(first.read_text().replace('mode = \\"\\"', 'workers = 1\\nmode = \\"\\"'))
     project.save(workers=2)
@@ -496,7 +496,7 @@ def test_a_long_progress_loop_keeps_its_end():
     assert [output["text"] for output in outputs] == ["done", "step 29999"]
 
 
-def test_one_long_line_and_braces_in_the_path_do_no_harm(tmp_path, monkeypatch, capsys):
+def test_a_long_line_and_braces_in_the_path_are_handled(tmp_path, monkeypatch, capsys):
     odd = tmp_path / "{x} $HOME 100% 'é"
     odd.mkdir()
     monkeypatch.setenv("FEDEXIT_ROOT", str(odd))
@@ -511,7 +511,7 @@ def test_one_long_line_and_braces_in_the_path_do_no_harm(tmp_path, monkeypatch, 
     assert "the rest of this line is not stored" in project.result("01_first/notebook.ipynb").read_text()
 
 
-def test_jobs_run_side_by_side_and_wait_for_what_they_need(project, capsys):
+def test_jobs_run_side_by_side_and_wait_for_their_needs(project, capsys):
     third = project.root / "notebooks/03_third.ipynb"
     write_notebook(third, 'profile = ""', SECOND.replace("02_second", "03_third").replace('"y"', '"z"'))
     listing = project.root / "nbs_ci.yml"

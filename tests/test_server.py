@@ -1,4 +1,4 @@
-"""FedAdam at the server and FedProx at the client, against a few lines of their own."""
+"""Test FedAdam at the server and FedProx at the client against plain implementations."""
 
 import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from fedexit.federated.objectives import Objective
 from fedexit.support.streams import numpy_stream
 
 
-def test_fedadam_is_the_published_algorithm_and_forgets_nothing_of_what_rests():
+def test_fedadam_follows_the_published_algorithm_and_keeps_unused_moments():
     adam, rng = FedAdam(learning_rate=0.1, beta1=0.8, beta2=0.95, tau=0.01), np.random.default_rng(0)
     weights = {"a": torch.randn(3, dtype=torch.float64), "b": torch.randn(2, dtype=torch.float64)}
     expected = {name: tensor.numpy().copy() for name, tensor in weights.items()}
@@ -40,7 +40,7 @@ def test_fedadam_is_the_published_algorithm_and_forgets_nothing_of_what_rests():
         np.testing.assert_allclose(weights[name].numpy(), expected[name], rtol=1e-12)
 
 
-def test_a_stopped_fedadam_run_resumes_to_the_same_bits_and_so_do_two_workers(tmp_path):
+def test_fedadam_is_bit_identical_after_resuming_and_with_two_workers(tmp_path):
     whole = run(rounds=4, method="fedadam")
     run(tmp_path / "state", rounds=2, method="fedadam")
     assert_same(whole, run(tmp_path / "state", rounds=4, method="fedadam"))
@@ -58,7 +58,7 @@ def test_fedadam_leaves_layers_that_nobody_trained():
 
 
 def proximal_by_autograd(model, client, training, proximal):
-    """The objective of the FedProx paper, written into the loss."""
+    """Train with the objective of the FedProx paper as the loss."""
     start, local = copy.deepcopy(model), copy.deepcopy(model)
     optimiser = make_optimiser(local, training)
     for epoch in range(training.epochs):
@@ -82,7 +82,7 @@ def trained(proximal, client, epochs=3, **changes):
     return update.weights, distance, training
 
 
-def test_fedprox_is_its_objective_without_it_plain_and_with_much_of_it_stays_near():
+def test_fedprox_adds_its_published_term_and_a_large_one_keeps_weights_near():
     client = make_clients()[1]
     for proximal in (0.0, 2.0):
         weights, _, training = trained(proximal, client)
@@ -94,7 +94,7 @@ def test_fedprox_is_its_objective_without_it_plain_and_with_much_of_it_stays_nea
     assert near < 0.3 * far
 
 
-def test_fedprox_keeps_the_weights_it_is_pulled_back_to():
+def test_fedprox_adds_a_copy_of_the_weights_to_the_memory():
     model = make_model()
     plain, pulled = (client_costs(model, 3, [3200], SGD, objective=Objective(proximal=mu)) for mu in (0.0, 0.1))
     assert pulled["memory_training"] - plain["memory_training"] == plain["bytes"]
@@ -103,7 +103,7 @@ def test_fedprox_keeps_the_weights_it_is_pulled_back_to():
         Objective(proximal=-1.0)
 
 
-def test_fedprox_gives_the_same_bits_on_any_number_of_workers():
+def test_fedprox_is_bit_identical_for_any_number_of_workers():
     one, two = (
         federate(make_model(), make_clients(), "fedprox", rounds=2, training=SGD, workers=workers) for workers in (1, 2)
     )

@@ -25,14 +25,14 @@ from fedexit.lab.statistics import (
 from fedexit.support.errors import FedexitError
 
 
-def test_half_interval_is_students():
+def test_half_interval_equals_students_t():
     values = [1.0, 2.0, 4.0, 8.0]
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert half_interval(values) == pytest.approx((high - low) / 2)
     assert np.isnan(half_interval([1.0]))
 
 
-def test_pairs_are_of_the_same_seed():
+def test_pairs_come_from_the_same_seed():
     rows = [(seed, method, 10.0 * seed + (method == "b")) for seed in range(3) for method in "ab"]
     table = pd.DataFrame([*rows, (3, "a", 5.0)], columns=["seed", "method", "value"]).assign(task="t")
     assert over_seeds(table, ["task", "method"])["seeds"].tolist() == [4, 3]
@@ -64,7 +64,7 @@ def test_groups_may_be_called_like_missing_values():
 
 
 def texts(seeds=1, clips=120, seed=0):
-    """Errors of two systems in texts of 1 to 12 words: clips differ a lot, seeds a little, system a errs more."""
+    """Return errors of two systems in texts of 1 to 12 words. Clips differ a lot, seeds little; system a errs more."""
     rng = np.random.default_rng(seed)
     words = rng.integers(1, 13, clips)
     hard = rng.beta(1, 3, clips)
@@ -80,14 +80,14 @@ def ratio(more, n, axis=-1):
     return more.sum(axis) / n.sum(axis)
 
 
-def test_difference_is_that_of_pooled_rates():
+def test_difference_equals_that_of_pooled_rates():
     items = texts(seeds=3)
     rates = items.groupby("method")[["errors", "n"]].sum().eval("errors / n")
     assert pairs(items, "method", "a", "b").difference == pytest.approx(rates["a"] - rates["b"])
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
-def test_bootstrap_over_clips_is_scipys(level):
+def test_bootstrap_over_clips_agrees_with_scipy(level):
     found = pairs(texts(), "method", "a", "b")
     theirs = stats.bootstrap(
         tuple(matrix[0] for matrix in found), ratio, n_resamples=20_000, paired=True, method="percentile",
@@ -97,7 +97,7 @@ def test_bootstrap_over_clips_is_scipys(level):
     assert ours == pytest.approx(tuple(theirs), abs=0.03 * (theirs.high - theirs.low))
 
 
-def test_bootstrap_over_seeds_is_scipys():
+def test_bootstrap_over_seeds_agrees_with_scipy():
     rng = np.random.default_rng(3)
     found = Pairs(rng.integers(-9, 20, (7, 1)).astype(float), rng.integers(20, 90, (7, 1)).astype(float))
     theirs = stats.bootstrap(
@@ -109,7 +109,7 @@ def test_bootstrap_over_seeds_is_scipys():
 
 
 def test_bootstrap_draws_seeds_then_clips():
-    """Against the same by loops, over both levels."""
+    """Compare with loops over both levels."""
     found = pairs(texts(seeds=4, clips=25), "method", "a", "b")
     rng, slow = np.random.default_rng(5), []
     for _ in range(8_000):
@@ -120,7 +120,7 @@ def test_bootstrap_draws_seeds_then_clips():
 
 
 def test_interval_covers_the_truth():
-    """Seeds and clips both move the difference: an interval over clips alone would miss it far more often."""
+    """Seeds and clips both change the difference, so an interval over clips alone would miss the truth more often."""
     rng, covered, clips_alone = np.random.default_rng(7), [], []
     for trial in range(200):
         seeds, clips = rng.normal(0, 0.8, (12, 1)), rng.normal(0, 1, (1, 40))
@@ -132,13 +132,13 @@ def test_interval_covers_the_truth():
     assert np.mean(clips_alone) < np.mean(covered) - 0.05
 
 
-def test_same_stream_same_interval():
+def test_equal_streams_give_equal_intervals():
     found = pairs(texts(seeds=2), "method", "a", "b")
     assert bootstrap(found, ("one",), 500) == bootstrap(found, ("one",), 500) != bootstrap(found, ("two",), 500)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_permutation_p_is_scipys_exact_one(seed):
+def test_permutation_p_equals_the_exact_one_of_scipy(seed):
     found = pairs(texts(seeds=2, clips=11, seed=seed), "method", "a", "b")
     theirs = stats.permutation_test(
         (found.more.sum(axis=0),), np.sum, permutation_type="samples", n_resamples=np.inf, vectorized=True
@@ -146,7 +146,7 @@ def test_permutation_p_is_scipys_exact_one(seed):
     assert permutation_p(found) == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
-def test_permutation_p_of_many_clips_is_near_scipys_drawn_one():
+def test_permutation_p_of_many_clips_is_close_to_a_random_one_of_scipy():
     found = pairs(texts(clips=200, seed=9), "method", "a", "b")
     theirs = stats.permutation_test(
         (found.more[0],), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0),
@@ -155,7 +155,7 @@ def test_permutation_p_of_many_clips_is_near_scipys_drawn_one():
     assert permutation_p(found) == pytest.approx(theirs.pvalue, abs=0.01)
 
 
-def test_permutation_p_at_its_ends():
+def test_permutation_p_in_extreme_cases():
     same = Pairs(np.zeros((2, 5)), np.ones((2, 5)))
     assert permutation_p(same) == 1.0
     always = Pairs(np.ones((1, 10)), np.ones((1, 10)))
@@ -165,7 +165,7 @@ def test_permutation_p_at_its_ends():
 
 
 def closed(p):
-    """Holm's is the closed test of Bonferroni's: a hypothesis is rejected with all intersections that contain it."""
+    """Return the closed test by Bonferroni: a hypothesis is rejected if all intersections that contain it are."""
     adjusted = []
     for own in range(len(p)):
         sets = (s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size) if own in s)
@@ -174,7 +174,7 @@ def closed(p):
 
 
 @pytest.mark.parametrize("p", [[0.01], [0.04, 0.01, 0.03, 0.01], [0.5, 0.9, 0.0, 0.02, 0.3, 0.02], []])
-def test_holm_is_the_closed_bonferroni_test(p):
+def test_holm_equals_the_closed_bonferroni_test(p):
     assert holm(p) == pytest.approx(closed(p))
 
 
@@ -183,7 +183,7 @@ def test_holm_refuses_values_that_are_no_probabilities():
         holm([0.1, float("nan")])
 
 
-def test_compared_is_a_table_of_all_comparisons():
+def test_compared_returns_a_row_per_comparison():
     items = pd.concat([texts(seeds=3), texts(seeds=3, clips=60, seed=1).assign(task="u")])
     items = pd.concat([items, items[items["method"] == "b"].assign(method="c")])
     table = compared(items, ["task"], "method", [("a", "b"), ("c", "b")], draws=300)
@@ -202,7 +202,7 @@ def test_compared_is_a_table_of_all_comparisons():
     assert compared(items[items["seed"] == 0], ["task"], "method", [("a", "b")], 100)["seeds_low"].isna().all()
 
 
-def test_wider_takes_each_limit_from_the_interval_that_goes_further():
+def test_wider_takes_the_outer_limits_of_both_intervals():
     nan = float("nan")
     table = pd.DataFrame(
         [(-2.0, 1.0, -1.0, 3.0, "a"), (-1.0, 1.0, -2.0, 0.5, "b"), (-1.0, 1.0, nan, nan, "one seed")],
@@ -231,7 +231,7 @@ def test_folds_are_seeds_with_other_clips():
     assert low < found.difference < high
 
 
-def test_what_is_made_of_pairs_is_drawn_by_making_it_of_their_draws():
+def test_draws_of_combined_differences_are_combined_draws():
     """Equal streams draw equal seeds and clips: (a - b) + (b - c) is a - c in every draw."""
     items = texts(seeds=3)
     items = pd.concat([items, items[items["method"] == "a"].assign(method="c", errors=0)])
@@ -266,7 +266,7 @@ def test_change_of_a_difference_is_a_difference():
         (-0.2, -0.1, -1, "supported"), (0.1, 0.2, -1, "refuted"), (0.0, 0.0, -1, "undecided"),
     ],
 )  # fmt: skip
-def test_verdict_is_where_the_interval_lies(low, high, sign, expected):
+def test_the_verdict_follows_from_the_interval(low, high, sign, expected):
     assert verdict(low, high, sign) == expected
     assert verdict(float("nan"), float("nan"), sign) == "undecided"  # one seed has no interval over seeds
 

@@ -36,7 +36,7 @@ def edited(folder, tmp_path, change):
     return open_corpus(tmp_path)
 
 
-def test_voice_task_is_closed_set(folder):
+def test_the_voice_task_has_a_closed_set_of_speakers(folder):
     task = voice_task(open_corpus(folder), min_clips=10)
     assert task.labels == ["ANN", "BEN", "CID", "DOT"]
     assert (task.rows["target"].map(dict(enumerate(task.labels))) == task.rows["speaker"]).all()
@@ -73,7 +73,7 @@ def test_keywords_are_whole_words_of_any_script():
     assert first_words(lines).tolist() == ["über", "über", "привет", "l'été", "rock'n'roll", "नमस्ते"]
 
 
-def test_clips_are_cut_and_decoded_when_asked(folder):
+def test_clips_are_cut_and_decoded_on_access(folder):
     task = make_task("keyword", open_corpus(folder))
     clips = Clips(task.corpus, task.rows, max_seconds=0.1)
     waveform, label = clips[3]
@@ -114,7 +114,7 @@ def test_tasks_state_their_options_and_whether_voices_can_be_verified(folder):
         task_options("mood")
 
 
-def test_tiers_come_in_shares():
+def test_devices_are_divided_among_tiers_by_shares():
     devices = [f"d{i:02d}" for i in range(20)]
     even, uneven = assign_depths(devices, [3, 12], 0), assign_depths(devices, [3, 12], 0, [0.75, 0.25])
     assert [list(found.values()).count(3) for found in (even, uneven)] == [10, 15]
@@ -159,12 +159,12 @@ def test_dialogues_of_one_character_share_a_device():
     assert [device_of(group) for group in others] == others
 
 
-def test_tiers_are_called_by_depth():
+def test_tiers_are_named_by_depth():
     depths = {"BOB": 3, "APE": 12}
     assert [tier_of(g, depths) for g in ("BOB7.DOG", "APE.DOG", "C10A.CUT")] == ["depth 3", "depth 12", "no client"]
 
 
-def test_depths_are_dealt_evenly_and_by_seed():
+def test_depths_are_divided_evenly_and_by_seed():
     names = [f"v{i}" for i in range(11)]
     tiers = assign_depths(names, [3, 9], seed=4)
     assert sorted(tiers.values()) == [3] * 6 + [9] * 5
@@ -204,7 +204,7 @@ def test_every_task_has_the_columns_of_the_contract():
             assert set(task.rows["target"]) == set(range(len(task.labels)))
 
 
-def test_asr_puts_each_voice_on_one_side_and_makes_it_a_client():
+def test_asr_puts_each_voice_in_one_split_and_makes_it_a_client():
     task = asr_task(corpus_of(lines("ABCDEFGHIJ") + lines("K", clips=7)))
     sides = task.rows.groupby("speaker")["split"].agg(lambda split: "/".join(sorted(set(split))))
     assert set(sides) == {"known/train", "dev", "test"}
@@ -225,7 +225,7 @@ def test_no_client_holds_the_public_voice_of_queen(name):
         assert set(sides) == {"known/train", "dev", "test"}
 
 
-def test_asr_leaves_out_what_has_no_characters_or_no_voice_and_then_rare_voices():
+def test_asr_leaves_out_clips_without_characters_or_voice_and_then_rare_voices():
     rows = lines("AB", clips=8) + lines("A", text="42 ?!", clips=3)
     rows += lines("C", clips=7) + lines("C", text="...", clips=4)  # eight clips, but some without characters
     rows += lines([""], clips=20) + lines("A", text="", clips=2)
@@ -266,7 +266,7 @@ def test_english_texts_give_no_warning():
     asr_task(corpus_of(lines("AB", text="Don’t say naïve things, 3 times!")))
 
 
-def test_clips_are_cut_where_the_task_cut_them(folder):
+def test_clips_are_cut_at_the_length_of_the_task(folder):
     task = asr_task(corpus_of(lines("ABCDEF", text="yes we can " * 9, seconds=4.0)), max_seconds=4.0)
     depths = dict.fromkeys("ABCDEF", 3)
     assert {client.data.max_samples for client in make_clients(task, depths)} == {64_000}
@@ -284,7 +284,7 @@ def test_a_backbone_of_longer_frames_needs_longer_clips():
         asr_task(corpus_of(rows), frame=640)
 
 
-def test_speaker_holds_out_shares_of_each_ones_training_clips(folder):
+def test_speaker_holds_out_shares_of_each_speakers_training_clips(folder):
     corpus = open_corpus(folder)
     task = speaker_task(corpus)
     counts = task.rows.groupby(["speaker", "split"]).size().unstack()
@@ -376,8 +376,8 @@ def test_the_readme_lists_every_task():
     assert {row[0] for row in re.findall(ROW, README, re.MULTILINE)} == set(TASKS)
 
 
-def test_cards_tell_what_can_be_counted(monkeypatch):
-    """The sentences of data/README.md with numbers in them, recounted."""
+def test_numbers_in_the_sentences_of_the_readme_are_right(monkeypatch):
+    """Count again the numbers in the sentences of data/README.md."""
     monkeypatch.setenv("FEDEXIT_ROOT", str(Path(__file__).parents[1]))
     try:
         queen, digits, read, acted = (open_corpus(name) for name in ("queen", "asc_digits", "speechocean", "emodb"))

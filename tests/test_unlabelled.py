@@ -1,4 +1,4 @@
-"""Packages of unlabelled speech, from a .deb to a corpus; a stand-in for apt-get serves made-up packages."""
+"""Test packages of unlabelled speech, from a .deb to a corpus; a stand-in for apt-get serves invented packages."""
 
 import io
 import tarfile
@@ -71,7 +71,7 @@ def test_one_clip_in_fifty_is_for_development(tmp_path, packages):
     assert set(split.index[split == "dev"]) == {0, 50, 100} and set(split) == {"train", "dev"}
 
 
-def test_an_interrupted_build_keeps_what_is_complete(tmp_path, packages):
+def test_an_interrupted_build_keeps_complete_packages(tmp_path, packages):
     files, asked = packages
     second = files.pop("talk-two")
     with pytest.raises(FedexitError, match=r"no talk-two; .* decoded already stay"):
@@ -83,7 +83,7 @@ def test_an_interrupted_build_keeps_what_is_complete(tmp_path, packages):
     assert asked == ["talk-one", "talk-two", "talk-two"] and len(open_corpus(tmp_path / "out").dataset) == 3
 
 
-def test_it_is_fetched_by_name(tmp_path, packages, monkeypatch):
+def test_the_corpus_is_fetched_by_name(tmp_path, packages, monkeypatch):
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     with pytest.raises(FedexitError, match="fedexit data fetch unlabelled"):
         open_corpus("unlabelled")
@@ -94,7 +94,7 @@ def test_it_is_fetched_by_name(tmp_path, packages, monkeypatch):
 
 @pytest.mark.parametrize("source", unlabelled.SOURCES.values())
 def test_patterns_of_whole_paths_select_speech(source):
-    """Leave out music, noises and silence of the same packages."""
+    """The patterns leave out music, noises and silence of the same packages."""
     import re
 
     for path in (
@@ -116,7 +116,7 @@ def member(name, content, size=None):
 
 
 def package(ending="tar", pack=lambda content: content):
-    """A .deb with a file, a folder, links and a device in it."""
+    """Return a .deb that holds a file, a folder, links and a device."""
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as archive:
         for name, kind in (("./a", tarfile.REGTYPE), ("./b", tarfile.DIRTYPE), ("./c", tarfile.SYMTYPE)):
@@ -129,7 +129,7 @@ def package(ending="tar", pack=lambda content: content):
     return b"!<arch>\n" + member("debian-binary", b"2.0\n") + member(f"data.{ending}", pack(inner.getvalue()))
 
 
-def test_a_package_packed_by_zstandard_is_read_and_holds_files_alone():
+def test_a_zstandard_package_is_read_and_gives_only_regular_files():
     for content in (package(), package("tar.zst", zstandard.ZstdCompressor().compress)):
         assert list(package_files(content)) == [("a", b"hello")]
 

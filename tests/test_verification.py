@@ -1,4 +1,4 @@
-"""EER and minDCF against brute force; trial lists by their rules and, where the corpora are there, byte by byte."""
+"""Test EER and minDCF by brute force, and trial lists by their rules and, if the corpora exist, byte by byte."""
 
 import itertools
 import tracemalloc
@@ -89,7 +89,7 @@ def test_only_the_order_of_scores_matters(seed):
     assert turned == pytest.approx(1 - verification.equal_error_rate(scores, same), abs=1e-12)
 
 
-def test_perfect_inverted_and_blind_scores():
+def test_perfect_inverted_and_constant_scores():
     same = np.array([1, 1, 1, 0, 0])
     perfect = np.array([0.9, 0.8, 0.7, 0.2, 0.1])
     found = [
@@ -127,7 +127,7 @@ def manifest(clips_of_speaker):
 
 
 @given(st.lists(st.integers(2, 6), min_size=2, max_size=6), SEEDS)
-def test_trials_are_labelled_right_and_none_is_there_twice(clips, seed):
+def test_trials_are_labelled_correctly_and_unique(clips, seed):
     rows = manifest({f"s{n}": count for n, count in enumerate(clips)})
     most = sum(count * (count - 1) // 2 for count in clips)
     pairs = min(most, len(rows))
@@ -157,7 +157,7 @@ def test_trials_of_many_clips_need_little_memory():
     tracemalloc.stop()
 
 
-def test_odd_ids_come_back_as_they_are(tmp_path, monkeypatch):
+def test_unusual_ids_survive_storing(tmp_path, monkeypatch):
     ids = ["NA", "nan", "01", "1e5", "None", "a,b"]
     rows = pd.DataFrame({"id": ids, "speaker": list("aabbcc")})
     made = trial_lists.make_trials(rows, 3)
@@ -218,7 +218,7 @@ def corpus(request, monkeypatch):
 
 
 @pytest.mark.parametrize("corpus", LISTS, indirect=True)
-def test_committed_lists_are_what_the_documented_command_writes(corpus, tmp_path):
+def test_the_documented_command_writes_the_committed_lists(corpus, tmp_path):
     command = f"fedexit data trials {corpus.name} --pairs 1000 --out fedexit/data/trial_lists/{corpus.name}.csv"
     assert command in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     out = tmp_path / "again.csv"

@@ -1,4 +1,4 @@
-"""HeteroFL: which block of each weight a narrow client has, how blocks are averaged, and what width saves."""
+"""Test HeteroFL: the block of each weight of a narrow client, the average of blocks, and the saved costs."""
 
 import pytest
 import torch
@@ -54,13 +54,13 @@ def test_a_narrow_head_reads_means_and_deviations_of_the_first_channels():
     assert torch.equal(half[:, width // 2 :], full[:, width : width + width // 2])  # deviations
 
 
-def test_half_of_a_half_is_a_quarter():
+def test_narrowing_twice_by_half_gives_a_quarter():
     model = MultiExitModel(load_backbone("tiny-random"), ["low", "high"])
     twice, once = narrowed(narrowed(model, 0.5), 0.5).state_dict(), narrowed(model, 0.25).state_dict()
     assert twice.keys() == once.keys() and all(torch.equal(twice[name], once[name]) for name in once)
 
 
-def test_every_element_is_averaged_over_those_who_trained_it():
+def test_every_element_is_averaged_over_the_clients_that_trained_it():
     model = make_model()
     start = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
     halves = places_in(model, narrowed(model, 0.5))
@@ -79,7 +79,7 @@ def test_every_element_is_averaged_over_those_who_trained_it():
         average_by_element(start, [(two, halves)])
 
 
-def test_with_clients_of_full_width_it_is_fedavg_that_counts_clients_to_the_bit():
+def test_with_full_width_it_is_bit_identical_to_fedavg_with_equal_weights():
     plain, clients = one_exit(), [Client(c.name, c.data, 12, c.tier) for c in make_clients()]
     settings = dict(rounds=2, seed=3, fraction=0.5, training=TRAINING, dev=tones(99, 6))
     expected = federate(plain, clients, "count", **settings, evaluate_every=2)
@@ -103,21 +103,21 @@ def test_narrow_and_wide_clients_learn_something_easy_together():
     assert found.model.embeddings(torch.randn(1, 8000), exits=[3])[3].shape == (1, model.backbone.width)
 
 
-def test_tiers_take_whole_heads():
+def test_tiers_have_whole_attention_heads():
     tiny = load_backbone("tiny-random")
     assert widths_for((3, 6, 9, 12), tiny) == {3: 0.5, 6: 0.75, 9: 0.75, 12: 1.0}
     assert widths_for((3, 12), tiny) == {3: 0.5, 12: 1.0}
 
 
-def test_tiers_take_what_can_be_cut_of_base():
-    """12 heads, and 16 groups of the positional convolution: of a third neither is whole, of 10/12 heads no group."""
+def test_tiers_of_base_have_whole_heads_and_groups():
+    """Base has 12 heads and 16 groups of the positional convolution, so not every share gives whole numbers."""
     base = load_backbone("base")
     assert widths_for((1, 4, 8, 12), base) == {1: 0.25, 4: 0.5, 8: 0.75, 12: 1.0}
     assert widths_for((3, 6, 9, 12), base) == {3: 0.5, 6: 0.75, 9: 0.75, 12: 1.0}
 
 
-def test_every_evaluation_is_made_by_one_thread(monkeypatch):
-    """Sums may round differently by two."""
+def test_every_evaluation_uses_one_thread(monkeypatch):
+    """With two threads, sums may round differently."""
     threads, plain = [], width.evaluated
 
     def counted(*arguments):
@@ -133,7 +133,7 @@ def test_every_evaluation_is_made_by_one_thread(monkeypatch):
     assert threads == [1, 1]
 
 
-def test_a_cell_of_a_grid_runs_it(tmp_path, monkeypatch):
+def test_a_cell_of_a_grid_runs_heterofl(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
     folder = write_small_corpus(tmp_path / "small", clips=10)
     listed = make_trials(open_corpus(folder).select("test"), 30)
@@ -141,12 +141,12 @@ def test_a_cell_of_a_grid_runs_it(tmp_path, monkeypatch):
     found = run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice"), tmp_path / "state")
     test = found.errors.query("split == 'test' and tier == 'all'")
     assert list(test["exit"]) == [3, 6] and set(found.ledger["depth"]) == {3, 6}
-    assert list(found.errors.query("metric == 'EER'")["exit"]) == [3, 6]  # voices are told apart at each width
+    assert list(found.errors.query("metric == 'EER'")["exit"]) == [3, 6]  # speakers are verified at each width
     with pytest.raises(FedexitError, match="drop-outs"):
         run_cell(Cell("voice", "heterofl", 0), settings(folder, "voice", drop_out=0.5), tmp_path / "state")
 
 
-def test_half_the_width_is_a_quarter_of_the_work_of_a_layer_and_costs_like_a_quarter_of_the_depth():
+def test_half_the_width_costs_a_quarter_of_the_work_per_layer():
     model = MultiExitModel(load_backbone("base"), ["low", "high"])
     cut = {depth: clip_macs(model.backbone, 16_000, depth).trained for depth in (3, 12)}
     narrow = clip_macs(narrowed(model, 0.5).backbone, 16_000, 12).trained
@@ -174,6 +174,6 @@ def test_half_the_width_is_a_quarter_of_the_work_of_a_layer_and_costs_like_a_qua
         (lambda: federate(one_exit(), two_tiers(), "heterofl"), "cuts width"),
     ],
 )
-def test_what_cannot_be_is_told(change, word):
+def test_impossible_widths_are_refused(change, word):
     with pytest.raises(FedexitError, match=word):
         change()

@@ -94,7 +94,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 class _Memory(threading.Thread):
-    """Sample the total memory of a process and its descendants until `ended` is set; `peak` is in bytes."""
+    """A thread that samples the memory of a process and its descendants until `ended` is set; `peak` is in bytes."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)

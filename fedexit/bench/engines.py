@@ -1,4 +1,4 @@
-"""Run the workload with the bare loop, which is the floor, and with `federate`."""
+"""Run the workload with the bare loop, which is the lower limit, and with `federate`."""
 
 import time
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def bare(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Trainer:
-    """Hold a process's share of the clients and a scratch model for each of their depths."""
+    """A process's share of the clients, and a scratch model for each of their depths."""
 
     def __init__(self, workload: Workload, model: MultiExitModel, share: Sequence[int]):
         self.workload, self.clients = workload, [build_client(workload, number) for number in share]
@@ -139,7 +139,7 @@ def fedexit(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Clock(list):
-    """List clients and record the time whenever the first of them is read.
+    """A list of clients that records the time whenever the first of them is read.
 
     `federate` reads it once at the start of each round, so its rounds can be timed without a hook. The end of the last
     round is not visible.

@@ -56,7 +56,7 @@ def flower(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Timed(FedAvg):
-    """Record when each round of FedAvg begins and ends; `first` is `time.time()` at the start of the first round."""
+    """FedAvg that records when each round begins and ends; `first` is `time.time()` at the start of the first round."""
 
     def __init__(self, **settings):
         super().__init__(**settings)

@@ -56,7 +56,7 @@ def pfl(workload: Workload, processes: int, started: float) -> dict:
 
 
 class _Module(nn.Module):
-    """Wrap a client's full-depth model with the two methods that pfl requires."""
+    """A client's full-depth model with the two methods that pfl requires."""
 
     def __init__(self, workload: Workload):
         super().__init__()
@@ -88,7 +88,7 @@ def _data(workload: Workload) -> FederatedDataset:
 
 
 class _Clock(TrainingProcessCallback):
-    """Record when each round ends."""
+    """A callback that records when each round ends."""
 
     def __init__(self):
         self.marks: list[float] = []

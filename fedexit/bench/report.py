@@ -27,8 +27,8 @@ def write_engines(out: Path, runs: Sequence[dict]) -> pd.DataFrame:
     There is a row per engine, kind of workload, number of processes and quantity, with these columns:
 
     - `median`, `min`, `max` over repetitions. The quantity `round` is the median of a run's rounds after the first.
-    - `ratio`: the median quotient of the engine and the bare loop in the same repetition with the same number of
-      processes, at full depth; empty rounds are compared with empty rounds.
+    - `ratio`: the value divided by that of the bare loop at full depth, in the same repetition with the same number of
+      processes; the median over repetitions. Empty rounds are compared with empty rounds.
     - `equal_weights`: every repetition ended with the bare loop's weights. If not, the row is not comparable.
     """
     long = pd.DataFrame([row for run in runs for row in _quantities(run, runs)])

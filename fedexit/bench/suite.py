@@ -19,7 +19,7 @@ PARTS = ("engine", "aggregate", "depth", "peers")
 
 @dataclass(frozen=True)
 class Engine:
-    """Describe one row of the comparison.
+    """One row of the comparison.
 
     Attributes:
         name: a target of `fedexit.bench.child`.
@@ -56,7 +56,7 @@ PEER_ENGINES = (
 def bench(
     parts: Sequence[str] = (), repetitions: int = 3, out: str | Path | None = None, sizes: Sizes | None = None
 ) -> Path:
-    """Measure `parts`, write tables and a figure to the folder `out`, and return it.
+    """Measure `parts`, write tables and a figure to the folder `out`, and return the folder.
 
     A peer that cannot be installed or run is named on stderr and left out.
 

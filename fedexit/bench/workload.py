@@ -1,7 +1,7 @@
 """Define the workload that all engines share: a small wav2vec 2.0, clients with seeded noise, FedAvg with plain SGD.
 
 All engines train the same model on the same clips with the same batches in the same order. They must end with the same
-weights, so only the engine differs.
+weights, so that only the engine differs.
 """
 
 import math
@@ -26,7 +26,7 @@ EXITS = {"full": (12,), "empty": (12,), "mixed": (3, 9)}  # client i has depth i
 
 @dataclass(frozen=True)
 class Workload:
-    """Describe the model, the data and the training of one run.
+    """The model, the data and the training of one run.
 
     Attributes:
         kind: `full` trains every client to exit 12, `mixed` half of them to exit 3 and half to exit 9. Clients of
@@ -52,7 +52,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Set how much is measured. The defaults take about 15 minutes.
+    """The amount of work that is measured. The defaults take about 15 minutes.
 
     Attributes:
         workload: what the engines train.

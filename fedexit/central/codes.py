@@ -1,4 +1,4 @@
-"""Targets of masked prediction: k-means codes of every frame (HuBERT, Hsu et al. 2021, sec. II-A and II-C).
+"""Compute targets of masked prediction: k-means codes of every frame (HuBERT, Hsu et al. 2021, sec. II-A, II-C).
 
 Several codebooks are used together (HuBERT calls this a cluster ensemble), because no single one keeps everything.
 `mfcc` clusters plain MFCC. `content` clusters MFCC normalised per clip, which keeps the spoken content. `voice`
@@ -26,7 +26,7 @@ _BANDS, _COEFFICIENTS = 40, 13
 # telephone-band or MP3 recordings mostly encode how empty their upper bands are.
 _FLOOR = 1e-2
 CODEBOOK_PARTS = ("mean", "std", "centres", "frequencies")
-MAX_FRAMES = 300_000  # enough for a few hundred centres; more frames only cost time
+MAX_FRAMES = 300_000  # enough frames for a few hundred centres; more only cost time
 Features = Callable[[Tensor], Tensor]  # waveforms (B, T) at 16 kHz -> (B, F, D)
 
 
@@ -64,7 +64,7 @@ def features_of(name: str, teacher: Backbone | None) -> Features:
     Args:
         name: one of FEATURES, `layerL` (the output of layer L of `teacher`) or `contentL` (the same, normalised per
             clip).
-        teacher: the backbone whose layers are meant, or None.
+        teacher: the backbone that computes the layers, or None.
 
     Raises:
         FedexitError: for an unknown name, and for a layer without a teacher.

@@ -1,4 +1,4 @@
-"""`tiny-ctc`: the backbone after long central CTC training on a public voice, with a CTC head on every exit.
+"""Train `tiny-ctc`: a backbone after long central CTC training on a public voice, with a CTC head on every exit.
 
 It is the counterpart of `facebook/wav2vec2-base-100h`. A small model with a purely self-supervised start gives empty
 transcripts for thousands of updates before CTC training makes progress. Federated ASR therefore starts here; the other
@@ -31,7 +31,7 @@ from fedexit.support.paths import backbones_dir
 from fedexit.support.settings import with_given
 
 HEADS_FILE = "ctc_heads.safetensors"
-SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)  # each clip is played at each: one voice then sounds like several
+SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)  # every clip is played at each; one voice sounds like several
 RECIPE = Recipe(
     epochs=5, batch_size=16, learning_rate=1e-3, head_learning_rate=2e-3, weight_decay=0.01, crop=None,
     spec_augment=True, bfloat16=True,
@@ -80,7 +80,7 @@ def train_ctc_start(out: str | Path, start: str = "tiny", corpus: str = "queen",
     write_text(out / "training" / "ctc.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "training" / "ctc.csv", errors.to_csv(index=False, lineterminator="\n"))
     write_ctc_card(out)
-    checkpoint.unlink()  # last: without it the folder is complete
+    checkpoint.unlink()  # removed last: without it the folder is complete
 
 
 def _is_complete(out: Path, record: dict, checkpoint: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Central fine-tuning: all clips in one place, one exit or several. Federations are compared with it.
+"""Fine-tune on all clips in one place, one exit or several. Federations are compared with this.
 
 A client trains for an epoch or two; central training runs long enough to overfit. It therefore uses random crops,
 weight decay, label smoothing and a learning rate that falls to zero.
@@ -42,9 +42,10 @@ class Recipe:
         crop: length of the random stretch taken of each clip in each epoch, in frames for stored features and in
             samples for waveforms. None takes whole clips, which CTC heads need.
         clip_norm: largest norm of the gradient, above 0; math.inf turns clipping off.
-        spec_augment: mask stretches of time and channels of the training features (`model.features.spec_augment`).
-        bfloat16: compute matrix products in bfloat16. This is faster on processors that support it; the result then
-            depends on the processor.
+        spec_augment: whether stretches of time and channels of the training features are masked
+            (`model.features.spec_augment`).
+        bfloat16: whether matrix products are computed in bfloat16. This is faster on processors that support it; the
+            result then depends on the processor.
 
     Raises:
         FedexitError: for a value of another type or out of its range.
@@ -177,7 +178,7 @@ def _resume(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: d
 
 
 def moments_of(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return Adam's state of each parameter as `part:name`; a parameter without gradient so far has none."""
+    """Return Adam's state of each parameter as `part:name`; a parameter that never had a gradient has none."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         tensors |= {f"{part}:{name}": value for part, value in optimiser.state.get(parameter, {}).items()}

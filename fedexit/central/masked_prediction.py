@@ -1,4 +1,4 @@
-"""Masked prediction as in HuBERT (Hsu et al. 2021) at a small scale: the pre-training of the shipped backbone.
+"""Pre-train by masked prediction as in HuBERT (Hsu et al. 2021), at a small scale: so the shipped backbone was made.
 
 A run has a folder. Its subfolder work/ keeps settings, codebooks, checkpoint and loss curve. At the end the folder is a
 model in the Hugging Face format, with a model card and, in training/, the settings and the curve of each stage. If a
@@ -46,7 +46,7 @@ class MaskedPrediction(nn.Module):
     """A speech model with one linear classifier per codebook.
 
     A classifier's bias starts at the log frequency of its codes. Otherwise the model first learns these frequencies
-    with one hidden state for all frames, and takes long to leave it again.
+    with one hidden state for all frames, and then takes long to learn anything else.
     """
 
     def __init__(self, model: PreTrainedModel, books: dict[str, Codebook], precision: str = "float32"):
@@ -90,7 +90,7 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
         checkpoint_every: updates between checkpoints, where the curve has a line (`log_every`).
 
     Raises:
-        FedexitError: for settings that cannot work, a folder with another run, other data or another model, a damaged
+        FedexitError: for unusable settings, a folder with another run, other data or another model, a damaged
             checkpoint, and a loss that is not finite.
     """
     if not minutes >= 0 or checkpoint_every < 1:
@@ -223,7 +223,7 @@ class _Run:
         """Return the measures (4, C) of batch `number` of `pool`."""
         settings, name = self.settings, (self.settings.seed, part, number)
         clean = pool.batch(settings.seconds, *name)
-        codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore what is mixed in
+        codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore mixed-in sounds
         stream = (*name, "mask and dropout")
         clips, frames = codes[0].shape
         mask = mask_frames((clips, frames), settings.mask_probability, settings.mask_frames, *stream)
@@ -286,7 +286,7 @@ def save_model(model: PreTrainedModel, out: Path) -> None:
 
 
 def _check_claim(out: Path, claim: dict) -> None:
-    """Raise FedexitError unless `out` is new or holds the run of `claim`, as far as `claim` goes."""
+    """Raise FedexitError unless `out` is new or holds a run with the entries of `claim`."""
     file = out / "work" / "settings.json"
     if any(path.exists() and not path.is_dir() for path in (out, out / "work")):
         raise FedexitError(f"{out} cannot be the folder of a run, because a file has its name; name another folder")
@@ -303,7 +303,7 @@ def _check_claim(out: Path, claim: dict) -> None:
 
 
 def _claim(out: Path, claim: dict) -> None:
-    """Write into the folder `out` whose run it holds, or check that it is this one."""
+    """Record in the folder `out` which run it holds, or check that it is this run."""
     _check_claim(out, claim)
     write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
 

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a backbone that was trained here; its numbers come from the run itself."""
+"""Write the model card (README.md) of a backbone that was trained here; its numbers come from the run itself."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Settings of a pre-training run, and the checks of everything that they name."""
+"""Define the settings of a pre-training run, and check everything that they name."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from fedexit.support.streams import seeded
 
 
 class Book(NamedTuple):
-    """A codebook as settings name it: its feature, the number of clusters and its weight in the loss."""
+    """A codebook in the settings: its feature, the number of clusters and its weight in the loss."""
 
     feature: str
     clusters: int
@@ -42,7 +42,7 @@ class Pretraining:
         corpora: names or folders of the corpora, each once.
         codebooks: one text `feature:clusters:weight` per codebook. The feature is `mfcc`, `content`, `voice`, or
             `layerL` or `contentL` of the teacher; the weight is that in the loss.
-        teacher: model folder or name whose layers `layerL` means, None without such codebooks.
+        teacher: model folder or name that provides the layers of `layerL`; None without such codebooks.
         start: model folder, name in data/backbones or hub id to start from, None for random weights.
         updates: number of updates, at least 1.
         seconds: speech per update, at least 1 (the shortest row).
@@ -86,7 +86,7 @@ class Pretraining:
 
     @property
     def books(self) -> list[Book]:
-        """Return the codebooks. Raise FedexitError for one that is written otherwise."""
+        """Return the codebooks. Raise FedexitError for one in another notation."""
         return [_book(text) for text in self.codebooks]
 
 

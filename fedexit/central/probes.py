@@ -1,4 +1,4 @@
-"""Linear probes on every hidden state of a frozen backbone, and the similarity of layers.
+"""Measure the hidden states of a frozen backbone by linear probes, and the similarity of its layers.
 
 Index 0 is the input of layer 1, index l the output of layer l. Log-mel features, as a single "layer", are the baseline.
 """

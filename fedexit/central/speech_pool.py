@@ -1,4 +1,4 @@
-"""Unlabelled speech for pre-training: one memory-mapped array, and the batches that are cut from it.
+"""Store unlabelled speech for pre-training in one memory-mapped array, and cut batches from it.
 
 Every batch is a function of the seed and its number, so an interrupted run needs no stored position to resume.
 """

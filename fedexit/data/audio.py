@@ -1,4 +1,4 @@
-"""Reading and writing waveforms: everything after this module is 16 kHz mono float32 in [-1, 1]."""
+"""Read and write waveforms. All other modules get 16 kHz mono float32 in [-1, 1]."""
 
 import io
 import math
@@ -17,12 +17,12 @@ from fedexit.data.containers import promised_frames, recordings
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import read_bytes, write_bytes
 
-MAX_PEAK = 4.0  # louder samples are of another scale; up to here they overshoot, as those of MP3 decoders do
+MAX_PEAK = 4.0  # MP3 decoders overshoot 1 a little; samples above this peak have another scale
 RATES = (1_000, 1_000_000)  # Hz
 _BLOCK = 1 << 20  # frames
-_KERNEL = 1 << 20  # elements of torchaudio's resampling kernel; above, it costs seconds and gigabytes
-_FRACTION = 1 << 16  # terms of a ratio of rates up to here are exact; above, it is off by less than 2e-5
-_STEP = 1 / 32768  # of 16-bit samples
+_KERNEL = 1 << 20  # largest resampling kernel of torchaudio, in elements; a larger one costs seconds and gigabytes
+_FRACTION = 1 << 16  # a ratio of rates with larger terms is approximated, with an error below 2e-5
+_STEP = 1 / 32768  # between neighbouring 16-bit samples
 
 
 def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.Tensor, int]:
@@ -30,7 +30,7 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
 
     Sizes in headers are hints (see `fedexit.data.containers`). Recordings that follow one another in a file, such as
     chained Ogg streams, are joined. A cut MP3 without a length header, and an Ogg file that is cut between two pages,
-    cannot be told from whole ones.
+    look complete and are accepted.
 
     Args:
         source: a file or its content.
@@ -52,7 +52,7 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
     kinds = {(rate, samples.shape[1]) for samples, rate in parts}
     if len(kinds) > 1:
         found = " and ".join(f"{rate} Hz with {channels} channel(s)" for rate, channels in sorted(kinds))
-        raise FedexitError(f"{name}: several recordings in one file, {found}; split it into one file for each")
+        raise FedexitError(f"{name}: the file holds several recordings, {found}; write one file per recording")
     samples = torch.from_numpy(np.concatenate([samples for samples, _ in parts])).T
     rate = parts[0][1]
     if not RATES[0] <= rate <= RATES[1]:
@@ -67,8 +67,8 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
 def read_audio(path: Path | str) -> torch.Tensor:
     """Return the waveform (T,) float32 in [-1, 1] of a 16 kHz mono file.
 
-    Nothing is resampled or mixed without the user's knowledge: another rate or number of channels raises FedexitError,
-    as does everything that `decode_audio` refuses.
+    Nothing is resampled or mixed silently: another rate or number of channels raises FedexitError, and so does a file
+    that `decode_audio` refuses.
     """
     samples, rate = decode_audio(Path(path))
     channels = len(samples)
@@ -105,8 +105,8 @@ def read_clip(source: Path | bytes, name: str | None = None) -> torch.Tensor:
 def to_16k_mono(samples: torch.Tensor, rate: int) -> torch.Tensor:
     """Average the channels of `samples` (channels, T) or (T,) and resample from `rate` Hz: (T',) float32 at 16 kHz.
 
-    torchaudio resamples unless its kernel would exceed `_KERNEL` elements: it grows with the product of the rates.
-    Beyond, SciPy's polyphase filter does it in milliseconds, exactly for rates up to `_FRACTION` Hz.
+    torchaudio resamples unless its kernel, which grows with the product of the rates, would exceed `_KERNEL` elements.
+    Then SciPy's polyphase filter resamples in milliseconds; it is exact for rates up to `_FRACTION` Hz.
     """
     mono = samples.mean(dim=0) if samples.ndim == 2 else samples
     common = math.gcd(rate, SAMPLE_RATE)
@@ -119,11 +119,11 @@ def to_16k_mono(samples: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
-    """Write `waveform` (T,) in [-1, 1] as 16-bit FLAC at 16 kHz; the file appears whole.
+    """Write `waveform` (T,) in [-1, 1] as 16-bit FLAC at 16 kHz, completely or not at all.
 
     Returns:
-        "" if the file holds the waveform, else what was lost, in words: samples above full scale that were clipped, or
-        a level so low that rounding to 16 bits is heard.
+        "" if 16 bits hold the waveform, else the loss in words: samples above full scale that were clipped, or a level
+        so low that rounding to 16 bits is audible.
 
     Raises:
         FedexitError: the waveform is empty, not one-dimensional or not finite, its peak is above `MAX_PEAK`, or it is
@@ -148,7 +148,7 @@ def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
 
 
 def _loss(waveform: torch.Tensor, pcm: torch.Tensor, peak: float) -> str:
-    """Return what 16-bit samples `pcm` lose of `waveform`, in words; "" if next to nothing."""
+    """Return in words the loss of the 16-bit samples `pcm` against `waveform`; "" if it is negligible."""
     if peak > 1:
         return f"{int((waveform.abs() > 1).sum())} of {len(waveform)} samples clipped, peak {peak:.2f}"
     noise = (pcm * _STEP - waveform).square().mean()
@@ -158,7 +158,7 @@ def _loss(waveform: torch.Tensor, pcm: torch.Tensor, peak: float) -> str:
 
 
 class _Stream(sf.SoundFile):
-    """A file that is read from its start to its end: soundfile then neither seeks nor asks for a known length."""
+    """A file that can only be read from start to end, so that soundfile neither seeks nor needs its length."""
 
     def seekable(self) -> bool:
         return False
@@ -176,7 +176,7 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
             samples = np.concatenate(blocks)
     except MemoryError as error:
         raise FedexitError(f"{name}: too long for this machine's memory; split it into shorter files") from error
-    except Exception as error:  # libsndfile and its wrapper raise many kinds, none of which a user can tell apart
+    except Exception as error:  # libsndfile and its wrapper raise many kinds of error
         fault = "cut short or damaged" if opened else "not readable as audio"
         reason = (getattr(error, "error_string", None) or first_line(error)).removeprefix("Error : ").strip(" .")
         raise FedexitError(f"{name}: {fault} ({reason}); fetch it again, or convert it to WAV or FLAC") from error
@@ -189,12 +189,12 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
 
 
 def _cancel_out(samples: torch.Tensor) -> bool:
-    """Return whether the mean of the channels (channels, T) has less than 2 % of the power that unrelated ones have."""
+    """Return whether the mean of the channels (channels, T) has less than 2 % of the power of unrelated channels."""
     mean_power = samples.mean(dim=0).square().mean() * len(samples)
     return len(samples) > 1 and bool(mean_power < 0.02 * samples.square().mean())
 
 
 @lru_cache(maxsize=4)
 def _lowpass(factor: int) -> np.ndarray:
-    """Return SciPy's own low-pass filter for `resample_poly`; kept, since its design costs more than its use."""
+    """Return SciPy's default low-pass filter of `resample_poly`, cached because its design costs more than its use."""
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)

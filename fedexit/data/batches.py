@@ -1,4 +1,4 @@
-"""Examples (clip, target): checks, a digest of their content, normalisation, padding and batches of similar length."""
+"""Check, hash, normalise, pad and batch examples, which are pairs (clip, target)."""
 
 import hashlib
 import math
@@ -57,10 +57,10 @@ def _is_target(target: object) -> bool:
 
 
 def data_digest(data: Sequence[Example]) -> str:
-    """Return a hash of all clips and targets in their order: equal data give equal digests, other data others.
+    """Return a hash of all clips and targets in their order. Equal data give equal hashes.
 
-    A data set with an attribute `content_hash` (str) is not read: the attribute counts. The type of an integer target
-    and whether a clip is a tensor or an array make no difference.
+    If the data set has an attribute `content_hash` (str), the hash is made from it and no clip is read. The type of an
+    integer target does not matter, nor whether a clip is a tensor or an array.
     """
     if isinstance(data, ConcatDataset):
         parts: list[Any] = data.datasets

@@ -1,4 +1,4 @@
-"""Check clips, targets and batches before a model reads them: one sentence instead of an error deep in torch."""
+"""Check clips and batches before a model reads them, so that an error is one sentence and no traceback of torch."""
 
 from collections.abc import Callable
 
@@ -26,10 +26,10 @@ def checked_batch(
         lengths: samples or frames of each clip; None for all of T or F.
         channels: C of the model's features.
         frames: number of frames of a clip, from its samples.
-        name: of the model, for messages.
+        name: the model's name, for messages.
 
     Raises:
-        FedexitError: for shapes, types and lengths that cannot be right, clips shorter than one frame, and NaN.
+        FedexitError: a shape, type or length is invalid, a clip is shorter than one frame, or there is NaN.
     """
     if not isinstance(clips, Tensor) or not clips.is_floating_point():
         kind = clips.dtype if isinstance(clips, Tensor) else type(clips).__name__
@@ -40,20 +40,20 @@ def checked_batch(
             f"a batch of shape {shape} is neither waveforms (B, T) nor features (B, {channels}, F) of {name}; a clip "
             "is (T,): mix its channels with clip.mean(0), add the batch axis with clip[None]"
         )
-    if lengths is None:  # nothing to check, so a GPU need not wait
+    if lengths is None:  # without lengths there is nothing to check, and a GPU need not wait
         shortest, lengths = shape[-1], clips.new_full((shape[0],), shape[-1], dtype=torch.long)
     else:
         shortest = _shortest(lengths, shape[0], shape[-1])
     if clips.dim() == 2 and frames(shortest) < 1:
         raise FedexitError(f"a clip of {shortest} samples is shorter than one frame of {name}; drop it")
-    if clips.device.type == "cpu":  # on a GPU the check would have to wait, and `collate` has made it already
+    if clips.device.type == "cpu":  # on a GPU this check would force a wait; `collate` has checked already
         for position, clip in enumerate(clips):
             check_finite(clip, position)
     return lengths.to(clips.device, torch.long)
 
 
 def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
-    """Return the least of `lengths`. Raises FedexitError unless they are one whole number per clip, 1 to `longest`."""
+    """Return the least of `lengths`. Raises FedexitError unless there is one integer per clip, 1 to `longest`."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in _WHOLE or lengths.shape != (clips,):
         raise FedexitError(f"lengths must be a tensor of {clips} integers, one per clip, not {str(lengths)[:80]}")
     least, most = int(lengths.min()), int(lengths.max())

@@ -1,6 +1,6 @@
-"""Content hashes of a corpus's clips, with an index in the cache so that unchanged files are not read again.
+"""Hash the clips of a corpus. An index in the cache avoids reading unchanged files again.
 
-Light on purpose: `fedexit status` asks for checksums without importing torch.
+This module does not import torch, because `fedexit status` needs checksums at once.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class ClipHashes:
         before = dict(self._known)
         found = [self.of(path) for path in paths]
         if self._index is not None and self._known != before:
-            with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            with suppress(OSError):  # if the cache cannot be written, the files are read again next time
                 write_text(self._index, json.dumps(self._known))
         return found
 

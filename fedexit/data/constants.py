@@ -1,4 +1,4 @@
-"""Numbers that every corpus obeys, in a module that imports nothing."""
+"""Define constants of every corpus. This module imports nothing."""
 
 SAMPLE_RATE = 16_000  # Hz
-MIN_SAMPLES = 400  # one frame of wav2vec 2.0 and its kin: 25 ms
+MIN_SAMPLES = 400  # 25 ms: one frame of wav2vec 2.0, HuBERT and WavLM

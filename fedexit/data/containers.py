@@ -1,8 +1,8 @@
-"""Repair of the outer structure of audio files before libsndfile decodes them.
+"""Repair the outer structure of audio files before libsndfile decodes them.
 
 Programs that write to a pipe cannot fill in sizes, so every size in a header is a hint here: a placeholder, a zero or a
-wrong size means "to the end of the data". A file counts as cut short where it can be told: its sizes agree with each
-other, are below 1 GiB (placeholders are above) and exceed the file; or its last Ogg page is not whole.
+wrong size means "to the end of the data". A file counts as cut short in two cases: its sizes agree with each other, are
+below 1 GiB (placeholders are larger) and exceed the file; or its last Ogg page is incomplete.
 """
 
 import itertools
@@ -14,10 +14,10 @@ from typing import NamedTuple
 from fedexit.data.mp3 import with_length
 from fedexit.support.errors import FedexitError
 
-_PLACEHOLDER = 1 << 30  # bytes; larger claims that a file does not hold come from writers to a pipe
-_GARBAGE = 4096  # bytes; a shorter rest behind sizes that agree is no sound
+_PLACEHOLDER = 1 << 30  # bytes; a larger size that exceeds the file comes from a program that wrote to a pipe
+_GARBAGE = 4096  # bytes; a shorter rest after consistent sizes is not sound
 _TAGS = (b"LIST", b"bext", b"id3 ", b"ID3", b"TAG", b"APETAGEX", b"iXML", b"JUNK", b"cue ", b"smpl")
-_W64 = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"  # behind the four letters of a Wave64 chunk's name
+_W64 = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"  # follows the four letters of a Wave64 chunk's name
 _WHOLE_FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # marker and header of the first block
 _OGG_START = re.compile(rb"OggS\x00[\x02\x06]")  # a page that begins a stream
 _XING = rb"(?:Xing|Info)\x00\x00\x00[\x00-\x0f]"  # the length of an MP3, at one of three places in its first frame
@@ -27,7 +27,7 @@ _AGAIN = "copy or fetch it again"
 
 
 class _Form(NamedTuple):
-    """Describe a chunked container.
+    """The layout of a kind of chunked container.
 
     start: bytes before the first chunk.
     name: bytes of a chunk's name.
@@ -68,10 +68,10 @@ class _Chunk(NamedTuple):
 
 
 def recordings(content: bytes, name: str) -> list[bytes]:
-    """Return the recordings in an audio file, one after another, with sizes that agree with what they hold.
+    """Return the recordings in an audio file in their order, with corrected sizes.
 
-    An ordinary file comes back as it is. Chained Ogg streams and joined FLAC, MP3 or WAV files come back as several.
-    Raises FedexitError, naming the file `name`, if it is cut short.
+    An ordinary file is returned unchanged. Chained Ogg streams and joined FLAC, MP3 or WAV files give several
+    recordings. Raises FedexitError, naming the file `name`, if it is cut short.
     """
     form = _FORMS.get(content[:4])
     if form and (content[:4] != b"FORM" or content[8:12] in (b"AIFF", b"AIFC")):
@@ -88,13 +88,13 @@ def recordings(content: bytes, name: str) -> list[bytes]:
 
 
 def promised_frames(recording: bytes, form: str, frames: int) -> int:
-    """Return how many frames the header of a recording promises; 0 if it does not say.
+    """Return the number of frames that the header of a recording promises; 0 if the header gives none.
 
     Args:
         recording: its bytes.
         form: libsndfile's name of its format.
-        frames: how many frames libsndfile announces: an estimate for an MP3 without a length header, 2**63 - 1 for a
-            stream of unknown length, only what is there for a cut SPHERE file.
+        frames: number of frames by libsndfile. It is an estimate for an MP3 without a length header, 2**63 - 1 for a
+            stream of unknown length, and the number in the file for a cut SPHERE file.
     """
     if form == "MP3" and not _MP3_START.search(recording, 0, 1 << 16):
         return 0
@@ -169,7 +169,7 @@ def _long_sizes(content: bytes, before: list[_Chunk], outer: int | None, chunk: 
 
 
 def _end_of_data(content: bytes, form: _Form, chunk: _Chunk, outer: int | None, name: str) -> tuple[int, bytes]:
-    """Return where the samples end, and what follows them if that is a recording of its own."""
+    """Return where the samples end, and the bytes that follow them if these are another recording."""
     claimed, held = chunk.end - chunk.start, len(content) - chunk.start
     if claimed > held:
         agrees = outer is None or chunk.end <= outer < _PLACEHOLDER
@@ -199,7 +199,7 @@ def _end_of_unknown(content: bytes, form: _Form, chunk: _Chunk) -> tuple[int, by
 
 
 def _header_pattern(content: bytes, form: _Form) -> re.Pattern[bytes]:
-    """Return what finds a second header of the same kind: a file that follows, or one that a stopped writer appends."""
+    """Return a pattern for a second header of the same kind, of a joined file or of a writer that was stopped."""
     parts = [content[: form.start + 4]]
     if form.outer is not None:
         parts = [content[: form.outer], content[form.outer + struct.calcsize(form.size) : form.start + 4]]
@@ -227,7 +227,7 @@ def _rebuilt(content: bytes, form: _Form, chunks: bytes, data: bytes) -> bytes:
 
 
 def _au(content: bytes, name: str) -> bytes:
-    """Return an AU file whose size says "unknown", which libsndfile reads to the end, if its size is not right."""
+    """Return an AU file in which a wrong size is replaced by "unknown": libsndfile then reads to the end."""
     order = ">" if content[:4] == b".snd" else "<"
     if len(content) < 24:
         return content
@@ -244,7 +244,7 @@ def _au(content: bytes, name: str) -> bytes:
 
 
 def _ogg_starts(content: bytes) -> list[int]:
-    """Return where each link of a chained Ogg file begins; first pages that touch belong to one link."""
+    """Return where each link of a chained Ogg file begins; adjacent first pages belong to one link."""
     starts, end = [], -1
     for match in _OGG_START.finditer(content):
         if match.start() != end:

@@ -1,4 +1,4 @@
-"""Making a corpus of a folder of audio files of any kind."""
+"""Convert a folder of audio files of any kind into a corpus."""
 
 import os
 import stat
@@ -41,7 +41,7 @@ _OTHER_ENDINGS = {
     "SVX": (".8svx", ".iff"),
     "WAV": (".bwf", ".wave"),
 }
-_NO_SPEECH = {"RAW", "MAT4", "MAT5", "MPC2K", "SD2", "XI"}  # no header, tables of numbers, or parts of instruments
+_NO_SPEECH = {"RAW", "MAT4", "MAT5", "MPC2K", "SD2", "XI"}  # raw bytes, tables, instruments
 _FORMATS = set(sf.available_formats()) - _NO_SPEECH
 AUDIO_ENDINGS = {f".{name.lower()}" for name in _FORMATS} | {
     e for name in _FORMATS for e in _OTHER_ENDINGS.get(name, ())
@@ -53,7 +53,7 @@ _SHOWN = 5
 
 
 class Report:
-    """What a conversion left out or changed, by reason."""
+    """The files and clips that a conversion left out or changed, by reason."""
 
     def __init__(self, skip_bad: bool):
         self.skip_bad = skip_bad
@@ -64,7 +64,7 @@ class Report:
         self.reasons[reason].append(printable(name))
 
     def bad(self, error: FedexitError) -> None:
-        """Note a file that cannot be used; raise `error` unless such files are to be skipped."""
+        """Note an unusable file, or raise `error` if such files are not skipped."""
         if not self.skip_bad:
             raise FedexitError(f"{error} (--skip-bad leaves such files out)") from error
         self.reasons["left out, bad"].append(str(error))
@@ -85,16 +85,16 @@ def printable(name: object) -> str:
 
 
 def convert(folder: Path, out: Path, report: Report) -> None:
-    """Make the corpus folder `out`, 16 kHz mono FLAC with a manifest, of the audio files in `folder`.
+    """Convert the audio files in `folder` to the corpus folder `out`: 16 kHz mono FLAC and a manifest.
 
     Args:
-        folder: with a `manifest.csv`, its rows are the clips. Without one every audio file is a clip, the first-level
-            subfolder its speaker, and speakers are split by `split_groups`.
-        out: the new folder; if anything fails it is not made.
-        report: receives what is left out or changed.
+        folder: folder of audio files. If it has a `manifest.csv`, the rows are the clips. Otherwise every audio file is
+            a clip, the first-level subfolder is its speaker, and `split_groups` splits the speakers.
+        out: the new folder; it is not created if anything fails.
+        report: receives the clips that are left out or changed.
 
     Raises:
-        FedexitError: `out` exists, `folder` holds no audio, its manifest is at fault, or a file cannot be used and
+        FedexitError: `out` exists, `folder` holds no audio, its manifest is invalid, or a file cannot be used and
             `report.skip_bad` is false.
     """
     if os.path.lexists(out):
@@ -115,11 +115,11 @@ def convert(folder: Path, out: Path, report: Report) -> None:
                 f"{folder}: none of its {len(table)} audio files can be used; " + "; ".join(report.lines())
             )
         made = pd.DataFrame(rows, columns=COLUMNS)
-        made = made if "split" in source else with_new_split(made)  # anew: a speaker may have lost all clips
+        made = made if "split" in source else with_new_split(made)  # a speaker may have lost all clips
         save_manifest(made, part / MANIFEST)
         check_manifest(read_table(part / MANIFEST), part)
     for row in made[made["label"] == ""].itertuples() if (made["label"] != "").any() else ():
-        report.note("kept, but without a label, so in no task on labels", row.id)
+        report.note("kept without a label, so tasks with labels leave it out", row.id)
 
 
 def _converted(table: pd.DataFrame, folder: Path, part: Path, report: Report) -> Iterator[dict]:
@@ -144,10 +144,10 @@ def _usable(file: Path, name: str, report: Report) -> torch.Tensor:
     if peak == 0:
         report.note("kept, but silent", name)
     elif peak > 1:
-        report.note("scaled down, because louder than full scale", name)
+        report.note("scaled down, because it was louder than full scale", name)
         waveform = waveform * (FULL_SCALE / peak)
     elif peak < _QUIET:
-        report.note("scaled up, because too quiet for 16 bits", name)
+        report.note("scaled up, because it was too quiet for 16 bits", name)
         waveform = waveform * (FULL_SCALE / peak)
     return waveform
 
@@ -163,7 +163,7 @@ def _checked_rows(table: pd.DataFrame, folder: Path, report: Report) -> pd.DataF
             report.bad(FedexitError(f"{path}: the audio file is missing"))
         table = table[[found is not None for found in there]].reset_index(drop=True)
         if table.empty:
-            raise FedexitError(f"{folder / MANIFEST}: none of its audio files is there; check the paths")
+            raise FedexitError(f"{folder / MANIFEST}: none of its audio files exists; check the paths")
     listed = {os.path.normpath(path) for path in there if path}
     for path in _recordings(folder, Report(skip_bad=True)):
         if str(path) not in listed:
@@ -198,9 +198,9 @@ def _table_of_tree(folder: Path, report: Report) -> pd.DataFrame:
 
 
 def _recordings(folder: Path, report: Report) -> list[Path]:
-    """Return the audio files below `folder`, as paths relative to it, each file once, and note all others.
+    """Return the audio files below `folder` as paths relative to it, each file once, and note all other files.
 
-    Links are followed. What is found without a link wins over the same file or folder found by one.
+    Links are followed. If a file or folder is found both with and without a link, the path without the link is used.
     """
     files: dict[tuple, Path] = {}
     linked_files = []
@@ -210,7 +210,7 @@ def _recordings(folder: Path, report: Report) -> list[Path]:
             report.note("left out, hidden", name)
         elif file.suffix.lower() not in AUDIO_ENDINGS:
             ending = printable(file.suffix.lower()) or "none"
-            report.note(f"left out, no ending of audio that libsndfile reads: {ending}", name)
+            report.note(f"left out, libsndfile does not read files with this ending: {ending}", name)
         elif not _is_utf8(file):
             report.bad(FedexitError(f"{printable(folder / file)}: the name is not UTF-8; rename it"))
         elif (folder / file).is_symlink():
@@ -223,18 +223,18 @@ def _recordings(folder: Path, report: Report) -> list[Path]:
 
 
 def _add(files: dict[tuple, Path], file: Path, folder: Path, report: Report) -> None:
-    """Add `file` unless the same file is there by another name."""
+    """Add `file` unless `files` has the same file under another name."""
     try:
         is_file, own = stat.S_ISREG((folder / file).stat().st_mode), identity(folder / file)
     except OSError as error:
         report.bad(
             FedexitError(
-                f"{printable(folder / file)}: cannot be read, or a link to nothing ({error.strerror}); remove it"
+                f"{printable(folder / file)}: cannot be read, or is a broken link ({error.strerror}); remove it"
             )
         )
         return
     if not is_file:
-        report.note("left out, no ordinary file", file)
+        report.note("left out, not a regular file", file)
     elif files.setdefault(own, file) != file:
         report.note("left out, the same file as another", f"{file} = {files[own]}")
 

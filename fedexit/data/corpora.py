@@ -1,4 +1,4 @@
-"""Opening, fetching and converting speech corpora; each ends as one folder with one manifest."""
+"""Open, fetch and convert speech corpora. Every corpus is one folder with one manifest."""
 
 import re
 import shutil
@@ -48,7 +48,7 @@ from fedexit.support.paths import data_dir
 from fedexit.support.reads import note_read, recording
 
 _TRIED = 16  # clips of a user's corpus that are decoded when it is opened, evenly spaced
-_SECONDS_OFF = 0.05  # by how much a manifest may misstate a clip's length
+_SECONDS_OFF = 0.05  # largest error of a clip's length in a manifest, in seconds
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Corpus:
 
     @property
     def labels(self) -> list[str]:
-        """Return the labels of the manifest, sorted, without the empty one of clips that have no label.
+        """Return the sorted labels of the manifest, without the empty label of clips that have none.
 
-        Raises FedexitError for fewer than two, because there is nothing to tell apart.
+        Raises FedexitError for fewer than two labels, because there is nothing to classify.
         """
         labels = sorted(set(self.dataset["label"]) - {""})
         if len(labels) < 2:
@@ -85,7 +85,7 @@ class Corpus:
 
     @property
     def checksum(self) -> str:
-        """Return the SHA-256 of manifest and audio, as they are now: the data that a result was measured on."""
+        """Return the SHA-256 of the manifest and the audio, as the files are now."""
         return content_checksum(self.folder, list(self._paths.values()), self._hashes)
 
     def clip_hash(self, clip: str) -> str:
@@ -136,14 +136,13 @@ class Corpus:
 
 
 def open_corpus(name_or_folder: str | Path) -> Corpus:
-    """Open a known corpus by name, or a folder or .tar that holds a `manifest.csv`, and check all of its manifest.
+    """Open a known corpus by name, or a folder or .tar with a `manifest.csv`, and check the whole manifest.
 
-    A `Path`, or a text such as `./queen`, is always a folder or .tar of your own. A few of its clips are decoded, so
-    another rate, wrong seconds or files that are not audio are found here and not during training.
+    A `Path`, or a text such as `./queen`, is always a folder or .tar of your own. A few clips are decoded, so that a
+    wrong sample rate, wrong seconds or files that are not audio are found now and not during training.
 
     Raises:
-        FedexitError: the corpus is unknown, not fetched yet or at fault; or its name is that of a known corpus and of a
-            folder here.
+        FedexitError: the corpus is unknown, not fetched or invalid, or the name means a known corpus and a folder here.
     """
     place = named_or_own(name_or_folder)
     if isinstance(place, str):
@@ -173,7 +172,7 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
         source: for `queen` a .deb or a queen.1c in place of the Debian package; for the others their .tar.
 
     Raises:
-        FedexitError: the name is unknown, or the corpus cannot be had or read.
+        FedexitError: the name is unknown, or the corpus cannot be downloaded or read.
     """
     source = Path(source) if source is not None else None
     if name not in NAMES:
@@ -198,17 +197,17 @@ def write_manifest(corpus: str | Path, out: str | Path) -> Path:
 def convert_folder(
     folder: str | Path, out: str | Path, skip_bad: bool = False, say: Callable[[str], object] = print
 ) -> Corpus:
-    """Make the corpus folder `out`, 16 kHz mono FLAC with a manifest, of a folder of audio files, and open it.
+    """Convert a folder of audio files to the corpus folder `out` (16 kHz mono FLAC and a manifest), and open it.
 
     Args:
-        folder: with a `manifest.csv`, its rows are the clips. Without one every audio file is a clip, the first-level
-            subfolder its speaker, and speakers are split by `split_groups`.
-        out: the new folder; if anything fails it is not made.
-        skip_bad: leave out files that cannot be used, and list them; otherwise the first one is an error.
-        say: receives a line with the number of clips, then one per reason for what was left out or changed.
+        folder: folder of audio files. If it has a `manifest.csv`, the rows are the clips. Otherwise every audio file is
+            a clip, the first-level subfolder is its speaker, and `split_groups` splits the speakers.
+        out: the new folder; it is not created if anything fails.
+        skip_bad: leave out unusable files and list them; otherwise the first one raises an error.
+        say: receives a line with the number of clips, then a line for each reason why files were left out or changed.
 
     Raises:
-        FedexitError: `out` exists or is a reserved name, or the folder, its manifest or a file is at fault.
+        FedexitError: `out` exists or is a reserved name, or the folder, its manifest or a file is invalid.
     """
     report = Report(skip_bad)
     if str(out) in NAMES and not isinstance(out, Path):
@@ -246,7 +245,7 @@ def _keep_tar(source: Path, target: Path) -> None:
 
 
 def _dataset(table: pd.DataFrame, folder: Path) -> datasets.Dataset:
-    """Return a manifest as a dataset in memory; `audio` holds paths, as decoding in `datasets` would need FFmpeg."""
+    """Return a manifest as a dataset in memory; `audio` holds paths, because decoding in `datasets` needs FFmpeg."""
     columns = table.to_dict("list")
     columns["audio"] = [str(folder / path) for path in table["path"]]
     return datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))

@@ -1,4 +1,4 @@
-"""The manifest format of every corpus: a folder with `manifest.csv` and the audio files that it names."""
+"""Read, check and write the manifest of a corpus: `manifest.csv` in a folder with the audio files that it names."""
 
 import hashlib
 import os
@@ -39,9 +39,9 @@ def as_manifest(table: pd.DataFrame, where: Path) -> pd.DataFrame:
     """Return `table` with the manifest's columns, filled in if it has the short format.
 
     The short format has `path` and `speaker`, and perhaps `label`, `transcript` and others, but no `text`. Then the id
-    is the path without its ending, the group is the speaker, and speakers are split by `split_groups`. A column that is
-    given is kept. Names are in Unicode's composed form, so equal names are equal. Raises FedexitError without `path`
-    or `speaker`.
+    is the path without its ending, the group is the speaker, and speakers are split by `split_groups`. Given columns
+    are kept. Names are converted to Unicode's composed form, so that equal names compare equal. Raises FedexitError
+    without `path` or `speaker`.
     """
     if "text" not in table:
         for column in ("path", "speaker"):
@@ -71,7 +71,7 @@ def composed(name: str) -> str:
 
 
 def clip_ids(paths: Sequence[str]) -> list[str]:
-    """Return the paths without their endings; with them where two files differ in nothing else."""
+    """Return the paths without their endings, or with them where two files differ only in the ending."""
     paths = [composed(posixpath.normpath(path.replace("\\", "/"))) if path else "" for path in paths]
     bare = [PurePosixPath(path).with_suffix("").as_posix() if PurePosixPath(path).name else path for path in paths]
     counts = pd.Series(bare).value_counts()
@@ -80,7 +80,7 @@ def clip_ids(paths: Sequence[str]) -> list[str]:
 
 
 def save_manifest(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` as a manifest: columns in order, seconds with 3 decimals, LF line ends; whole or not at all."""
+    """Write `table` as a manifest: columns in order, seconds with 3 decimals, LF line ends; all or nothing."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FedexitError(f"{path}: cannot be written (no such folder); choose another place")
@@ -126,7 +126,7 @@ def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def check_groups(table: pd.DataFrame, folder: Path) -> None:
-    """Raise FedexitError if clips of one group are in different splits: a test would then measure what training saw.
+    """Raise FedexitError if clips of one group are in different splits: test clips would resemble training clips.
 
     Clips without speaker, text and label are not checked, because no task uses them.
     """
@@ -137,20 +137,20 @@ def check_groups(table: pd.DataFrame, folder: Path) -> None:
         other = first.loc[row.group]
         pair = f"{other['id']!r} ({other['split']}) and {row.id!r} ({row.split})"
         raise FedexitError(
-            f"{folder / MANIFEST}: the clips {pair} are of one group, {row.group!r}; give a group one split "
-            "(without a column group, the speaker is the group)"
+            f"{folder / MANIFEST}: the clips {pair} belong to the group {row.group!r}; put all clips of a "
+            "group into one split (without a column group, the speaker is the group)"
         )
 
 
 def located(folder: Path, path: str, listings: dict[Path, dict[str, str]]) -> str | None:
-    """Return how the file `path` in `folder` is really spelled, or None if it is not there.
+    """Return the spelling on disk of the file `path` in `folder`, or None if it does not exist.
 
-    Found as well: a path with backslashes, and names in another Unicode form (NFC or NFD).
+    Paths with backslashes and names in another Unicode form (NFC or NFD) are found, too.
 
     Args:
         folder: the corpus.
-        path: the path as the manifest has it.
-        listings: names of each folder by composed form; filled here, so that a folder is listed once.
+        path: the path in the manifest.
+        listings: names in each folder by composed form; this function fills it, so that each folder is listed once.
     """
     for spelled in (path, path.replace("\\", "/")):
         if path and os.path.isfile(os.path.join(folder, spelled)):
@@ -172,8 +172,8 @@ def located(folder: Path, path: str, listings: dict[Path, dict[str, str]]) -> st
 def split_groups(groups: Iterable[str]) -> dict[str, str]:
     """Return the split of each group (70 % train, 15 % dev, 15 % test, counted in groups), equal on every machine.
 
-    Groups are ordered by the SHA-256 of their names, which does not depend on the names' meaning. With three groups or
-    more each split gets one. Two groups give train and test, a single one gives train.
+    Groups are ordered by the SHA-256 of their names. With three groups or more, each split gets at least one. Two
+    groups give train and test, a single group gives train.
     """
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     held_out = max(1, round(0.15 * len(ranked)))

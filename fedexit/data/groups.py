@@ -1,4 +1,4 @@
-"""Groups of clips: the devices that hold them, their depths, and a skewed division of clips among them."""
+"""Assign groups of clips to devices and devices to depths, and divide clips with skewed labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ def device_of(group: str) -> str:
 
 
 def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int, shares: Sequence[float] = ()) -> dict:
-    """Return the depth of each device: a random order divided evenly over `depths` (two are the paper's 50/50 tiers).
+    """Return the depth of each device. Devices are divided at random and evenly over `depths` (50/50 in the paper).
 
-    With `shares`, one number >= 0 per depth, it is divided in that ratio. Raises FedexitError for other shares.
+    With `shares`, one number >= 0 per depth, they are divided in that ratio. Raises FedexitError for other shares.
     """
     names = sorted(set(devices))
     order = numpy_stream(seed, "tiers").permutation(len(names))
@@ -43,7 +43,9 @@ def client_groups(task: Task, min_clips: int = 8) -> list[str]:
     sizes = task.rows.query("split == 'train'")["group"].value_counts()
     groups = sorted(sizes[sizes >= min_clips].index)
     if not groups:
-        raise FedexitError(f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}")
+        raise FedexitError(
+            f"no group of corpus {task.corpus.name} has {min_clips} clips for task {task.name}; lower min_clips"
+        )
     return groups
 
 

@@ -24,7 +24,8 @@ def check_clips(
 ) -> tuple[list[int], bool]:
     """Check all clips of `data`; return their lengths, and whether they are features (lengths in frames).
 
-    Data sets with `lengths`, `targets` and `channels`, such as `Clips`, are checked by these alone. Others are read.
+    Data sets with `lengths`, `targets` and `channels`, such as `Clips`, are checked by these attributes alone.
+    The clips of other data sets are read.
 
     Args:
         data: The clips and targets.

@@ -1,4 +1,4 @@
-"""Lengths of MP3 streams: libsndfile estimates them from the first frame and drops what is beyond its estimate."""
+"""Add a length to MP3 streams: libsndfile otherwise estimates it from the first frame and drops the rest."""
 
 import struct
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _MEDIUM = 9  # index of a bitrate whose frames have room for a length header
 
 
 def with_length(stream: bytes) -> bytes:
-    """Return an MP3 stream of variable bitrate with a frame in front that counts its frames; others as they are."""
+    """Return an MP3 stream of variable bitrate with a first frame that counts its frames; other streams unchanged."""
     start = _start(stream)
     if stream[start : start + 2] < b"\xff\xe2":
         return stream
@@ -49,7 +49,7 @@ def _is_first_version(header: bytes) -> bool:
 
 
 def _size(header: bytes) -> int:
-    """Return the bytes of the layer III frame with this header (4 bytes); 0 if it is none."""
+    """Return the size in bytes of the layer III frame with this 4-byte header; 0 for any other header."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
     version, bitrate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3

@@ -66,7 +66,7 @@ def _ar_member(content: bytes, prefix: bytes) -> bytes:
     while content.startswith(_AR_MAGIC) and position + _AR_HEADER <= len(content):
         header = content[position : position + _AR_HEADER]
         digits = header[48:58].strip()
-        if not digits.isdigit():  # a negative size would lead back, for ever
+        if not digits.isdigit():  # a negative size would make this loop endless
             raise ValueError(f"a member of size {digits.decode(errors='replace')!r}")
         start, size = position + _AR_HEADER, int(digits)
         if header.startswith(prefix):

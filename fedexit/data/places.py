@@ -1,4 +1,4 @@
-"""Finding the folder of a corpus. Light on purpose: `fedexit status` asks for checksums without importing torch."""
+"""Find the folder of a corpus. This module does not import torch, because `fedexit status` needs checksums at once."""
 
 import tarfile
 import zlib
@@ -38,12 +38,12 @@ def found(name: str) -> Path | None:
 
 
 def named_or_own(name: str | Path) -> str | Path:
-    """Return a known corpus's name, or the user's own place, as `named_or_folder` tells them apart."""
+    """Return the name of a known corpus, or the path of the user's own; see `named_or_folder`."""
     return named_or_folder(name, NAMES, "corpus", found(name) if name in NAMES else None)
 
 
 def place_of(name: str | Path) -> Path:
-    """Return where the corpus called or lying at `name` is. Raises FedexitError if it is not there."""
+    """Return the path of the corpus with this name or path. Raises FedexitError if it does not exist."""
     place = named_or_own(name)
     if isinstance(place, str):
         return place_of_known(place)
@@ -54,7 +54,7 @@ def place_of(name: str | Path) -> Path:
 
 
 def place_of_known(name: str) -> Path:
-    """Return where the known corpus `name` is. Raises FedexitError with the command that fetches it."""
+    """Return the path of the known corpus `name`. Raises FedexitError with the command that fetches it."""
     place = found(name)
     if place is None:
         raise FedexitError(f"corpus {name!r} is not there; {_HOW_TO_FETCH[name]}")
@@ -87,9 +87,9 @@ def unpacked(tar: Path) -> Path:
 
 
 def folder_of(name: str | Path) -> Path:
-    """Return the folder, with a `manifest.csv`, of the corpus called or lying at `name`.
+    """Return the folder, with a `manifest.csv`, of the corpus with this name or path.
 
-    Raises FedexitError if it is not there or holds no manifest.
+    Raises FedexitError if it does not exist or holds no manifest.
     """
     place = place_of(name)
     folder = unpacked(place) if place.is_file() else place
@@ -99,7 +99,7 @@ def folder_of(name: str | Path) -> Path:
 
 
 def corpus_checksum(name: str | Path) -> str:
-    """Return the checksum of the content, manifest and audio, of the corpus called or lying at `name`."""
+    """Return the checksum of the manifest and the audio of the corpus with this name or path."""
     folder = folder_of(name)
     return content_checksum(folder, manifest_paths(folder), ClipHashes(folder))
 

@@ -173,7 +173,7 @@ def _cut_scene(name: str, body: bytes) -> Iterator[Line]:
 
 
 def _string(body: bytes, position: int, align: int) -> tuple[str, int]:
-    """Return the text at `position` (its length, then its characters) and the next multiple of `align` behind it."""
+    """Return the text at `position` (its length, then its characters) and the next multiple of `align` after it."""
     start, end = position + 1, position + 1 + body[position]
     return body[start:end].decode("cp437"), end + -end % align
 

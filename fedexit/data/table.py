@@ -1,4 +1,4 @@
-"""CSV tables as people have them: read any common dialect without guessing, write one that every reader understands."""
+"""Read CSV tables in any common dialect without guessing, and write one that every reader understands."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def read_table(path: Path, known: Sequence[str]) -> pd.DataFrame:
 
     Args:
         path: file in UTF-8 (or UTF-16 with its byte order mark).
-        known: column names of which the header must hold at least two.
+        known: column names; the header must hold at least two of them.
 
     Raises:
         FedexitError: the file cannot be read as such a table; the message names the line.
@@ -61,7 +61,7 @@ def read_table(path: Path, known: Sequence[str]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` of strings as UTF-8 CSV with commas and LF line ends, whole or not at all.
+    """Write `table` of strings as UTF-8 CSV with commas and LF line ends, completely or not at all.
 
     A carriage return in a text is quoted like a line feed, so it survives reading.
 
@@ -138,7 +138,7 @@ def _rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
 
 
 def _check_quotes(path: Path, line: int, header: list[str], row: list[str], separator: str) -> None:
-    """Refuse a text that holds what looks like further rows: an unmatched quote has swallowed them."""
+    """Refuse a text with lines that look like rows, because an unmatched quote has swallowed them."""
     place = header.index("path") if "path" in header else 0
     ending = PurePosixPath(row[place]).suffix
     for text in (field for field in row if "\n" in field or "\r" in field):

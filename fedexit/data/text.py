@@ -1,10 +1,10 @@
-"""Texts as character ids for CTC, and back."""
+"""Convert texts to character ids for CTC, and back."""
 
 import itertools
 import unicodedata
 from collections.abc import Sequence
 
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "  # 0 is the blank, the first one 1
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "  # their ids begin at 1; 0 is the blank of CTC
 BLANK = 0
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032\u00b4`", "'"))
 _LETTERS = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "ħ": "h"})
@@ -25,8 +25,8 @@ def characters(text: str) -> list[int]:
     """Return the ids of the letters a-z, apostrophes and single blanks between words that spell `text`.
 
     Upper case becomes lower case, typographic apostrophes plain ones, and letters with marks their base letters (é is
-    e, ß is ss, æ is ae). Digits and marks of punctuation become blanks, so write numbers out as words. So do the
-    letters of other scripts: `unspelled` names them.
+    e, ß is ss, æ is ae). Digits, punctuation and letters of other scripts become blanks. So write numbers as
+    words; `unspelled` names such letters.
     """
     kept = "".join(letter if letter in CHARACTERS else " " for letter in _folded(text))
     return [CHARACTERS.index(letter) + 1 for letter in " ".join(kept.split())]

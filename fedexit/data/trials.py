@@ -1,4 +1,4 @@
-"""Trial lists for speaker verification: pairs of test clips."""
+"""Draw and read trial lists for speaker verification, which are pairs of test clips."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fedexit.support.streams import numpy_stream
 
 
 def trials_of(corpus: Corpus) -> pd.DataFrame | None:
-    """Return the project's trial list for a corpus, `first, second, same`; None if there is none for its clips."""
+    """Return the project's trial list for a corpus, `first, second, same`; None if no list fits its clips."""
     file = Path(__file__).parent / "trial_lists" / f"{corpus.name}.csv"
     if not file.is_file():
         return None
@@ -23,7 +23,7 @@ def trials_of(corpus: Corpus) -> pd.DataFrame | None:
 def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:
     """Write `make_trials` of the test clips of `corpus` (as for `open_corpus`) to the CSV file `out`.
 
-    Raises FedexitError as these two do, and if `out` cannot be written.
+    Raises FedexitError as `make_trials` and `open_corpus` do, and if `out` cannot be written.
     """
     trials = make_trials(open_corpus(corpus).select("test", having="speaker"), pairs)
     if not Path(out).parent.is_dir():
@@ -38,19 +38,19 @@ def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:
 def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
     """Draw pairs of clips from the rows of a manifest; no pair comes twice.
 
-    A speaker, or two, with many clips has no more pairs than one with few, as long as the few have them. Memory grows
-    with the number of clips, not of their pairs.
+    Every speaker, or pair of speakers, gets about as many pairs as any other, if it has enough clips. Memory grows with
+    the number of clips, not with the number of their pairs.
 
     Args:
         rows: clips with the columns `id` and `speaker`.
-        pairs: number of pairs of one speaker, and of pairs of two.
+        pairs: number of same-speaker pairs, and of different-speaker pairs.
         seed: seed of the draw.
 
     Returns:
         Columns `first, second` (ids) and `same` (1 or 0).
 
     Raises:
-        FedexitError: there are fewer pairs than wanted.
+        FedexitError: there are fewer than `pairs` of a kind.
     """
     rng, ids = numpy_stream(seed, "trials"), rows["id"].to_numpy()
     speakers = pd.factorize(rows["speaker"], sort=True)[0]
@@ -69,10 +69,11 @@ def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
 def _draw(
     speakers: np.ndarray, sizes: np.ndarray, same: bool, pairs: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Draw positions (i, j), i < j, of pairs of one speaker or of two, sorted.
+    """Draw sorted positions (i, j), i < j, of same-speaker or different-speaker pairs.
 
-    Each speaker, or two, has the same chance, whatever its number of clips. The draw inverts the cumulative chances of
-    all pairs, listed row by row, and repeats for pairs that came twice, as `Generator.choice` without replacement does.
+    Each speaker, or pair of speakers, has the same chance, whatever its number of clips. The draw inverts the
+    cumulative chances of all pairs, listed row by row, and repeats for pairs that came twice, as `Generator.choice`
+    without replacement does.
     """
     taken: dict[int, list[int]] = {}
 

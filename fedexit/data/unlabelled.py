@@ -23,7 +23,7 @@ _FIX = "run this on Debian or Ubuntu (it needs apt-get, but no root); packages t
 
 
 class Source(NamedTuple):
-    """Describe a package: a pattern of the whole path of its speech files, and the licence of the recordings."""
+    """A package: a pattern of the whole path of its speech files, and the licence of the recordings."""
 
     speech: str
     licence: str

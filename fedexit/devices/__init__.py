@@ -1,1 +1,8 @@
-"""Devices: profiles, their load and faults, and the policy that chooses the depth L_i of a device."""
+"""Devices, and the policy that chooses the depth L_i of each. Start with `policy.depth_for`.
+
+policy    the depth policy: the deepest exit that fits a device and its task
+profiles  device classes, and the calibration of predicted memory by measured memory
+dynamics  load, battery and faults by round
+fleet     time and energy of local rounds on simulated devices
+probe     measured memory and time of a client
+"""

@@ -15,8 +15,8 @@ from fedexit.support.streams import numpy_stream
 class Dynamics:
     """Changes of a device from round to round. All values are assumptions.
 
-    Other programs take a share of memory and speed. A battery is charged each day from a random hour on; then
-    energy is not limited. Raises FedexitError for shares outside [0, 1) and ends that are not in order.
+    Other programs take a share of memory and speed. A battery is charged each day from a random hour on; while it
+    charges, energy is not limited. Raises FedexitError for shares outside [0, 1) and ends that are not in order.
     """
 
     busiest: float = 0.6  # largest share of memory and speed that other programs take
@@ -69,7 +69,8 @@ def load(client: str, number: int, seed: int, dynamics: Dynamics) -> float:
 def charge(client: str, number: int, seed: int, dynamics: Dynamics) -> tuple[float, bool]:
     """Return the charge of `client`'s battery in round `number` (from 0), and whether it is on the charger.
 
-    Its hour comes from the stream (seed, "battery", client), the end of a day from (seed, "battery", client, day).
+    The stream (seed, "battery", client) gives the hour, the stream (seed, "battery", client, day) the charge at the end
+    of a day.
     """
     hour = numpy_stream(seed, "battery", client).random()
     day, hour = divmod(number / dynamics.rounds_per_day + hour, 1)

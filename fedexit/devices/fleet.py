@@ -1,4 +1,4 @@
-"""Simulated devices: the time and energy of each local round on them."""
+"""Compute the time and energy of each local round on simulated devices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,9 +12,9 @@ from fedexit.support.errors import FedexitError
 class Device:
     """A simulated device."""
 
-    macs_per_second: float  # in training
-    down_bits_per_second: float  # of its link, towards it
-    up_bits_per_second: float  # away from it
+    macs_per_second: float  # multiply-accumulates per second in training
+    down_bits_per_second: float  # speed of its link, towards the device
+    up_bits_per_second: float  # speed of its link, away from the device
     watts: float = float("nan")  # power when busy; NaN if unknown
 
     def __post_init__(self) -> None:
@@ -25,8 +25,8 @@ class Device:
 def on_devices(ledger: pd.DataFrame, devices: Mapping[str, Device], rounds: Sequence[str] = ("round",)) -> pd.DataFrame:
     """Return the ledger of a federation (`Federation.clients`) with its times on simulated devices.
 
-    Adds `device_seconds` (a client receives, computes and sends, one after the other), `idle_seconds` (until the
-    slowest client of its round is done) and `joules` (NaN where the power is not known). devices: the device of each
+    It adds `device_seconds` (a client receives, computes and sends, one after the other), `idle_seconds` (until the
+    slowest client of its round is done) and `joules` (NaN where the power is unknown). devices: the device of each
     tier; rounds: the columns that identify a round. Raises FedexitError for a tier without a device.
     """
     if missing := set(ledger["tier"]) - set(devices):

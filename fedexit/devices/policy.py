@@ -1,4 +1,4 @@
-"""The depth policy: choose the depth L_i of a client from its device, its task and the moment (paper, sec. 2.2).
+"""Choose the depth L_i of a client from its device, its task and the moment: the depth policy (paper, sec. 2.2).
 
 The paper states that hardware (memory and compute set a "safe upper bound") and task decide a client's depth; it gives
 no formula. Ours is the deepest exit whose training memory fits, with a margin, and whose round ends before a deadline.
@@ -27,7 +27,7 @@ class Need(NamedTuple):
     """Resources of a local round to one exit."""
 
     memory: float  # bytes of training memory
-    sent: float  # bytes one way
+    sent: float  # bytes that are sent, and received as well
     macs: float  # multiply-accumulates
 
 
@@ -52,18 +52,18 @@ def needs_by_exit(
 class Policy:
     """The rule by which depths are chosen. Raises FedexitError for numbers out of range and an exit without needs."""
 
-    needs: Mapping[int, Need]  # by exit (`needs_by_exit`)
+    needs: Mapping[int, Need]  # resources by exit (`needs_by_exit`)
     task_exit: int | None = None  # best exit for the task, chosen on dev; None: the deepest
-    calibration: Calibration = field(default_factory=Calibration)  # from the memory model to real memory
+    calibration: Calibration = field(default_factory=Calibration)  # maps memory by the model to real memory
     margin: float = 0.2  # share of the free memory that stays free, in [0, 1)
     deadline: float = 600.0  # seconds of a round, > 0
     dynamics: Dynamics | None = None  # changes over rounds; None: a device is always the same
-    faults: Faults = field(default_factory=Faults)  # by default none
+    faults: Faults = field(default_factory=Faults)  # probabilities of faults; by default 0
 
     def __post_init__(self) -> None:
         if not self.needs or self.task_exit not in (None, *self.needs):
             known = ", ".join(map(str, self.needs)) or "none"
-            raise FedexitError(f"the task's exit {self.task_exit} is not among those with needs: {known}")
+            raise FedexitError(f"the task's exit {self.task_exit} has no entry in needs; known: {known}")
         if not 0 <= self.margin < 1 or self.deadline <= 0:
             raise FedexitError(f"margin must be in [0, 1) and deadline > 0, not {self.margin} and {self.deadline}")
 

@@ -1,4 +1,4 @@
-"""Measure memory and time of a client. Memory is measured in a fresh process, by the rise of its peak (Linux).
+"""Measure memory and time of a client. Memory is the rise of the peak of a fresh process (Linux only).
 
 `python -m fedexit.devices.probe` is that process; `measured_memory` starts it and reads its output.
 """

@@ -1,4 +1,4 @@
-"""Device profiles and the calibration of predicted round times."""
+"""List device profiles, and calibrate the memory model by measured memory."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Layer-wise, depth-aware aggregation, Eq. (1) of the paper, and the rules that it is compared with.
+"""Aggregate layer by layer, aware of depth: Eq. (1) of the paper, and the rules that it is compared with.
 
     w_l(t+1) = sum_{i in S_l} (n_i * L_i^g) * w_{l,i}(t+1) / sum_{j in S_l} (n_j * L_j^g)
 
@@ -121,7 +121,7 @@ class Aggregator:
         if name not in self._sums:
             return old
         total, mean = self._totals[name], self._sums.pop(name)
-        if self.method in _WHOLE:  # a client that did not send it holds an untouched copy, with that client's weight
+        if self.method in _WHOLE:  # a client that did not send it holds an untouched copy with that client's weight
             mean.add_(old.to(mean.dtype), alpha=self._all_clients - total)
             total = self._all_clients
         return finite(name, mean.div_(total)).to(old.dtype)
@@ -253,7 +253,7 @@ class FedAdam:
         m = beta1 m + (1 - beta1) d,  v = beta2 v + (1 - beta2) d^2,  w = w + learning_rate * m / (sqrt(v) + tau)
 
     As in the paper there is no bias correction, and m = v = 0 at first. Reddi et al. tune learning_rate and tau by
-    task. Ours make the first steps about as large as an average's, at a client's usual change of 1e-3 per round.
+    task. Ours make the first steps about as large as those of averaging, at a client's usual change of 1e-3 per round.
     """
 
     learning_rate: float = 1e-2

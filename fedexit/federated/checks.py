@@ -1,4 +1,4 @@
-"""Checks of a federation before its first round: numbers, clients, clips and memory."""
+"""Check a federation before its first round: numbers, clients, clips and memory."""
 
 import numbers
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fedexit.support.errors import FedexitError
 def check_run(
     clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
 ) -> None:
-    """Raise FedexitError for an empty federation, names that are not different texts, and numbers out of range."""
+    """Raise FedexitError for an empty federation, names that are equal or not texts, and numbers out of range."""
     if not clients:
         raise FedexitError("a federation needs at least one client; the list is empty")
     for client in clients:

@@ -32,7 +32,7 @@ class Client:
     and starts from instead of the global ones.
     """
 
-    name: str  # differs between the clients of a federation
+    name: str  # unique in a federation
     data: Sequence[Example]  # pairs (clip, target): see above
     depth: int  # L_i, the exit that it trains to
     tier: str = ""  # the class of its device, for the ledger
@@ -73,7 +73,7 @@ class RoundReport:
 
     loss: float  # mean loss per clip over the last epoch
     seconds: float  # wall time
-    lengths: Sequence[int]  # of each clip, in samples, or in frames if `cached`
+    lengths: Sequence[int]  # lengths of the clips in samples, or in frames if `cached`
     cached: bool = False  # whether the clips are frozen features
 
 

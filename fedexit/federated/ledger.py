@@ -1,4 +1,4 @@
-"""The ledger: the costs of each local round."""
+"""Write the ledger: the costs of each local round."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Heads that stay with their clients (FedPer, Arivazhagan et al. 2019): all clients share the layers, but no head.
+"""Keep heads with their clients (FedPer, Arivazhagan et al. 2019): all clients share the layers, but not the heads.
 
 Unlike in FedPer, clients also send their heads. People who are not clients get the average of the heads, and so do
 clients at an exit that they did not train.
@@ -45,12 +45,12 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Heads:
 def with_own_heads(
     model: MultiExitModel, predictions: pd.DataFrame, data: Sequence[Example], devices: Sequence[str], heads: Heads
 ) -> pd.DataFrame:
-    """Return `predictions` with those of clients' own people made by the heads that these clients kept.
+    """Return `predictions` in which clips of clients are predicted with the heads that these clients kept.
 
-    At an exit that its clients trained, a device has the mean of their heads there. At all other exits, and for people
-    who are not clients, the prediction of `model` stays.
+    At an exit that its clients trained, a device uses the mean of their heads. At all other exits, and for clips of
+    people who are not clients, the prediction of `model` stays.
 
-    predictions: of `model` on `data` (`metrics.predict`); devices: the device of each clip (`device_of`).
+    `predictions` are those of `model` on `data` (`metrics.predict`); `devices` names the device of each clip.
     """
     own, parts = defaultdict(list), [predictions]
     for client, weights in heads.items():

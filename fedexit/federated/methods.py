@@ -1,4 +1,4 @@
-"""The methods that are compared: each entry names the changes to the paper's round, and their source.
+"""List the methods that are compared: each entry names its changes to the paper's round, and their source.
 
 An entry may change who takes part and how deep, the loss of a client, the heads, the average of the server and the step
 that it takes towards the average. Everything else is as in the paper: every client at its own depth, the loss at its
@@ -59,18 +59,18 @@ class Method:
     name: str  # the name by which `federate` knows it
     source: str
     changes: str  # the difference from the paper's method in one line
-    rule: str = "layerwise"  # of the server's average (`aggregation.aggregate`)
+    rule: str = "layerwise"  # the rule of the server's average (`aggregation.aggregate`)
     depth_exponent: float = 1.0  # g of Eq. (1)
-    enlist: Callable[[Sequence[Client]], Sequence[Client]] = everyone  # those that take part, at their depths
+    enlist: Callable[[Sequence[Client]], Sequence[Client]] = everyone  # participants, with depths
     objective: Objective = PAPERS_LOSS
     local_round: LocalRound = local_round
-    server: FedAdam | None = None  # steps towards the average; None: takes the average
+    server: FedAdam | None = None  # its step towards the average; None: the average itself
     shared_head: bool = False  # one head for all exits
     local_heads: bool = False  # a client keeps its head; new clients get the average
     narrow: bool = False  # narrow models instead of shallow ones: see `heterofl`
 
     def exits(self, depths: Sequence[int]) -> list[int]:
-        """Return the exits that its model needs when clients have these `depths`."""
+        """Return the exits that the model of this method needs when clients have these `depths`."""
         return sorted({client.depth for client in self.enlist([Client("", (), depth) for depth in depths])})
 
 

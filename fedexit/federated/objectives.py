@@ -1,4 +1,4 @@
-"""The loss that a client minimises: the task's loss at its exits, and the distillation between exits.
+"""Define the loss that a client minimises: the task's loss at its exits, and the distillation between exits.
 
 In the paper it is the task's loss at the client's last exit alone. Losses here are means over exits where Fed-EE and
 DepthFL take sums, so that a learning rate means the same for any number of exits.

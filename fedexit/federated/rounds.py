@@ -49,7 +49,7 @@ class Federation:
     model: MultiExitModel  # the object that was given to `federate`
     table: pd.DataFrame  # errors of every exit on `dev`: `round, exit, metric, value, n`
     clients: pd.DataFrame  # the ledger: see above
-    heads: Heads = field(default_factory=dict)  # that clients kept, by client (`local_heads`)
+    heads: Heads = field(default_factory=dict)  # heads that clients kept, by client (`local_heads`)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class RoundState:
 
     round: int  # number of finished rounds
     evaluations: list[list]  # rows of `Federation.table`
-    depths: list[str]  # a hash per round of what `depths` gave
-    ledger_bytes: int  # size of the ledger's table in the checkpoint
+    depths: list[str]  # a hash per round of the depths that `depths` returned
+    ledger_bytes: int  # bytes of the ledger's table that belong to this state
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Kept:
     """Rows and tensors that outlive a round, beside the model's weights; they are updated in place."""
 
     ledger: list[dict] = field(default_factory=list)  # rows of `Federation.clients`
-    costs: dict[tuple[str, int], dict] = field(default_factory=dict)  # of a local round, by client and depth
-    moments: dict[str, Tensor] = field(default_factory=dict)  # of the server's optimiser
+    costs: dict[tuple[str, int], dict] = field(default_factory=dict)  # costs of a local round, by client and depth
+    moments: dict[str, Tensor] = field(default_factory=dict)  # moments of the server's optimiser
     heads: Heads = field(default_factory=dict)  # that clients kept
 
 
@@ -221,7 +221,7 @@ def _listed(clients: Iterable[Client]) -> Sequence[Client]:
 
 
 def _check_method(model: MultiExitModel, way: Method) -> None:
-    """Raise FedexitError when the method needs another model."""
+    """Raise FedexitError when `model` does not fit the method."""
     if way.narrow:
         raise FedexitError(f"method {way.name} cuts width, not depth: run it by fedexit.lab.heterofl.federate_by_width")
     if way.shared_head and not model.shared_head:
@@ -291,7 +291,7 @@ def _continued(state: RoundState, rounds: int, due: set[int], depths: Depths | N
     Raise FedexitError when the run cannot continue from it: it has more rounds, other depths, or lacks an evaluation.
     """
     if state.round > rounds:
-        raise FedexitError(f"checkpoint {name} holds {state.round} rounds already, not {rounds}")
+        raise FedexitError(f"checkpoint {name} holds {state.round} rounds already; rounds={rounds} is too few")
     if state.depths != [_hash_of(depths(number)) for number in range(1, state.round + 1) if depths is not None]:
         raise FedexitError(f"checkpoint {name} has other depths in its rounds; name another file")
     # a shorter run evaluated its last round, which a longer one need not do

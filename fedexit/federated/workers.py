@@ -47,7 +47,7 @@ class Work(NamedTuple):
 def local_rounds(model: MultiExitModel, clients: Sequence[Client], work: Work, workers: int) -> Iterator[Round]:
     """Give a function `run(drawn, stream)` that yields (client, update, report) in the order of the clients `drawn`.
 
-    The tensors of an update are valid until the next one is asked for. A client's random stream is `stream` and its
+    The tensors of an update are valid until the next update is requested. A client's random stream is `stream` and its
     name. With one worker, this process does the work. Raises FedexitError for several workers on a GPU, clients that
     cannot be sent to a process, too little shared memory, and a worker that dies.
     """

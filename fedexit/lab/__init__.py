@@ -1,1 +1,13 @@
-"""The machinery of the experiments: settings, cells, grids, statistics and figures."""
+"""The machinery of the experiments. Start with `plan.setting_of` and `grid.run_grids`.
+
+setting     the options of a grid, and its cells: one per trained model
+plan        how each task is trained
+grid        many cells side by side; `checks` refuses impossible ones first
+cells       one cell, from its task and start to its errors; `material` opens its corpus and task
+kept        finished cells on disk, with a record of what made them
+statistics  intervals over seeds and clips, and tests
+exit_study  early exit: saved work against added errors
+heterofl    a baseline: narrow clients instead of shallow ones
+paper       the published tables
+plots, looks  figures and their common style
+"""

@@ -1,4 +1,4 @@
-"""Run one cell: one model, from its task and its start to its errors."""
+"""Run one cell: train one model and measure its errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,12 +41,12 @@ COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric",
 
 
 class Measured(NamedTuple):
-    """Hold the results of cells as tidy tables.
+    """The results of cells, as tidy tables.
 
-    errors: columns `COLUMNS`. Every trained exit on dev during training (tier `all`) and on test after it, for all
-        clips and for the devices of each tier; on held-out clips of the clients' own voices (split `known`, before and
-        after) where the task has them; EER and minDCF (split `trials`) where the corpus has a trial list; for texts
-        also by beam search.
+    errors: columns `COLUMNS`. They hold the error of every trained exit on dev during training (tier `all`) and on test
+        after it, for all clips and for the devices of each tier. Where the task has held-out clips of the clients' own
+        voices, these give the split `known`, before and after training. Where the corpus has a trial list, EER and
+        minDCF give the split `trials`. Texts are also decoded by beam search.
     ledger: one row per local round (`Federation.clients`); no rows for central cells.
     items: `exit, item, metric, errors, n` of each test clip, for paired intervals.
     """
@@ -61,7 +61,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
 
     Args:
         cell: the cell.
-        setting: what it shares with the other cells of its grid.
+        setting: the options that it shares with the other cells of its grid.
         state: folder of its checkpoint.
 
     Raises:
@@ -73,8 +73,8 @@ def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
     warn(cell, setting, task)
     tiers = tiers_of(task, setting, cell.seed)
     model = _start(cell, setting, task)
-    backbone = model.backbone  # its convolutions stay frozen; the models of several widths of heterofl have none
-    used = task.rows.query("split != 'public'")  # no cell uses the server's own clips
+    backbone = model.backbone  # its convolutions stay frozen; models of several widths (heterofl) have no backbone
+    used = task.rows.query("split != 'public'")  # cells do not use the server's own clips
     frozen = freezer(Clips(task.corpus, used, seconds), backbone)
     clips = {s: Clips(task.corpus, used.query("split == @s"), seconds) for s in ("train", "dev", "test", "known")}
     parts = {split: frozen(own) for split, own in clips.items()}
@@ -119,7 +119,7 @@ def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone
 def _after(
     model: MultiExitModel, backbone: Backbone, task: Task, parts: Mapping, predictions: pd.DataFrame, seconds: float
 ) -> pd.DataFrame:
-    """Return errors on all test clips; for texts also by beam search; for voices also on the trial list."""
+    """Return errors on all test clips, for texts also by beam search, and for voices also on the trial list."""
     rates = [all_rates(predictions).assign(split="test")]
     if task.head == "ctc" and ctc.beam_search_available():
         searched = all_rates(predict(model, parts["test"], decode=ctc.beam_decoder(_words(task))))

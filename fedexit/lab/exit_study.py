@@ -43,9 +43,9 @@ def train_and_score(
         exits: exits of the model.
         recipe: how to train.
         seconds: clips are cut after this many seconds.
-        limit: at most so many clips of each split; None takes all.
+        limit: largest number of clips of each split; None takes all.
         seed: draws heads and batches.
-        folder: where the checkpoint and the model go.
+        folder: folder of the checkpoint and the model.
 
     Returns:
         The table of `scored` with `task`, `seed`, `split`, `clip` (its id) and `guess`: the error rate of the most
@@ -126,8 +126,8 @@ def latencies(
         model: the model.
         clips: waveforms (T,) at 16 kHz.
         thresholds: threshold of each rule.
-        repetitions: number of turns. The ways take turns, so that a slow moment of the machine affects all of them;
-            after one turn to warm up, the median counts.
+        repetitions: number of turns. The ways take turns, so that a slow moment of the machine affects all of them.
+            After one turn to warm up, the median counts.
 
     Returns:
         Columns `item, way, exit, seconds`. A way is a rule, or `exit 3` (always to exit 3, with its head alone).
@@ -166,9 +166,9 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
         samples: length of each clip in samples at 16 kHz.
 
     Returns:
-        `item, exit`; `errors` of `n` labels or characters (`metric`); the confidence by each of `RULES`; and
-        multiply-accumulates: `convolutions`; `macs_alone`, all work if only that exit's head runs; `macs_early`, with
-        the heads before it too.
+        Columns `item, exit`; `errors` out of `n` labels or characters (`metric`); one column of confidence per rule of
+        `RULES`; and multiply-accumulates. Of these, `convolutions` are the frozen convolutions, `macs_alone` all work
+        if only this exit's head runs, and `macs_early` all work if the heads of shallower exits run as well.
     """
     predicted, sure = [], []
     for group, outputs, targets in forward(model, data):
@@ -203,7 +203,8 @@ def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
 
     The search goes from the strictest threshold, which saves least, to laxer ones, and ends at the first that costs
     more. The laxest that happens to look good on dev would be too optimistic (fixed-sequence testing: Angelopoulos et
-    al. 2021, "Learn then test"). inf means that only the deepest exit is good enough. dev: a table of `scored`.
+    al. 2021, "Learn then test"). The result is inf if only the deepest exit is good enough. `dev` is a table of
+    `scored`.
     """
     sure, errors = _by_exit(dev, rule), _by_exit(dev, "errors")
     allowed = errors[:, -1].sum() + points / 100 * _by_exit(dev, "n")[:, 0].sum()

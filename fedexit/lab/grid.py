@@ -26,9 +26,9 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 
     Args:
         cells: the cells.
-        setting: what they share.
-        state: folder of finished cells. Another setting, corpus content or backbone starts its cells anew in another
-            folder below it.
+        setting: the options that they share.
+        state: folder of finished cells. Another setting, corpus content or backbone uses another folder below
+            it, so its cells start anew.
         workers: number of processes; it changes no result.
 
     Raises:
@@ -66,7 +66,7 @@ def run_grids(
     for folder in {folder for folder, _ in missing}:
         check_writable(folder)
     if missing:
-        longest_first = sorted(missing, key=lambda place: -_cost(*jobs[place][:2]))  # no worker waits for the last
+        longest_first = sorted(missing, key=lambda place: -_cost(*jobs[place][:2]))  # for short waits at the end
         on_workers(_make_cell, [jobs[place] for place in longest_first], workers, "federations")
     found = {place: read_cell(*place) for place in jobs}
     _warn_of_unverified([verified for _, verified in found.values()])
@@ -79,7 +79,7 @@ def run_grids(
 def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     """Return `Measured.items` with the owner of each clip: its `group` and the `tier` of its device (`tier_of`).
 
-    The seed decides which device is in which tier. Where seeds test other people (folds), items get other numbers for
+    The seed decides which device is in which tier. If each seed tests other people (folds), items get other numbers for
     each seed.
     """
     parts, made = [], cache(lambda name, fold: task_of(Cell(name, HOMOGENEOUS, fold), setting))

@@ -1,4 +1,4 @@
-"""Width instead of depth: HeteroFL (Diao et al., ICLR 2021). Weak clients train all layers, but narrow ones.
+"""Train by HeteroFL (Diao et al., ICLR 2021): weak clients train narrow layers, but all of them.
 
 A client of width r has the first share r of the channels, attention heads and feed-forward units of every layer, so it
 holds the leading block of each weight. Work and memory of a layer fall with r^2: width 1/2 costs about as much as a

@@ -1,7 +1,7 @@
 """Keep finished cells: three tables and an index entry, which records the code and everything else that made them.
 
 A cell is *verified* when the present code made it and its tables are as they were written. Any other cell is
-*unverified*: it is still read, because it took hours, but nothing calls it up to date.
+*unverified*: it is still read, because it took hours, but it never counts as up to date.
 """
 
 import csv
@@ -33,11 +33,11 @@ from fedexit.support.paths import backbones_dir, results_dir
 from fedexit.support.reads import note_read
 
 MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
-TEXTS = {"client", "method", "metric", "split", "task", "tier"}  # columns of names: "NA", "nan", "0003" and "" stay
+TEXTS = {"client", "method", "metric", "split", "task", "tier"}  # names, also "NA", "0003" and "", stay text
 
 
 class Origin(NamedTuple):
-    """Say what a grid's cells are made from.
+    """The inputs from which the cells of a grid are made.
 
     code: hash of the code.
     corpus: name and content checksum of the corpus.
@@ -50,7 +50,7 @@ class Origin(NamedTuple):
 
 
 def origin_of(setting: Setting) -> Origin:
-    """Return what cells of `setting` are made from, read anew: files may have changed since the last call."""
+    """Return the inputs of the cells of `setting`. They are read anew, because files may have changed."""
     corpus, backbone = opened(setting.data.corpus), setting.model.backbone
     return Origin(present_code(), (corpus.name, corpus.checksum), (backbone, backbone_checksum(backbone)))
 
@@ -62,7 +62,7 @@ def present_code() -> str:
 
 
 def backbone_checksum(name: str) -> str:
-    """Return a hash of a backbone's configuration and weights: of its files if they are here, else as it is loaded.
+    """Return a hash of a backbone's configuration and weights: of its files if they exist, else of the loaded model.
 
     A preset has no weights to compare, because its code draws them: the checksum is its name.
     """
@@ -79,11 +79,11 @@ def key_of(setting: Setting, origin: Origin, central: bool) -> str:
     """Return the name of the folder of a setting's central cells, or of its federations.
 
     It depends on everything that decides numbers: the options that differ from their defaults, the content of the
-    corpus, the weights and the device table. The options of federations do not touch central cells and the reverse.
-    The code is not part of the key: a cell of other code is found, and is unverified.
+    corpus, the weights and the device table. Options of federations do not change the key of central cells, and the
+    reverse. The code is not part of the key: a cell that other code made is found and is unverified.
     """
     words = in_words(options_set(setting))
-    del words["data"]["corpus"], words["model"]["backbone"]  # another path to the same content is the same
+    del words["data"]["corpus"], words["model"]["backbone"]  # another path to the same content gives the same key
     if central:
         del words["federation"]
     else:
@@ -124,7 +124,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         cell: the cell.
         measured: its tables.
         setting: its setting, which the entry holds in words.
-        origin: what it was made from.
+        origin: the inputs from which it was made.
         seconds: wall time of the run that finished it.
     """
     contents = dict(zip(_tables(folder, cell), map(_packed, measured), strict=True))
@@ -163,7 +163,7 @@ def read_cell(folder: Path, cell: Cell) -> tuple[Measured, bool]:
 
 
 def processor() -> str:
-    """Return the model name of the processor, or its kind where the system does not say more."""
+    """Return the model name of the processor, or its architecture if the system gives no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -181,7 +181,7 @@ def _entry(folder: Path, cell: Cell) -> Path:
 
 
 def _read_entry(file: Path) -> dict:
-    """Return an index entry; an empty one where there is none that can be read."""
+    """Return an index entry, or an empty one if the file is missing or unreadable."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

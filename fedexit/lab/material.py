@@ -26,12 +26,14 @@ def task_of(cell: Cell, setting: Setting) -> Task:
     task = make_task(cell.task, opened(setting.data.corpus), **options)
     for split in ("train", "dev", "test"):
         if split not in set(task.rows["split"]):
-            raise FedexitError(f"corpus {task.corpus.name} has no clips of split {split} for task {task.name}")
+            raise FedexitError(
+                f"corpus {task.corpus.name} has no clips of split {split} for task {task.name}; take another corpus"
+            )
     return task
 
 
 def has_folds(task: str) -> bool:
-    """Return whether another seed tests other people."""
+    """Return whether the seed of a cell decides which people are tested."""
     return "fold" in task_options(task)
 
 

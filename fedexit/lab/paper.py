@@ -17,7 +17,7 @@ def published(table: int) -> pd.DataFrame:
     """Return Table 1 (error by task, setting and depth), 2 (mixed depths) or 3 (memory in MB) in long form.
 
     Raises:
-        FedexitError: another number.
+        FedexitError: `table` is not 1, 2 or 3.
     """
     if table not in (1, 2, 3):
         raise FedexitError(f"the paper has tables 1, 2 and 3, not {table}")

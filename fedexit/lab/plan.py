@@ -1,6 +1,6 @@
-"""Choose how each task is trained, in one line per task: the plan that all notebooks with real training share.
+"""Choose how each task is trained, in one line per task. All notebooks with real training share this plan.
 
-Notebooks with the same plan share their models: a federation that one has run is not run again by another
+Notebooks with the same plan share their models: a federation runs once, and other notebooks reuse it
 (`grid.run_grids`).
 """
 
@@ -16,16 +16,16 @@ from fedexit.support.errors import FedexitError
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Say how one task is trained.
+    """The training plan of one task.
 
     corpus: a known corpus.
     seconds: clips are cut after this many seconds.
-    partition: how clips are dealt to clients (`make_clients`).
+    partition: how clips are divided among clients (`make_clients`).
     fraction: share of the clients per round.
     learning_rate: of a client's backbone.
     central: recipe of central training, whose learning rate of the heads the clients share.
     batch_size: of a client.
-    texts: whether targets are texts: then clients use SpecAugment, and `head` and `speeds` of `setting_of` count.
+    texts: whether targets are texts. If so, clients use SpecAugment, and `head` and `speeds` of `setting_of` apply.
     """
 
     corpus: str
@@ -76,7 +76,7 @@ def setting_of(
 
     Args:
         task: name of the task.
-        backbone: what training starts from.
+        backbone: the start of training.
         depths: depths of the tiers.
         rounds: rounds of a federation.
         epochs: epochs of central training.

@@ -115,7 +115,7 @@ def verdict_marks(axis: Axes, effects: pd.DataFrame, parts: Sequence[str]) -> No
 
 
 def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:
-    """Draw training memory by depth: a bar of its parts in MiB, forward alone as a dash, measurements as marks.
+    """Draw training memory by depth: bars of its parts in MiB, dashes for forward passes, marks for measurements.
 
     held: columns `depth, weights, gradients, optimiser, activations, forward`; measured: `depth, mode, measured_mib`.
     """

@@ -14,7 +14,7 @@ HOMOGENEOUS, CENTRAL = "homogeneous", "central"
 
 @dataclass(frozen=True)
 class Cell:
-    """Name one trained model of a grid.
+    """One trained model of a grid.
 
     task: a name of `fedexit.data.tasks.TASKS`.
     method: a name of `METHODS`, or `central`: all clips in one place.
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class DataPart:
-    """Say which clips are used.
+    """Options of the data.
 
     corpus: a known corpus, or a folder or .tar with a manifest.
     max_seconds: clips are cut after this many seconds.
@@ -58,10 +58,10 @@ class DataPart:
 
 @dataclass(frozen=True)
 class FederationPart:
-    """Say how federations run; central cells do not use it.
+    """Options of federations; central cells do not use them.
 
     rounds: number of rounds.
-    partition: how clips are dealt to clients (`fedexit.federated.partition.PARTITIONS`).
+    partition: how clips are divided among clients (`fedexit.federated.partition.PARTITIONS`).
     fraction: share of the clients that is sampled per round.
     training: how every client trains.
     alpha: skew of the partition `dirichlet`; smaller is more skewed.
@@ -87,7 +87,7 @@ class FederationPart:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """Say which model is trained.
+    """Options of the model.
 
     backbone: a preset, a model in data/backbones/, a folder or a hub id (`load_backbone`).
     depths: depths of the tiers.
@@ -109,7 +109,7 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class StudyPart:
-    """Say how central cells train and how many clips are used for evaluation.
+    """Options of central training and of evaluation.
 
     central: the recipe of central cells; federations do not use it.
     dev_clips: number of dev clips that are evaluated, drawn once per task.
@@ -121,7 +121,7 @@ class StudyPart:
 
 @dataclass(frozen=True)
 class Setting:
-    """Hold what all cells of a grid share.
+    """The options that all cells of a grid share.
 
     data: which clips are used.
     federation: how federations run.

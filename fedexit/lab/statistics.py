@@ -66,10 +66,10 @@ def _check_unique(table: pd.DataFrame, keys: Sequence[str]) -> None:
 
 
 class Pairs(NamedTuple):
-    """Hold the counts of two systems on the same clips. Rows are seeds, columns are clips.
+    """The counts of two systems on the same clips. Rows are seeds, columns are clips.
 
     more: (S, I), errors of one system minus those of the other; 0 where a seed does not have a clip.
-    n: (S, I), how many labels or words could be wrong; 0 where a seed does not have a clip.
+    n: (S, I), number of labels, words or characters; 0 where a seed does not have a clip.
     """
 
     more: np.ndarray
@@ -133,7 +133,7 @@ def bootstrap(
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Return the limits between which `level` of the drawn `values` lie.
 
-    NaN are left out: a draw that misses every fold of a system has no difference (`resampled`).
+    NaN is ignored: a draw without any fold of a system has no difference (`resampled`).
     """
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -142,7 +142,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def resampled(found: Pairs, stream: Sequence[str | int | float], draws: int = 10_000) -> np.ndarray:
     """Return `found.difference` in each of `draws` resamples of seeds and clips (draws,).
 
-    It is NaN in a draw that misses all folds.
+    It is NaN in a draw without any of the folds.
 
     Each draw takes S seeds and I clips with replacement, and counts each pair as often as its seed times its clip. The
     clips are the same at every seed, so they are drawn once for all seeds (the pigeonhole bootstrap, Owen 2007, Annals
@@ -186,7 +186,7 @@ def all_of(verdicts: Iterable[str]) -> str:
 
 
 def permutation_p(found: Pairs) -> float:
-    """Return the two-sided p-value of the sign-flip test: if the systems were alike, each clip could favour either.
+    """Return the two-sided p-value of the sign-flip test: if the systems were equal, each clip could favour either one.
 
     A clip flips together with all of its seeds, which are not independent of each other. The p-value treats the seeds
     as fixed. It is exact: errors are integers, so the distribution of the sum under all flips is computed clip by clip.
@@ -196,7 +196,7 @@ def permutation_p(found: Pairs) -> float:
     """
     more = found.more.sum(axis=0)
     if (more != np.round(more)).any():
-        raise FedexitError("the permutation test needs integer counts of errors, not rates")
+        raise FedexitError("the permutation test needs integer counts of errors; give counts, not rates")
     steps = np.abs(more[more != 0]).astype(int)
     total = int(steps.sum())
     chance = np.zeros(total + 1)  # of the sum of the clips that are flipped

@@ -61,14 +61,14 @@ def frame_counts(config: PretrainedConfig, samples: Samples) -> list[Samples]:
 class Backbone(nn.Module):
     """A `transformers` speech encoder of any depth: per call (run fewer layers) or permanently (`truncated`).
 
-    Frozen on every client: the convolutional encoder (the paper leaves this open), the mask vector, and the statistics
-    of a batch norm before the positional convolution, which some HuBERT models have.
+    Every client keeps these frozen: the convolutional encoder (the paper leaves this open), the mask vector, and the
+    statistics of a batch norm before the positional convolution, which some HuBERT models have.
 
     Attributes:
         model: the encoder of `transformers`.
         name: preset, folder or hub id, for messages.
         pretrained: whether the weights were trained, not drawn at random.
-        lora: rank and alpha of its adapters (`fedexit.model.lora`), None without any.
+        lora: rank and alpha of its adapters (`fedexit.model.lora`), None without adapters.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, pretrained: bool):
@@ -83,17 +83,17 @@ class Backbone(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Number of Transformer layers held."""
+        """Return the number of Transformer layers held."""
         return len(self.model.encoder.layers)
 
     @property
     def width(self) -> int:
-        """Size D of a hidden state."""
+        """Return the size D of a hidden state."""
         return self.model.config.hidden_size
 
     @property
     def channels(self) -> int:
-        """Channels C of the convolutional encoder's output."""
+        """Return the number of channels C of the convolutional encoder's output."""
         return self.model.config.conv_dim[-1]
 
     def truncated(self, depth: int) -> "Backbone":
@@ -178,7 +178,7 @@ class Backbone(nn.Module):
     def _positions(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """Return the positional convolution's output (B, F, D).
 
-        A batch norm before it would turn the zeros of the padding into something else, so they are set again after it.
+        A batch norm before it would change the zeros of the padding, so they are set to zero again after it.
         It always applies the stored statistics: a client's few clips must not move them.
         """
         embed = self.model.encoder.pos_conv_embed
@@ -244,7 +244,7 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
 
     Raises:
         FedexitError: if there is no such model, its family is another one, its files are damaged, its weights do not
-            fit its config, or it reads another sampling rate.
+        fit its config, or it expects another sampling rate.
     """
     name = str(name_or_path)
     source = _source(name_or_path)
@@ -259,7 +259,7 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
             raise FedexitError(f"cannot load backbone: {error}") from error
         known = ", ".join([*PRESETS, *shipped_backbones()])
         raise FedexitError(
-            f"cannot load backbone {name!r}: not one of {known}, no folder, and as a hub id: {error}"
+            f"cannot load backbone {name!r}: it is not one of {known} and not a folder; as a hub id: {error}"
         ) from error
     config = Path(cached_file(str(source), "config.json"))  # type: ignore[arg-type]  # it raises rather than give None
     note_read("backbone", name, weights_hash(config.parent))

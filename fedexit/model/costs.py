@@ -1,4 +1,4 @@
-"""Costs of a client's round by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3, and more).
+"""Compute the costs of a client's round by depth: parameters, bytes, multiply-accumulates, memory (paper, Table 3).
 
 Everything here is arithmetic on a model's geometry. Tests compare it with `torch.utils.flop_counter`, the serialised
 size, the tensors that autograd keeps and the peak memory of separate processes (`fedexit.devices.probe`).
@@ -18,8 +18,8 @@ from fedexit.model.names import layer_of
 from fedexit.support.errors import FedexitError
 
 _FLOAT = 4  # bytes
-_NORM_COPIES = 4  # of the first convolution's output, the largest of all, while `Backbone.convolve` normalises it
-_OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors that the optimiser keeps per parameter, of its size
+_NORM_COPIES = 4  # copies of the first convolution's output, the largest one, in its normalisation
+_OPTIMISER_STATES = {"adam": 2, "sgd": 0}  # tensors of its size that the optimiser keeps per parameter
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Macs:
     Attributes:
         frozen: in the frozen convolutions.
         trained: in all other parts.
-        spared: of the backward pass, for gradients of weights that are frozen beside adapters; 0 without adapters.
+        spared: those that the backward pass saves because weights beside adapters are frozen; 0 without adapters.
     """
 
     frozen: int
@@ -38,7 +38,7 @@ class Macs:
 
     @property
     def backward(self) -> int:
-        """Multiply-accumulates of the backward pass: each trained product twice, for the gradients of its factors."""
+        """Return those of the backward pass: each trained product counts twice, for the gradients of its factors."""
         return 2 * self.trained - self.spared
 
 
@@ -141,12 +141,12 @@ class Memory:
 
     @property
     def forward(self) -> int:
-        """Peak of a forward pass without gradients, which Table 3 of the paper seems to show."""
+        """Return the peak of a forward pass without gradients, which Table 3 of the paper seems to show."""
         return self.weights + max(self.convolving, self.passing)
 
     @property
     def training(self) -> int:
-        """Peak of training: gradients and optimiser state of one step exist while the next one runs forward.
+        """Return the peak of training: gradients and optimiser state of a step exist while the next one runs forward.
 
         The backward pass needs no more: the old gradients are freed before it, and its temporary tensors are smaller.
         """
@@ -165,16 +165,16 @@ def memory(
     """Return the memory of a client that trains to `depth` in single precision.
 
     It counts the tensors that autograd keeps in the layers of `transformers`, with the dropouts of the model's config
-    and torch's own attention, for clips of one length. A server in the same process needs memory beyond that, and so do
-    the clips.
+    and torch's own attention, for clips of one length. A server in the same process and the clips need memory beyond
+    that.
 
     Args:
-        model: holds `depth` as an exit.
+        model: a model with the exit `depth`.
         samples: length of each clip at 16 kHz.
         batch: clips per training step.
         depth: layers of the client.
         optimiser: `adam` or `sgd`.
-        cached: the clips come as features, so nothing is convolved.
+        cached: whether the clips are features, so that nothing is convolved.
         exits: exits whose heads are trained; default `depth` alone.
 
     Raises:
@@ -200,8 +200,8 @@ def memory(
 def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -> int:
     """Return how many numbers autograd keeps for a backward pass, without the weights and a few numbers per frame.
 
-    Taken from the layers of `transformers`: each product, normalisation and GELU keeps its input, each dropout its
-    mask, each head its frames. A product with frozen weights keeps nothing.
+    The count follows the layers of `transformers`: each product, normalisation and GELU keeps its input, each dropout
+    its mask, each head its frames. A product with frozen weights keeps nothing.
     """
     config = backbone.model.config
     states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
@@ -227,7 +227,7 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
 
 
 def _position_kernel(config: PretrainedConfig) -> int:
-    """Return the size of the positional convolution's kernel; each forward pass makes one from direction and length."""
+    """Return the size of the positional convolution's kernel, which weight normalisation computes in each pass."""
     return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
 
 
@@ -239,7 +239,7 @@ def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Te
 
 
 def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
-    """Return the frames after each convolution of the encoder. Raises FedexitError if there is none in the end."""
+    """Return the frames after each convolution of the encoder. Raises FedexitError if no frame is left."""
     lengths = frame_counts(config, samples)
     if lengths[-1] < 1:
         raise FedexitError(f"a clip of {samples} samples is shorter than one frame; drop it")
@@ -247,7 +247,7 @@ def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
 
 
 def _samples(config: PretrainedConfig, frames: int) -> int:
-    """Return the fewest samples that make so many `frames`."""
+    """Return the smallest number of samples that gives the number `frames` of frames."""
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         frames = (frames - 1) * stride + kernel
     return frames

@@ -1,4 +1,4 @@
-"""Characters by CTC (Graves et al. 2006): head, loss and decoders. The paper's ASR head, sec. 3.
+"""Recognise characters by CTC (Graves et al. 2006): head, loss and decoders. This is the paper's ASR head (sec. 3).
 
 Frames beyond a clip's end get the blank with certainty: they change neither loss nor decoding, so only the head needs
 to know where a clip in a padded batch ends.
@@ -30,7 +30,7 @@ class CTCHead(nn.Module):
         self.centre, self.scale = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
-        """Return all frames of all clips (sum of F_i, D): they are standardised."""
+        """Return the frames to standardise: all frames of all clips, (sum of F_i, D)."""
         return torch.cat([state[:length] for state, length in zip(states, frames.tolist(), strict=True)])
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def within(logits: Tensor) -> Tensor:
 
 
 def too_long(frames: Iterable[int], texts: Iterable[Sequence[int]]) -> list[int]:
-    """Return the positions of the `texts` (characters from 1) that CTC cannot spell in so many `frames`.
+    """Return the positions of the `texts` (characters from 1) that CTC cannot spell in the given `frames` (B,).
 
     `Backbone.frame_lengths` gives the frames of a clip.
     """
@@ -88,7 +88,7 @@ def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def greedy(logits: Tensor) -> list[str]:
-    """Return the most probable character of each frame (B, F, C), without repetitions and blanks."""
+    """Return the texts for logits (B, F, C): the best character of each frame, without repetitions and blanks."""
     return [spell(best.unique_consecutive().tolist()).strip() for best in logits.argmax(-1)]
 
 
@@ -113,7 +113,7 @@ def beam_decoder(words: Sequence[str]) -> Callable[[Tensor], list[str]]:
     """
     ctc_decoder = _ctc_decoder()
     if ctc_decoder is None:
-        raise FedexitError("beam search needs flashlight-text; install it, under Python 3.11 or 3.12")
+        raise FedexitError('beam search needs flashlight-text; under Python 3.11 or 3.12: pip install "fedexit[beam]"')
     tokens = ["-", *CHARACTERS[:-1], "|"]
     with tempfile.NamedTemporaryFile("w", suffix=".lexicon") as lexicon:
         lexicon.writelines(f"{word} {' '.join(word)} |\n" for word in words)

@@ -21,7 +21,7 @@ from fedexit.support.errors import FedexitError
 
 
 def entropy(seen: Sequence[Tensor]) -> Tensor:
-    """Return minus the entropy of the last exit's answer, as a share of the largest: -1 is guessing, 0 is certain."""
+    """Return the negative entropy of the last exit's answer, relative to the largest: -1 is a guess, 0 is certain."""
     log_probs = seen[-1].log_softmax(-1)
     return _where_it_speaks((log_probs.exp() * log_probs).sum(-1) / math.log(log_probs.shape[-1]), seen[-1])
 
@@ -54,7 +54,7 @@ RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 
 
 def _where_it_speaks(values: Tensor, logits: Tensor) -> Tensor:
-    """Return values (B,) of labels as they are; of values (B, F), the mean over frames that are not blank.
+    """Return values (B,) of labels unchanged; for values (B, F) of texts, the mean over frames that are not blank.
 
     If all frames are blank it is -inf: the clip may be silent, but the head may also have learned nothing yet.
     """
@@ -73,9 +73,10 @@ def _edit_rate(one: str, other: str) -> float:
 
 @torch.no_grad()
 def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tuple[int, Tensor]:
-    """Run one clip (T,) layer by layer up to the first exit at which `rule` is at least `threshold`, or the deepest.
+    """Run a clip (T,) layer by layer to the first exit where the confidence reaches `threshold`, else to the deepest.
 
-    Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; `threshold` has its unit.
+    It returns that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; it sets the unit of
+    `threshold`.
     The model must be in evaluation mode. Raises FedexitError for an unknown rule and a clip that a batch refuses.
     """
     if rule not in RULES:

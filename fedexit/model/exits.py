@@ -30,7 +30,7 @@ class MultiExitModel(nn.Module):
     every depth: aggregation relies on the names.
 
     Args:
-        backbone: layers that the exits read; held, not copied.
+        backbone: the layers that the exits read; it is not copied.
         labels: names of the classes, or characters, in the order of the logits. NumPy scalars become Python ones.
         exits: layers (from 1) with a head; default the four quarter depths.
         seed: draws the heads' weights.
@@ -75,7 +75,7 @@ class MultiExitModel(nn.Module):
 
         Args:
             waveforms: as for `Backbone.hidden_states`, which also names the errors.
-            lengths: likewise.
+            lengths: as for `Backbone.hidden_states`, too.
             exits: some of the model's exits; default all.
 
         Returns:
@@ -91,7 +91,7 @@ class MultiExitModel(nn.Module):
     ) -> dict[int, Tensor]:
         """Return the linear layer's input at each of `exits`: standardised pooled statistics (B, 2D), for verification.
 
-        Arguments and errors as for `forward`.
+        Arguments and errors are those of `forward`.
         """
         asked = self._asked(exits)
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
@@ -110,10 +110,9 @@ class MultiExitModel(nn.Module):
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
         """Set `centre` and `scale` of each head so that its input has mean 0 and variance 1 over these clips.
 
-        Pooled statistics are nearly the same for all clips (at random weights their mean is several times their
-        spread), so a head that reads them unscaled first learns the most frequent class and stays there for long.
-        This is ours, not the paper's. No labels are needed.
-        Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
+        Pooled statistics are nearly the same for all clips: at random weights their mean is several times their spread.
+        A head that reads them unscaled predicts the most frequent class for a long time. This is ours, not the paper's.
+        No labels are needed. Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
         for exits in [self.exits] if self.shared_head else [[depth] for depth in self.exits]:
@@ -147,7 +146,7 @@ class MultiExitModel(nn.Module):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy in those of `weights` (by name) that the model holds. Raises KeyError if one of its own is missing."""
+        """Copy the model's own weights from `weights`, by name, ignoring others. Raises KeyError if one is missing."""
         with torch.no_grad():
             for name, parameter in self.trainable_weights().items():
                 parameter.copy_(weights[name])
@@ -175,7 +174,7 @@ class MultiExitModel(nn.Module):
             ) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` to `folder`, each whole or not at all."""
+        """Write `config.json` and `model.safetensors` to `folder`, each completely or not at all."""
         config = {
             "backbone": config_of(self.backbone),
             "backbone_name": self.backbone.name,
@@ -210,7 +209,7 @@ class MultiExitModel(nn.Module):
             if wrong := misfits(own.keys() - weights.keys(), weights.keys() - own.keys(), shapes):
                 raise ValueError(f"its weights do not fit its config.json: {wrong}")
             model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
-        except Exception as error:  # whatever a damaged or foreign folder makes the libraries raise
+        except Exception as error:  # the libraries raise many kinds of error for a damaged or foreign folder
             raise FedexitError(
                 f"{folder} is not a multi-exit model written by save_pretrained: {first_line(error)}"
             ) from error

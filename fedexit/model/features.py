@@ -1,6 +1,6 @@
-"""Features: the frozen convolutions' output, computed once per clip and kept on disk, as fine-tuning never changes it.
+"""Compute the frozen convolutions' output once per clip and store it on disk; fine-tuning never changes it.
 
-Processes share the memory-mapped file, and the next run finds it again. All files together stay below
+Processes share the memory-mapped file, and the next run reuses it. All files together stay below
 `FEDEXIT_CACHE_GB` (default 8); the least recently used ones are deleted first.
 """
 
@@ -67,7 +67,7 @@ class FrozenFeatures(Sequence[Example]):
 
     @property
     def content_hash(self) -> str:
-        """Return a hash of the clips and of the file of their features, whose name holds what it was made from."""
+        """Return a hash of the clips and of the name of the features' file, which depends on the frozen weights."""
         return hashlib.sha256(f"{self.clips.content_hash} {self.store.file.name}".encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -83,12 +83,12 @@ def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Exam
     """Return a function that turns any part of `clips` into features; they are computed here unless the cache has them.
 
     The cache knows clips by their content. Each clip is convolved alone, so its features do not depend on a batch. If
-    all do not fit into the cache, the function returns waveforms, with a warning, and every round convolves them again.
-    Raises FedexitError if the disk is full.
+    they do not all fit into the cache, the function returns waveforms, with a warning, and every round convolves them
+    again. Raises FedexitError if the disk is full.
     """
     if (size := _bytes(clips, backbone)) > limit():
         warnings.warn(
-            f"features of {len(clips)} clips need {size / 1e9:.1f} GB and are not kept: FEDEXIT_CACHE_GB allows "
+            f"features of {len(clips)} clips need {size / 1e9:.1f} GB and are not stored: FEDEXIT_CACHE_GB allows "
             f"{limit() / 1e9:g}",
             stacklevel=2,
         )
@@ -115,14 +115,14 @@ def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
             make_room(size)
             _compute(clips, backbone, file)
         frames = np.load(file.with_suffix(".npy"))
-        _mapped(file)  # here, as others may delete it later to make room
+        _mapped(file)  # now, because another process may delete it later to make room
     starts = np.concatenate([[0], np.cumsum(frames)[:-1]]) * backbone.channels
     places = dict(zip(clips.ids, zip(starts.tolist(), frames.tolist(), strict=True), strict=True))
     return FeatureStore(file, places, backbone.channels)
 
 
 def _compute(clips: Clips, backbone: Backbone, file: Path) -> None:
-    """Write the frames of each clip beside `file`, then the features as `file`, whole or not at all."""
+    """Write the frames of each clip beside `file`, then the features as `file`, completely or not at all."""
     frames = []
     try:
         with replacing(file) as part, one_thread():
@@ -135,7 +135,7 @@ def _compute(clips: Clips, backbone: Backbone, file: Path) -> None:
             with replacing(file.with_suffix(".npy")) as table, table.open("wb") as out:
                 np.save(out, np.array(frames))
     except OSError as error:
-        raise FedexitError(f"the features could not be kept ({error.strerror}); make room in {file.parent}") from error
+        raise FedexitError(f"the features cannot be stored ({error.strerror}); make room in {file.parent}") from error
 
 
 @cache
@@ -147,7 +147,7 @@ def _mapped(file: Path) -> Tensor:
 def spec_augment(features: Tensor, masks: int = 2, time: int = 20, channels: float = 0.08) -> Tensor:
     """Return `features` (B, C, F) with random stretches set to zero (SpecAugment, Park et al. 2019, without warping).
 
-    The draws are torch's, per clip.
+    Torch draws them anew for each clip.
 
     Args:
         features: output of the frozen convolutions.

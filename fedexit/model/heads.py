@@ -1,4 +1,4 @@
-"""Exit heads and the loss of a task."""
+"""Define the exit heads for labels, and the loss of a task."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.centre, self.scale = nn.Buffer(torch.zeros(2 * width)), nn.Buffer(torch.ones(2 * width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
-        """Return the pooled statistics (B, 2D) that are standardised."""
+        """Return the pooled statistics to standardise, (B, 2D)."""
         return statistics_pooling(states, frames)
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predictions of every exit from one pass, and error rates with their numbers of clips, characters or words."""
+"""Predict with every exit in one pass, and count errors per clip, character or word."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -116,15 +116,15 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
 
 
 def majority_error(labels: Sequence[int]) -> float:
-    """Return the error of always answering the most frequent of `labels`; a useful classifier has less."""
+    """Return the error of always answering the most frequent of `labels`; a useful classifier has a smaller one."""
     return 1.0 - np.bincount(np.asarray(labels)).max() / len(labels)
 
 
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
     """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
 
-    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips called `ids`, targets
-    ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
+    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips with these `ids`; their
+    targets are ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
     """
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()

@@ -1,4 +1,4 @@
-"""Parameter names: which layer a parameter belongs to."""
+"""Read the layer of a parameter from its name."""
 
 import re
 from functools import cache

@@ -62,7 +62,7 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
             f"{name_or_path}: the .bin file is damaged or holds more than tensors, and reading it could run foreign "
             "code; convert the model to model.safetensors"
         ) from error
-    except Exception as error:  # whatever transformers meets in a user's files
+    except Exception as error:  # transformers raises many kinds of error for a user's files
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise FedexitError(f"{name_or_path} cannot be read ({reason}); check config.json and weights") from error
     check_family(model.config, str(name_or_path))
@@ -74,7 +74,7 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
 
 
 def misfits(missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str] = ()) -> str:
-    """Return in words which tensors do not fit between a file and a model; "" if all fit."""
+    """Return in words the tensors that differ between a file and a model; "" if all fit."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     return "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names)
 
@@ -102,7 +102,7 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> None:
     unexpected = {key for key in report["unexpected_keys"] if not _EXTRA.match(key)}
     wrong = misfits(missing - {MASK_VECTOR}, unexpected, {key for key, *_ in report["mismatched_keys"]})
     if wrong:
-        raise FedexitError(f"the weights of {name} are not those of its config.json: {wrong}; take a matching pair")
+        raise FedexitError(f"the weights of {name} do not fit its config.json: {wrong}; use a matching pair")
     if MASK_VECTOR in missing:
         _draw_mask_vector(model, name)
     if bad := [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:

@@ -1,1 +1,12 @@
-"""Run notebooks and keep their results with a record of how they were made."""
+"""Notebooks, and the record of how their results were made. Start with `run.run`, the command `fedexit run`.
+
+run          the notebooks that are out of date, and what they need
+manifest     nbs_ci.yml, the list of notebooks
+execution    one notebook in one kernel, under a time limit
+jobs         notebooks side by side
+results      tables and figures, as a notebook writes and reads them
+checks       conditions on tables and files
+fingerprint  hashes of everything that results depend on
+provenance   the record of a result, and its comparison with the present
+readme       tables of the README
+"""

@@ -19,10 +19,10 @@ from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import replacing
 
-MAX_BYTES = 1_000_000  # of an executed notebook: a larger one is slow to open and to compare
+MAX_BYTES = 1_000_000  # bytes of an executed notebook; a larger one is slow to open and to compare
 MAX_PRINTED = 100_000  # characters that are kept of what a cell prints to stdout or stderr
 MAX_LINE = 10_000  # characters that are kept of one printed line
-MAX_OUTPUTS = 1_000  # of a cell: tables, pictures and streams
+MAX_OUTPUTS = 1_000  # outputs of a cell: tables, pictures and streams
 _LINE_CUT = " [... the rest of this line is not stored]"
 _TOO_MANY = f"[... only the first {MAX_OUTPUTS:,} outputs of a cell are stored]\n"
 _OUTPUT_CUT = f"\n[... only the first {MAX_PRINTED:,} characters that a cell prints are stored]\n"
@@ -50,7 +50,7 @@ def execute(
     Args:
         notebook: the source.
         parameters: values for its cell tagged `parameters`.
-        executed: file for the executed notebook; it holds what was run also after an error.
+        executed: file for the executed notebook; after an error it holds the cells up to the error.
         env: environment variables of the kernel, beside those of this process.
         minutes: time limit for the whole notebook.
         bar: show a progress bar, if stderr is a terminal.
@@ -90,7 +90,7 @@ def execute(
 
 
 def _literally(path: Path) -> str:
-    """Return a path for papermill, which takes braces in it for parameters."""
+    """Return a path with its braces escaped, because papermill reads braces as parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -101,7 +101,7 @@ def _this_interpreter(env: dict[str, str]) -> type:
     from jupyter_client.kernelspec import KernelSpec
 
     escaped = {name: value.replace("$", "$$") for name, value in env.items()}  # the values are string templates
-    command = [*make_ipkernel_cmd(), "--log-level=CRITICAL"]  # its remarks about sockets do not help the reader
+    command = [*make_ipkernel_cmd(), "--log-level=CRITICAL"]  # its messages about sockets do not help the reader
 
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=command, language="python", display_name="Python 3", env=escaped)
@@ -173,7 +173,7 @@ def add_printed(outputs: list, name: str, text: str) -> None:
 
 
 def _as_shown(line: str) -> str:
-    """Return what a terminal shows of a line; a carriage return at its end stays, for what may follow."""
+    """Return what a terminal shows of a line; a final carriage return stays, because more text may follow."""
     shown = line.rstrip("\r")
     ending = "\r" if len(shown) < len(line) else ""
     shown = shown.rpartition("\r")[2]

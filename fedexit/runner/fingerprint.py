@@ -22,7 +22,7 @@ from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, json_hash, weights_hash
 from fedexit.support.paths import backbones_dir
 
-# Modules that decide no number: the command line, what starts notebooks, messages and paths. The package's __init__.py
+# Modules that decide no number: the command line, the start of notebooks, messages and paths. The package's __init__.py
 # does not count either. `fedexit.runner.results` does: it rounds what the tables hold.
 NOT_COUNTED = (
     "__main__",
@@ -41,7 +41,7 @@ NOT_COUNTED = (
     "support.progress",
     "support.reads",
 )
-# Parameters that change how fast a notebook runs and no number of its results.
+# Parameters that change only the speed of a notebook, not its results.
 HOW_FAST = ("workers", "threads")
 # Libraries that decide a number.
 VERSIONS = (
@@ -59,7 +59,7 @@ VERSIONS = (
     "torchaudio",
     "transformers",
 )
-# How a difference in each section is described; {key} alone where the values say nothing to a reader.
+# Descriptions of a difference in each section, with {key} alone where the values are hashes.
 PHRASES = {
     "code": "{key} changed",
     "parameters": "parameter {key}: {old} -> {new}",
@@ -268,12 +268,12 @@ def _plain(node: object) -> object:
 
 
 def _is_text_alone(node: object) -> bool:
-    """Whether a statement is only a string, as docstrings are."""
+    """Return whether a statement is only a string, as docstrings are."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _file(module: str) -> Path:
-    """Return the source file of a dotted module, found from the place of its package; nothing is imported but that."""
+    """Return the source file of a dotted module. Only its top-level package is imported."""
     package, *rest = module.split(".")
     place = Path(import_module(package).__path__[0]).joinpath(*rest)
     return place / "__init__.py" if place.is_dir() else place.with_name(f"{place.name}.py")

@@ -1,4 +1,4 @@
-"""Start jobs one after the other in this process, or side by side in processes of their own."""
+"""Start jobs one after the other in this process, or side by side in separate processes."""
 
 import multiprocessing
 import os
@@ -16,8 +16,8 @@ from fedexit.support.errors import FedexitError
 def submitter(jobs: int) -> Iterator[Callable[..., Future]]:
     """Give a function that starts `function(*arguments)` and returns its future.
 
-    With one job it runs at once in this process. With several, each call runs in a fresh process. What still runs when
-    the block ends or this process dies is killed.
+    With one job, each call runs at once in this process. With several, each call runs in a fresh process. Processes
+    that still run when the block ends or this process dies are killed.
     """
     if jobs == 1:
         yield at_once

@@ -97,7 +97,7 @@ class Check(_Entry):
 
 
 class Profile(_Entry):
-    """How a notebook runs in one profile.
+    """Times, parameters and inputs of a notebook in one profile.
 
     minutes: expected time on two cores.
     limit: time in minutes after which the notebook is stopped.
@@ -141,12 +141,12 @@ class Notebook(_Entry):
 
     @property
     def path(self) -> Path:
-        """The source notebook."""
+        """Return the path of the source notebook."""
         return self._root / "notebooks" / f"{self.id}.ipynb"
 
     @property
     def reads(self) -> list[str]:
-        """Tables and plotted data of its needs: `01_partition/tables/x.csv`."""
+        """Return the tables and plotted data of its needs: `01_partition/tables/x.csv`."""
         return self._reads
 
     def data_in(self, profile: str) -> list[str]:
@@ -201,7 +201,7 @@ def parse_yaml(text: str, where: str) -> object:
         line = f", line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise FedexitError(f"{where}{line}: not YAML that can be used: {reason}") from None
-    except (ValueError, RecursionError) as error:  # what the constructors of numbers and deep lists raise
+    except (ValueError, RecursionError) as error:  # raised for bad numbers and deep lists
         raise FedexitError(f"{where}: not YAML that can be used: {error}") from None
 
 
@@ -282,7 +282,7 @@ def _check_files(notebooks: list[Notebook], folder: Path) -> None:
     ids = [notebook.id for notebook in notebooks]
     for name in sorted(ids):
         if ids.count(name) > 1:
-            raise FedexitError(f"nbs_ci.yml: notebook {name} is listed more than once")
+            raise FedexitError(f"nbs_ci.yml: notebook {name} is listed more than once; list it once")
         if not (folder / f"{name}.ipynb").is_file():
             raise FedexitError(f"nbs_ci.yml: notebook {name} has no file notebooks/{name}.ipynb; add it or unlist it")
     for path in sorted(folder.glob("*.ipynb")):
@@ -297,13 +297,19 @@ def _check_references(notebooks: list[Notebook]) -> None:
         where = f"nbs_ci.yml: notebook {notebook.id}, field"
         for need in notebook.needs:
             if need not in earlier:
-                raise FedexitError(f"{where} needs: {need} is not a notebook listed before it")
+                raise FedexitError(
+                    f"{where} needs: {need} is not a notebook listed before it; move it up or correct its name"
+                )
             if missing := sorted(set(notebook.profiles) - set(earlier[need].profiles)):
                 raise FedexitError(f"{where} needs: {need} has no profile {missing[0]}, which {notebook.id} has")
         used = [check.table for check in notebook.checks] + ([notebook.headline] if notebook.headline else [])
         if undeclared := sorted(set(used) - set(notebook.artifacts)):
-            raise FedexitError(f"{where} artifacts: {undeclared[0]} is used in checks or headline but not declared")
+            raise FedexitError(
+                f"{where} artifacts: {undeclared[0]} is used in checks or headline but not declared; add it"
+            )
         for name in notebook.artifacts:
             if name.endswith(".png") and name.removesuffix(".png") + ".csv" not in notebook.artifacts:
-                raise FedexitError(f"{where} artifacts: {name} is declared without the .csv of its plotted data")
+                raise FedexitError(
+                    f"{where} artifacts: {name} is declared without the .csv of its plotted data; add that"
+                )
         earlier[notebook.id] = notebook

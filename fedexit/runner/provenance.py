@@ -25,10 +25,10 @@ CELLS_CODE = "fedexit.lab.cells"
 
 @dataclass(frozen=True)
 class State:
-    """How stored results relate to the present inputs.
+    """The relation of stored results to the present inputs.
 
-    changed: why the results are not those of the present inputs.
-    unverified: why nobody can know whether they are.
+    changed: reasons why the results differ from those of the present inputs.
+    unverified: reasons why this cannot be known.
     """
 
     changed: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class State:
 
     @property
     def reasons(self) -> list[str]:
-        """All reasons to run the notebook; empty when its results are up to date."""
+        """Return all reasons to run the notebook; empty when its results are up to date."""
         return self.changed + self.unverified
 
 

@@ -1,7 +1,7 @@
-"""Write and read tables and figures of a notebook, bit-identical each time.
+"""Write and read the tables and figures of a notebook; equal contents give bit-identical files.
 
 `fedexit run` gives a notebook its folders in environment variables. JupyterLab sets none: there the artifacts go to
-results/interactive/, so that trying things out never touches results that were run as declared.
+results/interactive/, so that interactive work never changes the results of `fedexit run`.
 """
 
 import os
@@ -41,7 +41,7 @@ class Run:
         return frame
 
     def figure(self, fig: "Figure", name: str, data: pd.DataFrame) -> None:
-        """Write `fig` to figures/<name>.png and the plotted `data` to figures/<name>.csv. Raise as `table` does."""
+        """Write `fig` to figures/<name>.png and the plotted `data` to figures/<name>.csv. Raises as `table` does."""
         _write_csv(data, self._target("figures", name, ".csv"))
         # without the Software entry the file is bit-identical under every version of Matplotlib
         save: dict[str, Any] = {"dpi": DPI, "format": "png", "bbox_inches": "tight", "metadata": {"Software": None}}
@@ -76,7 +76,7 @@ class Run:
         return path
 
     def kept(self, name: str) -> Path:
-        """Return the path of a store that is committed with the results, for studies that take several sittings.
+        """Return the path of a store that is committed with the results, for studies that need several runs.
 
         The notebooks of the profile share it. It is never removed, not even when the code changes: the reader must
         compare settings, and records the code that made each entry.
@@ -135,5 +135,5 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _float(value: float) -> str:
-    """Return ten significant digits: all of a float32 and none of the noise of summing in another order."""
+    """Return ten significant digits: they hold a whole float32, and hide the rounding of sums in another order."""
     return repr(float(f"{value:.10g}"))

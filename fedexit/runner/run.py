@@ -1,4 +1,4 @@
-"""Run the notebooks of `nbs_ci.yml`, only those whose inputs changed, and keep nothing half done.
+"""Run those notebooks of `nbs_ci.yml` whose inputs changed, and replace results only when a run is complete.
 
 A notebook works in results/.state/<profile>/<id>/out; that folder is renamed to results/<profile>/<id> once every
 declared artifact is there and its checks hold. Until then the earlier results stay.
@@ -28,11 +28,11 @@ from fedexit.support.paths import data_dir, project_root, results_dir
 
 
 def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs: int = 1) -> bool:
-    """Run the notebooks `ids` and what they need, where out of date or unverified; return whether all went well.
+    """Run the notebooks `ids` and those that they need, if out of date or unverified; return whether all succeeded.
 
     A line is printed before each notebook, then a summary and the headline tables. Results that came with the project
-    or are unverified are made again where they are asked for. Where another notebook only needs them they are taken as
-    they are, so that a figure can be redrawn in seconds in a fresh clone.
+    or are unverified are made again if their notebook is in `ids`. If another notebook only needs them, they are used
+    as they are, so that a figure can be redrawn in seconds in a fresh clone.
 
     Args:
         profile: name of the set of parameters.
@@ -42,12 +42,12 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
         jobs: number of notebooks that run side by side.
 
     Raises:
-        FedexitError: a name, a parameter or a corpus is wrong, or another process runs the profile. Nothing has
-            started then.
+        FedexitError: a name, a parameter or a corpus is wrong, or another process runs the profile. No notebook has
+            started by then.
     """
     notebooks = select(load_manifest(project_root()), profile, ids)
     if overrides and not ids:
-        raise FedexitError("-p needs the notebook it is for: fedexit run NOTEBOOK -p NAME=VALUE")
+        raise FedexitError("-p needs a notebook: fedexit run NOTEBOOK -p NAME=VALUE")
     if jobs < 1:
         raise FedexitError(f"--jobs {jobs}: give the number of notebooks side by side, 1 or more")
     parameters = {n.id: _parameters(n, profile, overrides if n.id in ids else {}) for n in notebooks}
@@ -56,7 +56,7 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
         _check_parameters(notebook, parameters[notebook.id])
 
     def why(notebook: Notebook) -> tuple[list[str], str]:
-        """Return the reasons to run it, and what to call its results when they are used as they are."""
+        """Return the reasons to run it, and a description of its results if they are used as they are."""
         state = state_of(notebook, profile, parameters[notebook.id])
         if not ids or notebook.id in ids:
             return state.reasons or (["forced"] if force else []), "up to date"
@@ -120,7 +120,7 @@ def _use_as_is(notebook: Notebook, profile: str, as_is: str) -> str:
 
 
 def status(profile: str) -> None:
-    """Print for each notebook of `profile` whether it is up to date, is to be run or is unverified, and why."""
+    """Print whether each notebook of `profile` is up to date, out of date or unverified, and why."""
     stale: set[str] = set()
     for notebook in select(load_manifest(project_root()), profile, []):
         described = provenance.described(notebook, profile, _parameters(notebook, profile, {}))
@@ -137,7 +137,7 @@ def _parameters(notebook: Notebook, profile: str, overrides: dict) -> dict:
 
 
 def _kind(value: object) -> str:
-    """Return how YAML has read a value, in words."""
+    """Return the type of a YAML value in words."""
     kinds = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "mapping"}
     return kinds.get(type(value), "null, no value")
 
@@ -157,7 +157,7 @@ def _tables(notebook: Notebook, profile: str) -> dict[str, str]:
 
 
 def _compared(earlier: dict[str, str], now: dict[str, str]) -> str:
-    """Return what a rerun shows about reproduction: which tables are no longer bit-identical."""
+    """Return in words whether the tables of a rerun are bit-identical to the earlier ones."""
     if not earlier:
         return ""
     changed = sorted(Path(name).stem for name in now if now[name] != earlier.get(name))
@@ -226,7 +226,7 @@ def _put_in_place(new: Path, final: Path, old: Path) -> None:
 
 @contextmanager
 def _lock(profile: str) -> Iterator[None]:
-    """Hold the profile for this process; the system releases it however the process ends."""
+    """Lock the profile for this process; the system releases the lock however the process ends."""
     path = results_dir() / ".state" / profile / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,1 +1,15 @@
-"""Small tools that every floor uses: errors, paths, random streams, checkpoints, files and processes."""
+"""Small tools that every other floor uses. They know nothing of speech or models.
+
+errors       `FedexitError`: a mistake that the user can fix
+paths        the folders of the project
+files        hashes, and files that are written completely or not at all
+checkpoints  the state of an interrupted run
+cache        the size limit of the cache on disk
+streams      named random streams
+settings     dataclasses whose fields are checked
+checks       checks of plain values
+processes    jobs side by side, in processes of one thread each
+sharing      tensors that processes share
+progress     progress bars
+reads        the record of what a notebook reads
+"""

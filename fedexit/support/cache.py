@@ -1,4 +1,4 @@
-"""Feature files in the cache on disk: bounded in size, shared by processes, least recently used ones deleted first."""
+"""Keep the feature files in the cache below a limit: the least recently used ones are deleted first."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from fedexit.support.paths import data_dir
 
 
 def limit() -> int:
-    """Return the bytes that all feature files may take together. Raises FedexitError for a bad FEDEXIT_CACHE_GB."""
+    """Return the limit in bytes for all feature files together. Raises FedexitError for a bad FEDEXIT_CACHE_GB."""
     wish = os.environ.get("FEDEXIT_CACHE_GB", "8")
     try:
         size = float(wish)
@@ -24,10 +24,10 @@ def limit() -> int:
 
 
 def feature_files() -> dict[Path, int]:
-    """Return the bytes of the feature files in the cache, the least recently used one first."""
+    """Return the size in bytes of each feature file in the cache, the least recently used one first."""
     found = []
     for file in (data_dir() / "cache").glob("frozen-*.f32"):
-        with suppress(FileNotFoundError):  # another process made room just now
+        with suppress(FileNotFoundError):  # another process has just deleted it
             found.append((file.stat().st_mtime, file, file.stat().st_size))
     return {file: size for _, file, size in sorted(found)}
 

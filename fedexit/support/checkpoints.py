@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run and its tensors in one file, and beside it a table of rows that only grows.
+"""Save and load checkpoints: one file with a run's state and tensors, and beside it a table of rows that only grows.
 
 A kill at any moment leaves a state to resume from. The state and the tensors are replaced in one step. Rows are written
 to the table before the state that counts them, and rows beyond the count are ignored.
@@ -21,7 +21,7 @@ from torch import Tensor
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import replacing
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # the names of Adam's state of one parameter
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of one parameter, by name
 
 
 def save_checkpoint(file: str | Path, identity: object, state: object, tensors: Mapping[str, Tensor]) -> None:
@@ -45,7 +45,7 @@ def load_checkpoint(file: str | Path | None, identity: object) -> tuple[Any, dic
     """Return the state and the tensors as they were saved, or None if there is no file yet.
 
     Raises:
-        FedexitError: for a damaged file, for one of another run, and for a place where no file can be written.
+        FedexitError: the file is damaged or belongs to another run, or no file can be written there.
     """
     if file is None:
         return None
@@ -105,7 +105,7 @@ def read_rows(file: str | Path, size: int) -> list[dict]:
 
 @contextmanager
 def refusing_damage(file: str | Path) -> Iterator[None]:
-    """Turn an error in the content of the checkpoint `file` into one sentence."""
+    """Turn an error about the content of the checkpoint `file` into one sentence."""
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

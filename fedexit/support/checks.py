@@ -1,4 +1,4 @@
-"""Checks of plain values that several modules need."""
+"""Check plain values."""
 
 import numbers
 

@@ -1,4 +1,4 @@
-"""Hashes of files and trees, and writing a file so that it is either the old one or the whole new one."""
+"""Hash files, and write a file so that it is always either the old version or the complete new one."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Example:
         >>> with replacing(target) as part:
-        ...     part.write_text("whole or not at all")
+        ...     part.write_text("all or nothing")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

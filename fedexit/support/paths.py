@@ -11,7 +11,7 @@ def project_root() -> Path:
     """Return the folder that holds `nbs_ci.yml`: FEDEXIT_ROOT, or the working directory or the nearest folder above.
 
     Raises:
-        FedexitError: there is no such folder, or FEDEXIT_ROOT names another one.
+        FedexitError: there is no such folder, or FEDEXIT_ROOT names a folder without `nbs_ci.yml`.
     """
     named = _named_folder("FEDEXIT_ROOT")
     if named is not None:
@@ -41,15 +41,15 @@ def results_dir() -> Path:
 
 
 def named_or_folder(name: str | Path, known: Collection[str], kind: str, own: Path | None = None) -> str | Path:
-    """Return `name` if it is one of the `known` names, else the folder or file that it gives.
+    """Return `name` if it is one of the `known` names, else the path of the folder or file.
 
-    A `Path`, or a text with a separator such as `./queen`, always gives a place on disk, never a known name.
+    A `Path`, or a text with a separator such as `./queen`, is always a path, never a known name.
 
     Args:
-        name: what the user gave.
+        name: the name or path that the user gave.
         known: reserved names.
-        kind: what is named, for the message: "corpus" or "backbone".
-        own: place of the known thing, if it is there; being in the folder above it is no clash.
+        kind: "corpus" or "backbone", for the message.
+        own: path of the known corpus or backbone, if it exists; a name that leads there is not ambiguous.
 
     Raises:
         FedexitError: `name` is a known name and also a folder or file here, so it is unclear which one is meant.
@@ -78,5 +78,5 @@ def _named_folder(variable: str) -> Path | None:
         if os.path.lexists(path):
             raise FedexitError(f"{variable} is {text}, which is not a folder; set it to a folder or unset it")
         if not os.path.isdir(os.path.dirname(path)):
-            raise FedexitError(f"{variable} is {text}, but {os.path.dirname(path)} is no folder; make it or unset it")
+            raise FedexitError(f"{variable} is {text}, but {os.path.dirname(path)} is not a folder; create or unset it")
     return Path(path)

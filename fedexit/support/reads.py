@@ -1,7 +1,8 @@
 """Record what a notebook really reads: corpora, backbones and kept cells, for the provenance of its results.
 
 `fedexit run` names a file in `FEDEXIT_READS`; every process of the notebook appends one JSON line per thing it reads.
-`FEDEXIT_UNDECLARED` maps what the notebook may not read to the reason. Outside of `fedexit run` nothing is recorded.
+`FEDEXIT_UNDECLARED` maps each thing that the notebook may not read to the reason. Nothing is recorded outside of
+`fedexit run`.
 """
 
 import json
@@ -41,7 +42,7 @@ def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
 
 
 def read_notes(file: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """Return the notes of `file` as {kind: {name: {"checksum": ..., "code": ...}}}; every kind is there."""
+    """Return the notes of `file` as {kind: {name: {"checksum": ..., "code": ...}}}, with an entry for every kind."""
     found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in KINDS}
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():

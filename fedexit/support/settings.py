@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses whose annotations are checked by pydantic, with one-sentence errors."""
+"""Check the fields of settings, which are frozen dataclasses, against their annotations by pydantic."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -46,7 +46,7 @@ def with_given(defaults: Settings, given: Mapping[str, Any]) -> Settings:
     """Return `defaults`, a dataclass, with the `given` fields replaced.
 
     Raises:
-        FedexitError: for an unknown name, and whatever the dataclass itself refuses.
+        FedexitError: a name is unknown, or the dataclass refuses a value.
     """
     known = [field.name for field in fields(defaults)]
     for name in given:

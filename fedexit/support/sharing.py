@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fedexit.support.errors import FedexitError, first_line
 
-_ALIGN = 64  # bytes: torch lets a tensor begin at multiples of this
+_ALIGN = 64  # bytes: a tensor may begin at any multiple of this
 
 
 class Shared(NamedTuple):
-    """Shared memory in sections of equal size: the global weights, then places for several updates."""
+    """Shared memory in sections of equal size: one for the global weights, the others for updates."""
 
     memory: Tensor
     section: int
@@ -31,8 +31,8 @@ class Shared(NamedTuple):
             memory = torch.empty(sections * end, dtype=torch.uint8).share_memory_()
         except RuntimeError as error:
             raise FedexitError(
-                f"the workers need {sections * end / 1e6:.0f} MB of shared memory (/dev/shm); take workers=1, or more "
-                "of it (a container's --shm-size)"
+                f"the workers need {sections * end / 1e6:.0f} MB of shared memory (/dev/shm); use workers=1 or "
+                "enlarge it (in a container: --shm-size)"
             ) from error
         return cls(memory, end, places)
 
@@ -49,7 +49,7 @@ class Shared(NamedTuple):
 
 
 class _ByValue(pickle.Pickler):
-    """A pickler that copies tensors, because torch would send each by a file descriptor, of which there are few."""
+    """A pickler that copies tensors. Torch would send each one by a file descriptor, and their number is limited."""
 
     def reducer_override(self, obj: object) -> Any:
         if type(obj) is Tensor and obj.dtype != torch.bfloat16:
@@ -57,7 +57,7 @@ class _ByValue(pickle.Pickler):
         name, main = getattr(obj, "__qualname__", ""), sys.modules["__main__"]
         if name and getattr(obj, "__module__", "") == "__main__" and not hasattr(main, "__file__"):
             raise FedexitError(
-                f"{name} is defined in this notebook, out of the workers' reach; move it to a module, or take workers=1"
+                f"workers cannot load {name}, which is defined in this notebook; move it to a module or use workers=1"
             )
         return NotImplemented
 
@@ -69,7 +69,7 @@ def pickled(value: object) -> bytes:
         _ByValue(buffer).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise FedexitError(
-            f"the clients' data cannot be sent to workers ({first_line(error)}); take workers=1, or data of a class in "
-            "a module"
+            f"the clients' data cannot be sent to workers ({first_line(error)}); use workers=1, or data "
+            "whose class is defined in a module"
         ) from error
     return buffer.getvalue()

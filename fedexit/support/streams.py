@@ -1,7 +1,7 @@
-"""Named random streams: every draw belongs to a name, so a resumed run is bit-identical, with any number of workers.
+"""Draw random numbers from named streams, so that a resumed run is bit-identical for any number of workers.
 
-A stream is named by its purpose, e.g. `stream_seed(seed, "sampling", round)`. There is no hidden global counter that an
-interruption could move.
+A stream is named by its purpose, e.g. `stream_seed(seed, "sampling", round)`. No global counter is involved, so an
+interruption changes nothing.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Tasks, each a small module: the clips that take part, who holds them, their targets and the kind of head."""
+"""Define the tasks, one small module each: its clips, their clients, their targets and the kind of head."""
 
 import inspect
 from collections.abc import Callable

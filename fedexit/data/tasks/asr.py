@@ -12,7 +12,7 @@ from fedexit.data.text import CHARACTERS, characters, unspelled
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
 
-PUBLIC = {"queen": "JOE"}  # a voice that no client holds: a server may train on it before the federation
+PUBLIC = {"queen": "JOE"}  # a voice that no client holds; a server may train on it before the federation
 
 
 def asr_task(
@@ -26,10 +26,10 @@ def asr_task(
 
     Args:
         corpus: a corpus with transcripts and speakers.
-        max_seconds: clips are cut there.
+        max_seconds: clips are cut to this length.
         min_clips: fewest clips of a voice.
-        known: share of each training voice's clips that is held out as the split `known`: it measures what a client
-            gains for itself.
+        known: share of each training voice's clips that is held out as the split `known`. It measures the gain on a
+            client's own voice.
         frame: samples per frame of the backbone (640 for one with 25 frames a second).
 
     Raises:
@@ -59,7 +59,7 @@ def asr_task(
 def played(clips: Clips, speed: float) -> Clips:
     """Return `clips` at `speed`, without those that would be too short for their text; other targets always fit.
 
-    In speed perturbation (Ko et al. 2015) faster is also higher, so one voice becomes several.
+    Speed perturbation (Ko et al. 2015) also changes the pitch, so one voice becomes several.
     """
     rows = clips.corpus.manifest.set_index("id").loc[clips.ids].reset_index().assign(target=clips.targets)
     seconds = rows["seconds"].clip(upper=clips.max_samples / SAMPLE_RATE) / speed
@@ -69,7 +69,7 @@ def played(clips: Clips, speed: float) -> Clips:
 
 
 def _name_other_letters(name: str, rows: pd.DataFrame) -> None:
-    """Warn of transcripts with letters that cannot be spelled; raise FedexitError if nothing else is left."""
+    """Warn of transcripts with letters that cannot be spelled; raise FedexitError if no other letters are left."""
     other = rows["text"].map(unspelled)
     if not other.any():
         return

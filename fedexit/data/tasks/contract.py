@@ -13,12 +13,12 @@ from fedexit.data.corpora import Corpus
 from fedexit.data.text import frames_needed
 from fedexit.support.errors import FedexitError
 
-FRAME = 320  # samples of wav2vec 2.0 and its kin
+FRAME = 320  # samples per frame of wav2vec 2.0, HuBERT and WavLM
 
 
 @dataclass(frozen=True)
 class Task:
-    """Describe a task on a corpus.
+    """A task on a corpus.
 
     name: the task's name in `fedexit.data.tasks.TASKS`.
     corpus: the corpus of its clips.
@@ -26,8 +26,8 @@ class Task:
     rows: the manifest's rows that take part, with the task's own `split` and `group` (the client that holds a clip) and
         the column `target`: an index into `labels`, for `ctc` a list of character ids from 1.
     head: a name in `fedexit.model.heads.HEADS`.
-    max_seconds: clips are cut there, unless a caller cuts elsewhere.
-    verification: whether pairs of its voices are verified, where the corpus has a list of trials.
+    max_seconds: clips are cut to this length, unless a caller gives another.
+    verification: whether its voices are also verified in pairs, if the corpus has a trial list.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task:
 
 
 def can_spell(seconds: float, target: Sequence[int], frame: int = FRAME) -> bool:
-    """Return whether a clip of so many seconds has the frames (of `frame` samples) that CTC needs for `target`."""
+    """Return whether a clip of `seconds` has enough frames (of `frame` samples) for CTC to spell `target`."""
     return round(seconds * SAMPLE_RATE) // frame - 1 >= frames_needed(target)
 
 
@@ -57,13 +57,13 @@ def check_spelling(rows: pd.DataFrame, max_seconds: float, frame: int = FRAME) -
 
 
 class Clips(Sequence[Example]):
-    """Hold clips of a task and decode them on access: item i is (waveform (T,) at 16 kHz, target).
+    """The clips of a task, decoded on access: item i is (waveform (T,) at 16 kHz, target).
 
     Args:
         corpus: the corpus of the clips.
         rows: rows of a task.
-        max_seconds: clips are cut there.
-        speed: clips are played at this speed afterwards (speed perturbation, Ko et al. 2015: 1.25 is shorter and
+        max_seconds: clips are cut to this length.
+        speed: clips are then played at this speed (speed perturbation, Ko et al. 2015: 1.25 is shorter and
             higher), so that one voice sounds like another.
     """
 
@@ -75,7 +75,7 @@ class Clips(Sequence[Example]):
 
     @property
     def lengths(self) -> list[int]:
-        """Return the samples of each clip, cut and at its speed, by the manifest's durations (to 1 ms)."""
+        """Return the samples of each clip after the cut and at its speed, by the manifest's durations (to 1 ms)."""
         rows = self.corpus.dataset.select_columns(["id", "seconds"]).to_pandas().set_index("id")["seconds"]
         samples = (rows.loc[self.ids] * SAMPLE_RATE).clip(upper=self.max_samples) / self.speed
         return samples.round().astype(int).tolist()
@@ -100,7 +100,7 @@ class Clips(Sequence[Example]):
 def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str, verification: bool = False) -> Task:
     """Return a task whose labels are the values of `column` in training.
 
-    Raises FedexitError for fewer than two labels, and for a value that is in dev or test alone.
+    Raises FedexitError for fewer than two labels, and for a value that is only in dev or test.
     """
     train = set(rows.query("split == 'train'")[column])
     if len(train) < 2:

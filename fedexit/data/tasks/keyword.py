@@ -8,7 +8,7 @@ from fedexit.data.text import words as whole_words
 
 
 def keyword_task(corpus: Corpus, words: int = 10) -> Task:
-    """Predict the first word of a line among the `words` most frequent first words of train.
+    """Predict the first word of a line, one of the `words` most frequent first words in train.
 
     Words are whole words of any script (`fedexit.data.text.words`).
     """

@@ -14,7 +14,7 @@ def voice_task(corpus: Corpus, min_clips: int = 36) -> Task:
     counts = rows["speaker"].value_counts()
     if (counts >= min_clips).sum() < 2:
         raise FedexitError(
-            f"corpus {corpus.name}: task voice needs two speakers with {min_clips} transcribed clips each"
+            f"corpus {corpus.name}: task voice needs two speakers with {min_clips} transcribed clips; lower min_clips"
         )
     return closed_set("voice", corpus, rows[rows["speaker"].map(counts) >= min_clips], "speaker", verification=True)
 
