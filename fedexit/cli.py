@@ -162,9 +162,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _parameter(text: str) -> tuple[str, object]:
     """Return the name and value of NAME=VALUE; the value is YAML: a number, text, true, null, a list or a mapping."""
-    from fedexit.runner.manifest import parse_yaml
+    from fedexit.runner.yaml_text import parse_yaml
 
-    where = f"-p {text}" if len(text) < 100 else f"-p {text:.100}..."
+    shown = " ".join(text.split())
+    where = f"-p {shown}" if len(shown) < 100 else f"-p {shown:.100}..."
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise FedexitError(f"{where}: write -p NAME=VALUE, for example -p rounds=3")

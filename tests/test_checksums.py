@@ -1,7 +1,9 @@
 """Test that a corpus's checksum covers the audio, and that its fast path notices every edit."""
 
 import json
+import mmap
 import os
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +48,21 @@ def test_an_edit_in_place_changes_the_checksum(folder):
     assert (new.st_size, new.st_mtime_ns, new.st_ino) == (old.st_size, old.st_mtime_ns, old.st_ino)
     assert corpus.checksum == open_corpus(folder).checksum == corpus_checksum(folder) != before
     assert corpus.clip_hash("a") != hashes[0] and corpus.clip_hash("b") == hashes[1]
+
+
+def test_an_edit_through_an_open_memory_map_changes_the_checksum(folder, tmp_path):
+    def edits(file, between):
+        with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as held:
+            held[500:600] = bytes(100)
+            before = between()
+            time.sleep(0.02)  # beyond one tick of the file system's clock
+            held[700:800] = bytes(100)
+            return before != between()
+
+    write(probe := tmp_path / "probe.wav", 0)
+    if not edits(probe, lambda: (checksums._flush(probe), probe.stat().st_ctime_ns)):
+        pytest.skip("this file system does not record edits through a memory map")
+    assert edits(folder / "a.wav", lambda: corpus_checksum(folder))
 
 
 def test_a_change_of_the_manifest_changes_the_checksum(folder):

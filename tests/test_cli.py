@@ -87,12 +87,13 @@ def test_parameters_are_yaml(monkeypatch):
         ("rounds=!!timestamp 2020-01-01", "give a number, text"),
         ("rounds=@x", "not YAML"),
         ("rate=.nan", "give a number"),
+        ("a=--- 1\n--- 2", "another document"),
     ],
 )
 def test_bad_parameters(text, complaint, capsys):
     assert cli.main(["run", "01_a", "-p", text]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"fedexit: -p {text}") and complaint in err and err.count("\n") == 1
+    assert err.startswith(f"fedexit: -p {' '.join(text.split())}") and complaint in err and err.count("\n") == 1
 
 
 def test_outside_a_project(tmp_path):

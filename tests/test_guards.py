@@ -3,10 +3,10 @@
 import math
 import multiprocessing
 import os
-import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -284,7 +284,7 @@ def test_tensors_go_to_workers_by_value_and_other_things_are_named():
 
     view = torch.arange(10**6).float()[:10]
     content = pickled([view, {"in": [view]}])
-    assert len(content) < 2000 and torch.equal(pickle.loads(content)[1]["in"][0], view)
+    assert len(content) < 2000 and torch.equal(ForkingPickler.loads(content)[1]["in"][0], view)
     with pytest.raises(FedexitError, match=r"cannot be sent to workers .*Local"):
         pickled(Local())
 

@@ -5,7 +5,8 @@ import copy
 import pytest
 import yaml
 
-from fedexit.runner.manifest import load_manifest, parse_yaml, select
+from fedexit.runner.manifest import load_manifest, select
+from fedexit.runner.yaml_text import parse_yaml
 from fedexit.support.errors import FedexitError
 
 GOOD = {
@@ -59,6 +60,10 @@ def broken(number: int, **fields) -> dict:
     return raw
 
 
+def smoke(**fields) -> dict:
+    return broken(0, profiles={"smoke": {"minutes": 1, "limit": 2, **fields}})
+
+
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [
@@ -92,13 +97,37 @@ def broken(number: int, **fields) -> dict:
         ("notebooks:\n- {id: a, id: b}\n", "line 2: .*id is given twice"),
         ("notebooks: *no", "line 1: .*undefined alias"),
         ("notebooks: !!python/object:os.system {}", "line 1: .*could not determine a constructor"),
-        ("", "nbs_ci.yml: None does not fit"),
+        ("", "nbs_ci.yml: None does not fit: input should be a valid mapping$"),
+        (smoke(limit=1e300), "01_a, field profiles.smoke.limit: 1e.300 does not fit"),
+        (smoke(parameters={"profile": "x"}), "the parameter profile is set by fedexit run; leave it out"),
+        (smoke(parameters={"a": [1, {}]}), "smoke.parameters.a: {} does not fit: give a number, text, true, null or a"),
+        (smoke(parameters={"a": float("nan")}), "smoke.parameters.a: nan does not fit: give a number"),
+        (broken(0, checks=[{"table": "tables/x.csv", "min_rows": 3, "max_rows": 2}]), "min_rows 3 is above max_rows 2"),
     ],
 )
 def test_faults_are_named_in_one_line(load, raw, complaint):
     with pytest.raises(FedexitError, match=complaint) as caught:
         load(raw)
     assert "\n" not in str(caught.value)
+
+
+def test_aliases_may_not_grow_without_bound(load):
+    assert parse_yaml("{a: &a [1, 2], b: *a, c: {<<: {d: *a}}}", "x") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 9)]
+    for text in ("\n".join(["l0: &l0 x", *levels]), "&a [*a]", "a: &a {b: *a}"):
+        with pytest.raises(FedexitError, match="more than 100,000 values"):
+            load(text)
+
+
+@pytest.mark.parametrize("text", ["!!bool x", "!!int x", "!!int ''", "!!float x", "!!timestamp x", "!!binary é"])
+def test_a_value_must_fit_its_tag(text):
+    with pytest.raises(FedexitError, match=r"^-p x.*: not YAML that can be used: "):
+        parse_yaml(text, "-p x")
+
+
+def test_hidden_notebooks_are_left_out(load):
+    (load.root / "notebooks" / "._01_a.ipynb").write_text("")
+    assert len(load(GOOD)) == 3
 
 
 def test_select_keeps_the_order_and_adds_needs(load):

@@ -2,6 +2,8 @@
 
 import ast
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -98,6 +100,18 @@ def test_source_is_clean(path):
         assert cell.outputs == [] and cell.execution_count is None, "strip the outputs: nbstripout"
         for what, pattern in FORBIDDEN.items():
             assert not re.search(pattern, cell.source, re.M), f"{what} in:\n{cell.source}"
+
+
+@each_notebook
+def test_imported_names_exist(path):
+    trees = [parsed(cell.source) for cell in code_cells(path)]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [(node.module, alias.name) for node in imports for alias in node.names if node.module[:7] == "fedexit"]
+    assert not [
+        f"{module}.{name}"
+        for module, name in names
+        if not hasattr(import_module(module), name) and not find_spec(f"{module}.{name}")
+    ]
 
 
 @each_notebook

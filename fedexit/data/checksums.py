@@ -24,7 +24,8 @@ class ClipHashes:
 
     A file is read again unless its size, modification time, change time and inode are as in the index. The system sets
     the change time at every edit, and no program can set it back. A file that changed within the last two seconds is
-    always read, because a second edit could fall into the same tick of the clock.
+    always read, because a second edit could fall into the same tick of the clock. Not seen are edits through a memory
+    map where the file system keeps files in memory alone (tmpfs).
     """
 
     def __init__(self, folder: Path):
@@ -39,8 +40,10 @@ class ClipHashes:
             stamp = _stamp(file)
             if self._known.get(path, [None])[:-1] == stamp:
                 return self._known[path][-1]
+            if settled := _HAS_CHANGE_TIME and max(stamp[1:3]) + SETTLED < time.time_ns():
+                _flush(file)
             digest = file_hash(file)
-            if _HAS_CHANGE_TIME and max(stamp[1:3]) + SETTLED < time.time_ns() and _stamp(file) == stamp:
+            if settled and _stamp(file) == stamp:
                 self._known[path] = [*stamp, digest]
         except OSError as error:
             raise FedexitError(
@@ -61,6 +64,12 @@ class ClipHashes:
 def combined(manifest: bytes, hashes: Iterable[str]) -> str:
     """Return the checksum of a corpus from the bytes of its manifest and the hashes of its clips."""
     return hashlib.sha256("\n".join([hashlib.sha256(manifest).hexdigest(), *hashes]).encode()).hexdigest()
+
+
+def _flush(file: Path) -> None:
+    """Write what is still in memory to disk: only then does the next write through a memory map change the times."""
+    with file.open("rb") as opened, suppress(OSError):  # not all file systems can
+        os.fsync(opened.fileno())
 
 
 def _stamp(file: Path) -> list[int]:

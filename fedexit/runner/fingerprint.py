@@ -35,6 +35,7 @@ NOT_COUNTED = (
     "runner.provenance",
     "runner.readme",
     "runner.run",
+    "runner.yaml_text",
     "support.errors",
     "support.files",
     "support.paths",

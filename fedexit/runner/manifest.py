@@ -16,27 +16,35 @@ The format is that of the classes below, one field per line of `Notebook`, `Prof
           smoke: {minutes: 1, limit: 5, parameters: {rounds: 2}}
           default: {minutes: 6, limit: 30, parameters: {rounds: 20}, backbones: [tiny]}
 
-YAML is read as version 1.2 does: `true` and `false` alone are truth values, numbers are decimal, and everything else is
-text: `no`, `on`, `010`, `0x1F`, `12:30` and dates.
+YAML is read as version 1.2 does (`fedexit.runner.yaml_text`).
 """
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
+from fedexit.runner.yaml_text import parse_yaml
 from fedexit.support.errors import FedexitError
 
 _NAME = r"^[A-Za-z0-9_-]+$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Scalar = str | int | float | bool | None
 Table = Annotated[str, Field(pattern=r"^tables/[A-Za-z0-9_-]+\.csv$")]
 Artifact = Annotated[str, Field(pattern=r"^(tables/[A-Za-z0-9_-]+\.csv|figures/[A-Za-z0-9_-]+\.(png|csv))$")]
-Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Minutes = Annotated[float, Field(gt=0, le=50_000, allow_inf_nan=False)]  # timers of some systems end at 49 days
 Rows = Annotated[int, Field(ge=0)]
 
 
@@ -44,6 +52,19 @@ def _unique(names: list[str]) -> list[str]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{repeated[0]} is listed twice")
     return names
+
+
+def _parameter_value(value: object) -> object:
+    for part in value if isinstance(value, list) else [value]:
+        if not isinstance(part, str | int | float | None) or (isinstance(part, float) and not math.isfinite(part)):
+            raise ValueError(f"{part!r:.100} does not fit: give a number, text, true, null or a list of these")
+    return value
+
+
+def _not_the_profile(name: str) -> str:
+    if name == "profile":
+        raise ValueError("the parameter profile is set by fedexit run; leave it out")
+    return name
 
 
 def check_query(query: str) -> str:
@@ -71,6 +92,8 @@ _IN_QUERIES = (
 
 Names = Annotated[list[Name], AfterValidator(_unique)]
 Query = Annotated[str, AfterValidator(check_query)]
+Parameter = Annotated[Identifier, AfterValidator(_not_the_profile)]
+Value = Annotated[object, BeforeValidator(_parameter_value)]
 
 
 class _Entry(BaseModel):
@@ -95,6 +118,12 @@ class Check(_Entry):
     min_rows: Rows | None = None
     max_rows: Rows | None = None
 
+    @model_validator(mode="after")
+    def _can_be_met(self) -> "Check":
+        if self.min_rows is not None and self.max_rows is not None and self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows {self.min_rows} is above max_rows {self.max_rows}; correct one of them")
+        return self
+
 
 class Profile(_Entry):
     """Times, parameters and inputs of a notebook in one profile.
@@ -108,7 +137,7 @@ class Profile(_Entry):
 
     minutes: Minutes
     limit: Minutes
-    parameters: dict[Identifier, Scalar | list[Scalar]] = {}
+    parameters: dict[Parameter, Value] = {}
     data: Names = []
     backbones: Names = []
 
@@ -160,49 +189,6 @@ class Notebook(_Entry):
 
 class _Manifest(_Entry):
     notebooks: Annotated[list[Notebook], Field(min_length=1)]
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads scalars as YAML 1.2 does, decimal numbers only, and refuses a key that is given twice."""
-
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's name for it)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
-            seen.add((key.tag, str(key.value)))
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
-    ("float", r"^[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
-    ("float", r"^[-+]?(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+$", list("-+0123456789")),
-    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
-    ("merge", r"^<<$", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-
-
-def parse_yaml(text: str, where: str) -> object:
-    """Return the value of a YAML text.
-
-    Raises:
-        FedexitError: it is not YAML, or has a key twice; the message begins with `where`.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise FedexitError(f"{where}{line}: not YAML that can be used: {reason}") from None
-    except (ValueError, RecursionError) as error:  # raised for bad numbers and deep lists
-        raise FedexitError(f"{where}: not YAML that can be used: {error}") from None
 
 
 def load_manifest(root: Path) -> list[Notebook]:
@@ -265,7 +251,7 @@ def _fault(error: ValidationError, raw: Any) -> str:
         entry = raw["notebooks"][place]
         where += f": notebook {entry.get('id', place + 1) if isinstance(entry, dict) else place + 1}"
         path = path[2:]
-    path = [part for part in path if part not in ("[key]", "str", "int", "float", "bool")]
+    path = [part for part in path if part != "[key]"]
     if path:
         where += f", field {'.'.join(map(str, path))}"
     if first["type"] == "extra_forbidden":
@@ -274,6 +260,7 @@ def _fault(error: ValidationError, raw: Any) -> str:
         return f"{where}: missing; add it"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
+        message = re.sub(r" or instance of \w+", "", message).replace("dictionary", "mapping")
         message = f"{first['input']!r:.100} does not fit: {message[:1].lower()}{message[1:]}"
     return " ".join(f"{where}: {message}".split())
 
@@ -286,7 +273,7 @@ def _check_files(notebooks: list[Notebook], folder: Path) -> None:
         if not (folder / f"{name}.ipynb").is_file():
             raise FedexitError(f"nbs_ci.yml: notebook {name} has no file notebooks/{name}.ipynb; add it or unlist it")
     for path in sorted(folder.glob("*.ipynb")):
-        if path.stem not in ids:
+        if path.stem not in ids and not path.name.startswith("."):  # macOS writes ._name beside a file
             raise FedexitError(f"notebooks/{path.name} is not listed in nbs_ci.yml; list it or move it away")
 
 
