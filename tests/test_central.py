@@ -184,7 +184,7 @@ def test_an_unusable_text_is_named_before_training(clips, text, message):
         ({"exits": [4]}, "exit 4 does not exist in nano"),
         ({"exits": 3}, "exits must be a list of layer numbers, not 3"),
         ({"exits": [3.0]}, "exits must be a list of layer numbers"),
-        ({"seed": 0.5}, "seed must be an integer, not 0.5"),
+        ({"seed": 0.5}, "seed must be a whole number, not 0.5"),
         ({"data": []}, "there are no clips to train on"),
         ({"recipe": Recipe()}, "crop=75 samples are shorter than one frame of nano; enlarge crop"),
     ],

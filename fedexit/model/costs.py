@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fedexit.model.backbone import Backbone, frame_counts
-from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.exits import MultiExitModel
 from fedexit.model.names import layer_of
+from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 
 _FLOAT = 4  # bytes

@@ -6,6 +6,7 @@ and a head is nearly always confident about the blank; so a text is judged by it
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import jiwer
@@ -76,10 +77,14 @@ def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tup
     """Run one clip (T,) layer by layer up to the first exit at which `rule` is at least `threshold`, or the deepest.
 
     Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; `threshold` has its unit.
-    The model must be in evaluation mode. Raises FedexitError for an unknown rule and a clip that a batch refuses.
+    The model is put into evaluation mode. Raises FedexitError for an unknown rule, a threshold that is not a number,
+    and a clip that a batch refuses.
     """
-    if rule not in RULES:
+    if rule not in list(RULES):
         raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    if not isinstance(threshold, numbers.Real) or math.isnan(threshold):
+        raise FedexitError(f"threshold must be a number, not {threshold!r}")
+    model.eval()
     waveforms, lengths, _ = collate([(clip, 0)])
     states, frames = model.backbone.layer_by_layer(waveforms, lengths)
     seen = []

@@ -9,6 +9,8 @@ FFA-LoRA (Sun et al., ICLR 2024) trains B alone, where the two agree; we do not.
 """
 
 import copy
+import math
+import numbers
 
 from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
@@ -37,12 +39,16 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
     Raises:
         FedexitError: without the library, for rank or alpha below 1, and for a backbone that has adapters already.
     """
-    alpha = 2 * rank if alpha is None else alpha
+    if not isinstance(backbone, Backbone):
+        raise FedexitError(f"adapters go into a backbone, not a {type(backbone).__name__}; give one of load_backbone")
     if backbone.lora:
         raise FedexitError(f"{backbone.name} has adapters already; merge them first (see `merged`)")
-    if not (rank >= 1 and alpha >= 1 and rank == int(rank)):
-        raise FedexitError(f"LoRA needs a whole rank >= 1 and alpha >= 1, not rank {rank}, alpha {alpha}")
-    rank, alpha = int(rank), alpha.item() if hasattr(alpha, "item") else alpha
+    whole = isinstance(rank, numbers.Real) and math.isfinite(rank) and rank >= 1 and rank == int(rank)
+    alpha = alpha.item() if hasattr(alpha, "item") else alpha  # of NumPy or torch
+    alpha = 2 * rank if whole and alpha is None else alpha
+    if not whole or not isinstance(alpha, numbers.Real) or not 1 <= alpha < math.inf:
+        raise FedexitError(f"LoRA needs a whole rank >= 1 and alpha >= 1, not rank {rank!r}, alpha {alpha!r}")
+    rank = int(rank)
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
