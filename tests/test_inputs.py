@@ -46,7 +46,7 @@ def refused(call, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("labels", ["yes", b"yes", {"a", "b"}, 5, None, frozenset("ab")])
+@pytest.mark.parametrize("labels", [b"yes", {"a", "b"}, 5, None, frozenset("ab")])
 def test_labels_are_a_list_in_a_fixed_order(backbone, labels):
     refused(lambda: MultiExitModel(backbone, labels), "labels must be a list")
 

@@ -65,7 +65,7 @@ def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
 
 def checked_labels(labels: Iterable[object]) -> list:
     """Return the labels as Python objects. Raises FedexitError for none, no list, and what JSON cannot keep."""
-    if isinstance(labels, str | bytes | Set) or not isinstance(labels, Iterable):  # a set has no fixed order
+    if isinstance(labels, bytes | Set) or not isinstance(labels, Iterable):  # a set has no fixed order
         raise FedexitError(f"labels must be a list of names in the order of the logits, not {labels!r}")
     found = [label.item() if isinstance(label, np.generic) else label for label in labels]
     if not found:
