@@ -141,7 +141,7 @@ def test_impossible_clients_are_refused(changes, says):
         (dict(fraction=math.nan), "fraction must be"),
         (dict(fraction="all"), "fraction must be"),
         (dict(training={"epochs": 1}), "training must be a LocalTraining.*not dict"),
-        (dict(depth_exponent=math.inf), "depth_exponent a finite number"),
+        (dict(depth_exponent=math.inf), "depth_exponent must be a number from -10 to 10, not inf"),
         (dict(depths={"c0": 3}), "depths a function"),
         (dict(depths=lambda number: None), "depths gave a NoneType for round 1"),
         (dict(method=None), "unknown method None"),

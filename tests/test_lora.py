@@ -224,7 +224,7 @@ def test_adapters_are_added_only_once_and_merged_only_if_present(monkeypatch):
     backbone = load_backbone("nano")
     with pytest.raises(FedexitError, match="nano has no adapters to merge"):
         merged(backbone)
-    with pytest.raises(FedexitError, match="has adapters already"):
+    with pytest.raises(FedexitError, match="has adapters already; merge them first"):
         with_lora(with_lora(backbone))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(FedexitError, match=r"pip install .fedexit\[lora\]."):

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fedexit.data.batches import Example, batches, data_digest
-from fedexit.model.exits import MultiExitModel, check_exits
+from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.features import masked_features
 from fedexit.model.heads import task_loss
 from fedexit.model.training import for_bfloat16, schedule
 from fedexit.support.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
-from fedexit.support.checks import whole_number
+from fedexit.support.checks import check_exits, whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, check_fields
@@ -90,6 +90,9 @@ def fine_tune(
         FedexitError: for no clips, an unusable clip or target (named by its position), unknown or no exits, crops with
             CTC heads, a checkpoint of another run and a loss that is not finite.
     """
+    check_trainable(model)
+    if not isinstance(recipe, Recipe):
+        raise FedexitError(f"recipe must be a Recipe, not a {type(recipe).__name__}")
     exits, seed = check_exits(exits, model.exits, model.backbone.name), whole_number(seed, "seed")
     if recipe.crop is not None and model.head != "pooled":
         raise FedexitError("a crop does not contain the whole text of its clip; train CTC heads with crop=None")
@@ -123,9 +126,9 @@ def fine_tune(
 
 def _check_data(model: MultiExitModel, data: Sequence[Example], crop: int | None) -> None:
     """Raise FedexitError for no clips, an unusable clip or target, and crops shorter than one frame."""
-    if not len(data):
+    lengths, cached = model.check_clips(data, "training data", spells=model.head != "pooled")
+    if not lengths:
         raise FedexitError("there are no clips to train on; give at least one")
-    _, cached = model.check_clips(data, "training data", spells=model.head != "pooled")
     if crop is not None and not cached and model.backbone.frame_lengths(torch.tensor([crop])) < 1:
         raise FedexitError(f"crop={crop} samples are shorter than one frame of {model.backbone.name}; enlarge crop")
 

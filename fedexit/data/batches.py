@@ -110,6 +110,7 @@ def normalised(clip: Tensor) -> Tensor:
     """Return `clip` (T,) with zero mean and unit variance. Raise FedexitError when it is empty."""
     if clip.numel() == 0:
         raise FedexitError("a clip holds no samples; leave it out")
+    clip = clip.contiguous()  # torch sums a view in another order, and a worker gets a copy
     return (clip - clip.mean()) / (clip.std(correction=0) + 1e-7)
 
 

@@ -1,7 +1,8 @@
 """Check clips and batches before a model reads them, so that an error is one sentence and no traceback of torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,3 +61,16 @@ def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
     if least < 1 or most > longest:
         raise FedexitError(f"lengths are {least} to {most}, but the batch allows 1 to {longest}")
     return least
+
+
+def checked_labels(labels: Iterable[object]) -> list:
+    """Return the labels as Python objects. Raises FedexitError for none, no list, and what JSON cannot keep."""
+    if isinstance(labels, bytes | Set) or not isinstance(labels, Iterable):  # a set has no fixed order
+        raise FedexitError(f"labels must be a list of names in the order of the logits, not {labels!r}")
+    found = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    if not found:
+        raise FedexitError("labels is empty; name at least one class")
+    for label in found:
+        if not isinstance(label, str | int | float | None):
+            raise FedexitError(f"label {label!r} is a {type(label).__name__}; give strings or numbers")
+    return found

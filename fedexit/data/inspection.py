@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset
 
 from fedexit.data.batches import Example, check_example
 from fedexit.data.text import frames_needed
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, first_line
 
 
 def check_clips(
@@ -21,6 +21,7 @@ def check_clips(
     labels: int,
     texts: bool,
     spells: bool = False,
+    start: int = 0,
 ) -> tuple[list[int], bool]:
     """Check all clips of `data`; return their lengths, and whether they are features (lengths in frames).
 
@@ -35,17 +36,17 @@ def check_clips(
         labels: Number of labels, or of characters.
         texts: Whether targets are texts.
         spells: Whether CTC must be able to spell each text in its clip's frames.
+        start: Number of the first clip, for messages.
 
     Raises FedexitError for a clip that `check_example` refuses, a clip of another kind or shorter than one frame, a
     target out of range and a text that is too long.
     """
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise FedexitError(f"data of {owner} are a {type(data).__name__}; give a list of pairs (waveform, target)")
-    found = list(_measured(data, owner))
+    check_sized(data, owner)
+    found = list(_measured(data, owner, start))
     lengths, cached = [length for length, _, _ in found], bool(found) and found[0][1] > 0
     counts = lengths if cached else frames(torch.tensor(lengths, dtype=torch.long)).tolist()
     for position, (length, width, target) in enumerate(found):
-        name = f"{owner}, clip {position}"
+        name = f"{owner}, clip {start + position}"
         if width not in (0, channels):
             raise FedexitError(f"{name} has {width} channels; give a mono waveform, or features of {channels}")
         if (width > 0) != cached:
@@ -61,6 +62,23 @@ def check_clips(
                 "shorten the text or leave the clip out"
             )
     return lengths, cached
+
+
+def check_sized(data: object, owner: str) -> None:
+    """Raise FedexitError unless `data` has a length and gives its clips by number."""
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise FedexitError(f"data of {owner} are a {type(data).__name__}; give a list of pairs (waveform, target)")
+
+
+def example_at(data: Sequence[Example], position: int, name: str) -> Example:
+    """Return the clip and the target at `position` of `data`. Raise FedexitError, with `name`, if there is none."""
+    try:
+        return data[position]
+    except (KeyError, IndexError) as error:
+        raise FedexitError(
+            f"{name} cannot be read ({type(error).__name__}: {first_line(error)}); a {type(data).__name__} must give "
+            "pairs (waveform, target) for the numbers 0, 1, 2 ..."
+        ) from error
 
 
 def _codes(target: object, labels: int, texts: bool, name: str) -> list[int]:
@@ -85,7 +103,7 @@ def _measured(data: Any, owner: str, start: int = 0) -> Iterator[tuple[int, int,
             yield length, data.channels, target
     else:
         for position in range(len(data)):
-            example = data[position]
+            example = example_at(data, position, f"{owner}, clip {start + position}")
             check_example(example, f"{owner}, clip {start + position}")
             clip, target = example
             yield clip.shape[-1], len(clip) if clip.dim() == 2 else 0, target

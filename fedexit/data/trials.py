@@ -1,5 +1,6 @@
 """Draw and read trial lists for speaker verification, which are pairs of test clips."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,15 @@ def _draw(
             of_rows[i] = chances(i).sum()
         found += fresh
     return sorted((i, i + 1 + j) for i, j in found)
+
+
+def check_trials(trials: pd.DataFrame, ids: Sequence[str], clips: int) -> None:
+    """Raise FedexitError unless there is one id per clip, and `trials` of both kinds compare only these."""
+    if not len(ids) == len(set(ids)) == clips:
+        raise FedexitError(f"{clips} clips have {len(ids)} ids, {len(set(ids))} of them different; give one id each")
+    if missing := {"first", "second", "same"} - set(trials):
+        raise FedexitError(f"the trials lack the column {min(missing)!r}; they need first, second and same")
+    if other := set(trials["first"]).union(trials["second"]) - set(ids):
+        raise FedexitError(f"a trial names the clip {min(other, key=str)!r}, which is not among the ids")
+    if (found := set(trials["same"])) != {True, False}:
+        raise FedexitError(f"the column same must hold True and False, both, not {sorted(map(str, found))[:4]}")

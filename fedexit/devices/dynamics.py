@@ -28,7 +28,7 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         shares = (self.busiest, self.persistence, self.charging, *self.ends, self.round_share)
-        if not all(0 <= share < 1 for share in shares) or min(self.rounds_per_day, self.charging) <= 0:
+        if not all(0 <= share < 1 for share in shares) or not (self.rounds_per_day > 0 and self.charging > 0):
             raise FedexitError(f"shares must be in [0, 1), charging and rounds_per_day > 0, not {self}")
         if len(self.ends) != 2 or self.ends[0] > self.ends[1]:
             raise FedexitError(f"ends must be two shares, the smaller first, not {self.ends}")
@@ -50,7 +50,7 @@ class Faults:
     def __post_init__(self) -> None:
         if not all(0 <= p <= 1 for p in (self.killed, self.surge, self.wrong_report, self.surge_share)):
             raise FedexitError(f"probabilities and surge_share must be in [0, 1], not {self}")
-        if self.wrong_factor <= 0:
+        if not self.wrong_factor > 0:
             raise FedexitError(f"wrong_factor must be > 0, not {self.wrong_factor}")
 
 

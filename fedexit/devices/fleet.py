@@ -18,7 +18,8 @@ class Device:
     watts: float = float("nan")  # power when busy; NaN if unknown
 
     def __post_init__(self) -> None:
-        if min(self.macs_per_second, self.down_bits_per_second, self.up_bits_per_second) <= 0:
+        speeds = self.macs_per_second, self.down_bits_per_second, self.up_bits_per_second
+        if not all(speed > 0 for speed in speeds):
             raise FedexitError(f"a device's speeds must be > 0, not {self}")
 
 

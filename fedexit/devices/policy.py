@@ -41,6 +41,8 @@ def needs_by_exit(
 
     Arguments and errors are those of `fedexit.federated.ledger.client_costs`.
     """
+    if not len(lengths):
+        raise FedexitError("a client without clips has no needs; give the length of at least one clip")
     found = {}
     for depth in model.exits:
         costs = client_costs(model, depth, lengths, training, objective=objective)
@@ -63,8 +65,8 @@ class Policy:
     def __post_init__(self) -> None:
         if not self.needs or self.task_exit not in (None, *self.needs):
             known = ", ".join(map(str, self.needs)) or "none"
-            raise FedexitError(f"the task's exit {self.task_exit} has no entry in needs; known: {known}")
-        if not 0 <= self.margin < 1 or self.deadline <= 0:
+            raise FedexitError(f"the task's exit {self.task_exit} is not among those with needs: {known}")
+        if not 0 <= self.margin < 1 or not self.deadline > 0:
             raise FedexitError(f"margin must be in [0, 1) and deadline > 0, not {self.margin} and {self.deadline}")
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from fedexit.data.batches import Example
 from fedexit.federated.clients import Client, LocalTraining, local_round
 from fedexit.model.backbone import backbone_from_config, config_of, load_backbone
-from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.exits import MultiExitModel
+from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
 

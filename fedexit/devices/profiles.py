@@ -24,6 +24,10 @@ class Profile:
     battery: float = math.inf  # joules of the full battery; infinite on mains
     allowance: float = math.inf  # joules that a round may use
 
+    def __post_init__(self) -> None:
+        if any(map(math.isnan, (self.free, self.battery, self.allowance))):
+            raise FedexitError(f"memory and energy of a device must be numbers, not {self}; leave out what is unknown")
+
 
 def device_table() -> pd.DataFrame:
     """Return the devices that ship with the package, one per class, smallest first; `source` gives the sources.
@@ -57,6 +61,10 @@ class Calibration:
 
     factor: float = 1.0  # times the model
     constant: float = 0.0  # plus so many bytes
+
+    def __post_init__(self) -> None:
+        if not (self.factor >= 0 and math.isfinite(self.factor) and math.isfinite(self.constant)):
+            raise FedexitError(f"factor must be a number >= 0 and constant finite, not {self}")
 
     def corrected(self, memory: float) -> float:
         """Return the bytes to expect for `memory` bytes of the model."""

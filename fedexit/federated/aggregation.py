@@ -7,16 +7,20 @@ The functions are pure and work on named tensors; they know nothing of models.
 """
 
 import itertools
+import numbers
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedexit.model.names import in_layer, layer_of
 from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
+from fedexit.support.settings import Positive, check_fields
 
 RULES = ("layerwise", "masked", "stale", "unmasked", "count", "inclusive")
 _WHOLE = ("stale", "unmasked")  # these rules average whole models, with untouched layers
@@ -41,6 +45,13 @@ def client_weight(update: Update, method: str, depth_exponent: float) -> float:
     return examples * depth**depth_exponent if by_depth else float(examples)
 
 
+def check_exponent(depth_exponent: float) -> float:
+    """Return g of Eq. (1) as a float. Raise FedexitError beyond +-10, where L_i^g could overflow in the sums."""
+    if not isinstance(depth_exponent, numbers.Real) or not abs(depth_exponent) <= 10:
+        raise FedexitError(f"depth_exponent must be a number from -10 to 10, not {depth_exponent!r}")
+    return float(depth_exponent)
+
+
 class Aggregator:
     """Streaming weighted mean with one accumulator of the global model's size, for any number of clients.
 
@@ -55,7 +66,8 @@ class Aggregator:
         depth_exponent: float = 1.0,
         layers: int | None = None,
     ):
-        self.global_weights, self.method, self.depth_exponent = global_weights, method, depth_exponent
+        self.global_weights, self.method = global_weights, method
+        self.depth_exponent = check_exponent(depth_exponent)
         self._layers = layers or max((layer_of(name) or 0 for name in global_weights), default=0)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
@@ -65,10 +77,10 @@ class Aggregator:
     def add(self, update: Update) -> None:
         """Add one client's update to the sums. An update that is refused changes nothing.
 
-        Raises FedexitError for unknown names, other shapes, values that are not finite, n_i or L_i that is not a whole
-        number >= 1, L_i beyond the model's layers, and after `result`.
+        Raises FedexitError for anything but an `Update`, unknown names, other shapes, values that are not finite, n_i
+        or L_i that is not a whole number >= 1, L_i beyond the model's layers, and after `result`.
         """
-        _check_open(self)
+        _check_update(self, update)
         whole_number(update.examples, "examples n_i of an update", 1)
         whole_number(update.depth, "depth L_i of an update", 1)
         if update.depth > self._layers > 1:  # weights that name a single layer do not tell how many a model has
@@ -101,7 +113,8 @@ class Aggregator:
             raise FedexitError(f"an update's {name!r} is not finite: the client diverged; lower its learning rate")
 
     def _accumulate(self, name: str, tensor: Tensor, weight: float) -> None:
-        tensor = tensor.to(_exact(self.global_weights[name]))
+        old = self.global_weights[name]
+        tensor = tensor.detach().to(old.device, _exact(old))
         if name in self._sums:
             self._sums[name].add_(tensor, alpha=weight)
         else:
@@ -121,8 +134,8 @@ class Aggregator:
         if name not in self._sums:
             return old
         total, mean = self._totals[name], self._sums.pop(name)
-        if self.method in _WHOLE:  # a client that did not send it holds an untouched copy with that client's weight
-            mean.add_(old.to(mean.dtype), alpha=self._all_clients - total)
+        if self.method in _WHOLE:  # a client that did not send it holds an untouched copy, with that client's weight
+            mean.add_(old.detach().to(mean.dtype), alpha=self._all_clients - total)
             total = self._all_clients
         return finite(name, mean.div_(total)).to(old.dtype)
 
@@ -130,6 +143,12 @@ class Aggregator:
 def _check_open(aggregator: "Aggregator | TierAggregator") -> None:
     if aggregator._finished:
         raise FedexitError("this aggregator has given its result; make a new one for the next round")
+
+
+def _check_update(aggregator: "Aggregator | TierAggregator", update: Update) -> None:
+    _check_open(aggregator)
+    if not isinstance(update, Update) or not isinstance(update.weights, Mapping):
+        raise FedexitError(f"an update is a {type(update).__name__}; give an Update with weights by name")
 
 
 def _exact(tensor: Tensor) -> torch.dtype:
@@ -165,7 +184,8 @@ class TierAggregator:
 
     def add(self, update: Update) -> None:
         """Add one client's update. Errors are those of `Aggregator.add`."""
-        _check_open(self)
+        _check_update(self, update)
+        whole_number(update.depth, "depth L_i of an update", 1)
         tier = self._tiers.get(update.depth) or Aggregator(self.global_weights, "masked", layers=self._layers)
         tier.add(update)
         self._tiers[int(update.depth)] = tier
@@ -238,7 +258,7 @@ def aggregate(
     Example: `aggregate(model.trainable_weights(), [Update(weights, examples=40, depth=6)])`
     """
     server = make_aggregator(global_weights, method, depth_exponent)
-    for update in updates:
+    for update in [updates] if isinstance(updates, Update) else updates:
         server.add(update)
     return server.result()
 
@@ -256,10 +276,13 @@ class FedAdam:
     task. Ours make the first steps about as large as those of averaging, at a client's usual change of 1e-3 per round.
     """
 
-    learning_rate: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
+    learning_rate: Positive = 1e-2
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Positive = 1e-3
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def step(
         self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor], moments: dict[str, Tensor]

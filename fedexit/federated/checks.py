@@ -26,8 +26,8 @@ def check_run(
         if not isinstance(client.name, str) or not client.name or not isinstance(client.tier, str):
             found = f"{client.name!r} and {client.tier!r}"
             raise FedexitError(f"a client's name and tier must be texts, and the name not empty; they are {found}")
-        if any("\ud800" <= letter <= "\udfff" for letter in client.name):
-            raise FedexitError(f"client name {client.name!r} is not valid Unicode; rename the client")
+        if any("\ud800" <= letter <= "\udfff" for letter in client.name + client.tier):
+            raise FedexitError(f"name {client.name!r} or tier {client.tier!r} is not valid Unicode; rename the client")
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
@@ -56,26 +56,25 @@ def check_data(
     """Check every clip and target of `clients` and `dev`, and the memory of the largest batch at each depth.
 
     Clips of a corpus and stored features are checked by their lengths; other clips are read once. Raises FedexitError
-    for a model with one label, a client without clips, a clip or target out of range (see `check_example`), a clip
+    for a client without clips, a clip or target out of range (see `check_example`), a clip
     shorter than one frame, a text too long for its clip (CTC), and a batch that needs more memory than is available.
     """
-    if model.head == "pooled" and len(set(model.labels)) < 2:
-        raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
-    longest: dict[int, tuple[int, Client, bool]] = {}
+    longest: dict[tuple[int, int], tuple[int, Client, bool]] = {}  # by depth and size of a batch
     for client in clients:
         lengths, cached = model.check_clips(client.data, f"client {client.name}", spells=model.head != "pooled")
         if not lengths:
             raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
-        if client.depth not in longest or max(lengths) > longest[client.depth][0]:
-            longest[client.depth] = max(lengths), client, cached
+        kind = client.depth, min(training.batch_size, len(lengths))
+        if kind not in longest or max(lengths) > longest[kind][0]:
+            longest[kind] = max(lengths), client, cached
     model.check_clips(dev, "dev")
-    for depth, (length, client, cached) in longest.items():
-        batch = [length] * min(training.batch_size, len(client.data))
+    for (depth, size), (length, client, cached) in longest.items():
+        batch = [length] * size
         need = client_costs(model, depth, batch, training, cached, objective)["memory_training"]
         free = psutil.virtual_memory().available
         if next(model.parameters()).device.type == "cpu" and need > free:
-            size = f"{length} frames" if cached else f"{length / 16_000:.0f} s"
+            words = f"{length} frames" if cached else f"{length / 16_000:.0f} s"
             raise FedexitError(
-                f"client {client.name}: a batch of {len(batch)} clips of {size} needs {need / 1e9:.1f} GB of memory to "
+                f"client {client.name}: a batch of {size} clips of {words} needs {need / 1e9:.1f} GB of memory to "
                 f"train exit {depth}, and {free / 1e9:.1f} GB are free; cut the clips or lower batch_size"
             )

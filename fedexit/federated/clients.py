@@ -3,21 +3,23 @@
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedexit.data.batches import Example, batches
+from fedexit.data.inspection import check_sized
 from fedexit.federated.aggregation import Update
 from fedexit.federated.objectives import Objective, objective_loss
-from fedexit.model.exits import MultiExitModel
+from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.features import masked_features
-from fedexit.model.training import check_numbers, for_bfloat16
-from fedexit.support.checks import whole_number
-from fedexit.support.errors import FedexitError
+from fedexit.model.training import for_bfloat16
+from fedexit.support.errors import FedexitError, naming_memory
+from fedexit.support.settings import AtLeastOne, Positive, check_fields
 from fedexit.support.streams import numpy_stream, seeded
 
 OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -47,24 +49,20 @@ class Client:
 class LocalTraining:
     """Options of local training. The paper states only the loss and 1 to 3 local epochs; the defaults are ours.
 
-    Raises FedexitError for an unknown optimiser and numbers out of range.
+    Raises FedexitError for a value of another type or out of range.
     """
 
-    epochs: int = 1  # passes over the client's clips per round
-    batch_size: int = 8  # clips per update
-    learning_rate: float = 1e-4  # of the backbone
-    head_learning_rate: float = 1e-2  # of the heads, which start from random weights
-    clip_norm: float = 1.0  # largest norm of the gradient; math.inf: no limit
-    optimiser: str = "adam"  # `adam` or `sgd`; its state ends with the round
+    epochs: AtLeastOne = 1  # passes over the client's clips per round
+    batch_size: AtLeastOne = 8  # clips per update
+    learning_rate: Positive = 1e-4  # of the backbone
+    head_learning_rate: Positive = 1e-2  # of the heads, which start from random weights
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0  # largest norm of the gradient; inf: no limit
+    optimiser: Literal["adam", "sgd"] = "adam"  # its state ends with the round
     spec_augment: bool = False  # mask features of training clips (SpecAugment)
     bfloat16: bool = False  # matrix products in bfloat16; bit-identical only on equal processors
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise FedexitError(f"unknown optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}")
-        for name in ("epochs", "batch_size"):
-            object.__setattr__(self, name, whole_number(getattr(self, name), name, 1))
-        check_numbers(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -96,26 +94,31 @@ def local_round(
         stream: The name of the random stream, e.g. (seed, "round", 3, "client", "ann").
         objective: The loss; the default is the paper's, the task's loss at exit L_i only.
 
-    Raises FedexitError for a client without clips, a clip that cannot be trained on, a loss that is not finite, and a
-    batch that does not fit into memory.
+    Raises FedexitError for a model that cannot be trained or has another depth than the client, a client without clips,
+    a clip that cannot be trained on, a loss that is not finite, and a batch that does not fit into memory.
     """
+    check_trainable(model)
+    owner, since = f"client {client.name}", time.perf_counter()
+    if client.depth != (held := model.backbone.layers):
+        raise FedexitError(f"{owner} has depth {client.depth}, its model {held} layers; see client_model")
+    check_sized(client.data, owner)
     if not len(client.data):
-        raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
-    since = time.perf_counter()
+        raise FedexitError(f"{owner} has no clips; leave it out of the federation")
     model.load_weights({**global_weights, **client.own})
     model.train()
     optimiser, exits = make_optimiser(model, training), objective.exits(client.depth, model.exits)
     losses: list[tuple[float, int]] = []
     sizes: list[int] = []
-    with seeded(*stream, "dropout"), for_bfloat16(model.backbone, training.bfloat16), _naming_memory(client, training):
+    half, memory = for_bfloat16(model.backbone, training.bfloat16), naming_memory(owner, training.batch_size)
+    with seeded(*stream, "dropout"), half, memory:
         for epoch in range(training.epochs):
             losses.clear()
             sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
-            for batch in batches(client.data, training.batch_size, rng, f"client {client.name}, "):
+            for batch in batches(client.data, training.batch_size, rng, f"{owner}, "):
                 loss = _loss(model, batch, exits, training, objective)
                 if not torch.isfinite(loss):
-                    raise FedexitError(f"client {client.name}'s loss is {loss.item()}; lower the learning rate")
+                    raise FedexitError(f"{owner}'s loss is {loss.item()}; lower the learning rate")
                 _step(model, optimiser, loss, global_weights, training, objective)
                 losses.append((loss.item(), len(batch[1])))
                 sizes += batch[1].tolist()
@@ -169,20 +172,6 @@ def _pull_back(model: MultiExitModel, global_weights: Mapping[str, Tensor], prox
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - global_weights[name].to(parameter), alpha=proximal)
-
-
-@contextmanager
-def _naming_memory(client: Client, training: LocalTraining) -> Iterator[None]:
-    """Turn torch's error about memory into a sentence that names the client."""
-    try:
-        yield
-    except RuntimeError as error:  # of the CPU; `torch.OutOfMemoryError` of a GPU is one as well
-        if "memory" not in str(error):
-            raise
-        raise FedexitError(
-            f"client {client.name}: memory ran out in a batch of up to {training.batch_size} clips; cut the clips or "
-            "lower batch_size"
-        ) from error
 
 
 def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.optim.Optimizer:

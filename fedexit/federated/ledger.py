@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from fedexit.federated.clients import Client, LocalTraining, RoundReport
 from fedexit.federated.objectives import Objective
 from fedexit.model.costs import _held, _samples, clip_macs, memory, sizes_by_layer
-from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.exits import MultiExitModel
+from fedexit.support.checks import check_exit
 
 
 def client_costs(

@@ -130,6 +130,6 @@ def find_method(method: str | Method) -> Method:
     """Return the entry named `method`, or `method` itself if it is a `Method`. Raise FedexitError for other names."""
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    if method not in list(METHODS):
         raise FedexitError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     return METHODS[method]

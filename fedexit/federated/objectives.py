@@ -13,6 +13,7 @@ from torch import Tensor
 from fedexit.model.ctc import within
 from fedexit.model.heads import task_loss
 from fedexit.support.errors import FedexitError
+from fedexit.support.settings import NotNegative, Positive, check_fields
 
 LOSSES = ("last", "all", "depth-weighted")
 TEACHERS = ("", "mutual", "deepest")
@@ -27,16 +28,15 @@ class Objective:
 
     losses: str = "last"  # exit L_i alone; `all` exits up to it; these, the j-th with weight j (ScaleFL)
     distillation: str = ""  # teachers of an exit: none; `mutual`, all others (DepthFL); `deepest`, the last (ScaleFL)
-    strength: float = 1.0  # weight of the distillation, >= 0
-    temperature: float = 1.0  # temperature T of the distillation, > 0
-    proximal: float = 0.0  # FedProx's mu, >= 0: mu/2 |w - w(t)|^2 is added, with global weights w(t)
+    strength: NotNegative = 1.0  # weight of the distillation, >= 0
+    temperature: Positive = 1.0  # temperature T of the distillation, > 0
+    proximal: NotNegative = 0.0  # FedProx's mu, >= 0: mu/2 |w - w(t)|^2 is added, with global weights w(t)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for what, known in {"losses": LOSSES, "distillation": TEACHERS}.items():
             if (chosen := getattr(self, what)) not in known:
                 raise FedexitError(f"unknown {what} {chosen!r}; known: {', '.join(filter(None, known))}")
-        if not (self.strength >= 0 and self.proximal >= 0 and self.temperature > 0):
-            raise FedexitError(f"strength and proximal must be >= 0 and temperature > 0, not {self}")
         if self.distillation and self.losses == "last":
             raise FedexitError(f"distillation {self.distillation!r} needs several exits; take losses='all'")
 

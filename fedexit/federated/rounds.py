@@ -1,7 +1,6 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from fedexit.data.batches import Example, data_digest
-from fedexit.federated.aggregation import MOMENTS, make_aggregator
+from fedexit.federated.aggregation import MOMENTS, check_exponent, make_aggregator
 from fedexit.federated.checks import check_data, check_depths, check_run
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.fedra import round_of_drawn_layers
@@ -19,7 +18,7 @@ from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.local_heads import Heads, heads_in, packed, unpacked
 from fedexit.federated.methods import Method, everyone, find_method
 from fedexit.federated.workers import Round, Work, local_rounds
-from fedexit.model.exits import MultiExitModel
+from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.metrics import all_rates, predict
 from fedexit.support.checkpoints import (
     append_rows,
@@ -129,22 +128,17 @@ def federate(
     Example: `federate(model, [Client("ann", clips, depth=3), Client("ben", more_clips, depth=12)], rounds=2)`
     """
     way, training, given = find_method(method), training or LocalTraining(), _listed(clients)
+    check_trainable(model)
     check_run(given, rounds, fraction, workers, evaluate_every)
     clients = way.enlist(given)
     _check_method(model, way)
     check_depths(model, clients)
-    exponent = way.depth_exponent if depth_exponent is None else depth_exponent
-    if (
-        not isinstance(training, LocalTraining)
-        or not math.isfinite(exponent)
-        or not (depths is None or callable(depths))
-    ):
-        raise FedexitError(
-            "training must be a LocalTraining, depth_exponent a finite number and depths a function, not "
-            f"{type(training).__name__}, {exponent} and {type(depths).__name__}"
-        )
+    exponent = check_exponent(way.depth_exponent if depth_exponent is None else depth_exponent)
+    if not isinstance(training, LocalTraining) or not (depths is None or callable(depths)):
+        found = f"{type(training).__name__} and {type(depths).__name__}"
+        raise FedexitError(f"training must be a LocalTraining and depths a function, not {found}")
     check_data(model, clients, dev, training, way.objective)
-    plan = Plan(way, whole_number(seed, "seed"), float(exponent), float(fraction), training)
+    plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity: dict = {}
     state, kept = RoundState(0, [], [], 0), Kept()

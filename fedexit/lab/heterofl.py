@@ -23,7 +23,8 @@ from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.objectives import Objective
 from fedexit.federated.rounds import CURVE, Federation, evaluated, sample
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of
-from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.exits import MultiExitModel
+from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
@@ -114,6 +115,11 @@ class WidthModels(nn.Module):
     ) -> dict[int, Tensor]:
         """Return `MultiExitModel.embeddings` of the model of each of `exits` (default all)."""
         return self._asked("embeddings", waveforms, lengths, exits)
+
+    def check_clips(self, data: Sequence[Example], owner: str, start: int = 0) -> tuple[list[int], bool]:
+        """Check that the models can read all clips and targets. See `MultiExitModel.check_clips`."""
+        deepest: Any = self.models[str(self.exits[-1])]
+        return deepest.check_clips(data, owner, start=start)
 
     def _asked(self, what: str, waveforms: Tensor, lengths: Tensor | None, exits: Iterable[int] | None) -> dict:
         asked = self.exits if exits is None else sorted(exits)

@@ -268,6 +268,8 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
 
 def _source(name_or_path: str | Path) -> Path | str:
     """Return the folder to read, a preset's name or a hub id. Raises FedexitError for a name with two meanings."""
+    if not isinstance(name_or_path, str | Path):
+        raise FedexitError(f"a backbone is named by a text or a Path, not by a {type(name_or_path).__name__}")
     name, shipped = str(name_or_path), shipped_backbones()
     own = backbones_dir() / name if name in shipped else None
     found = named_or_folder(name_or_path, [*PRESETS, *shipped], "backbone", own)

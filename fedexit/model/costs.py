@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from fedexit.model.backbone import Backbone, frame_counts
-from fedexit.model.exits import MultiExitModel, check_exit
+from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import AnyHead
 from fedexit.model.names import layer_of
+from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 
 _FLOAT = 4  # bytes

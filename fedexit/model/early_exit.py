@@ -6,6 +6,7 @@ and a head is nearly always confident about the blank; so a text is judged by it
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import jiwer
@@ -75,12 +76,15 @@ def _edit_rate(one: str, other: str) -> float:
 def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tuple[int, Tensor]:
     """Run a clip (T,) layer by layer to the first exit where the confidence reaches `threshold`, else to the deepest.
 
-    It returns that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; it sets the unit of
-    `threshold`.
-    The model must be in evaluation mode. Raises FedexitError for an unknown rule and a clip that a batch refuses.
+    Return that exit and its logits, (1, labels) or (1, F, C). `rule` is a name in `RULES`; `threshold` has its unit.
+    The model is put into evaluation mode. Raises FedexitError for an unknown rule, a threshold that is not a number,
+    and a clip that a batch refuses.
     """
-    if rule not in RULES:
+    if rule not in list(RULES):
         raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    if not isinstance(threshold, numbers.Real) or math.isnan(threshold):
+        raise FedexitError(f"threshold must be a number, not {threshold!r}")
+    model.eval()
     waveforms, lengths, _ = collate([(clip, 0)])
     states, frames = model.backbone.layer_by_layer(waveforms, lengths)
     seen = []

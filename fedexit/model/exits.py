@@ -2,22 +2,21 @@
 
 import copy
 import json
-import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedexit.data.batches import Example
+from fedexit.data.checks import checked_labels
 from fedexit.data.inspection import check_clips
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
 from fedexit.model.heads import HEADS, AnyHead
 from fedexit.model.lora import merged, with_lora
-from fedexit.model.pretrained import misfits
+from fedexit.support.checks import check_exits, misfits
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import replacing, write_text
 from fedexit.support.streams import seeded
@@ -38,7 +37,8 @@ class MultiExitModel(nn.Module):
         shared_head: one head for all exits.
 
     Raises:
-        FedexitError: for an exit that the backbone lacks, no exits, no labels and an unknown head.
+        FedexitError: for another kind of backbone, an exit that it lacks, no exits, labels that are not a list, and an
+            unknown head.
 
     Example:
         >>> logits = MultiExitModel(load_backbone("nano"), ["yes", "no"])(*collate(clips)[:2])[12]  # (B, 2)
@@ -54,9 +54,11 @@ class MultiExitModel(nn.Module):
         shared_head: bool = False,
     ):
         super().__init__()
-        if head not in HEADS:
+        if not isinstance(backbone, Backbone):
+            raise FedexitError(f"the backbone is a {type(backbone).__name__}; give one of load_backbone")
+        if head not in list(HEADS):
             raise FedexitError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
-        self.backbone, self.labels, self.head, self.shared_head = backbone, _plain(labels), head, shared_head
+        self.backbone, self.labels, self.head, self.shared_head = backbone, checked_labels(labels), head, shared_head
         exits = default_exits(backbone.layers) if exits is None else exits
         self.exits = check_exits(exits, range(1, backbone.layers + 1), backbone.name)
         with seeded(seed, "heads"):
@@ -101,10 +103,12 @@ class MultiExitModel(nn.Module):
     def _asked(self, exits: Iterable[int] | None) -> list[int]:
         return self.exits if exits is None else check_exits(exits, self.exits, self.backbone.name)
 
-    def check_clips(self, data: Sequence[Example], owner: str, spells: bool = False) -> tuple[list[int], bool]:
+    def check_clips(
+        self, data: Sequence[Example], owner: str, spells: bool = False, start: int = 0
+    ) -> tuple[list[int], bool]:
         """Check that this model can read all clips and targets of `data`; see `fedexit.data.inspection.check_clips`."""
         channels, frames, texts = self.backbone.channels, self.backbone.frame_lengths, self.head != "pooled"
-        return check_clips(data, owner, channels, frames, len(self.labels), texts, spells)
+        return check_clips(data, owner, channels, frames, len(self.labels), texts, spells, start)
 
     @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
@@ -146,10 +150,16 @@ class MultiExitModel(nn.Module):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy the model's own weights from `weights`, by name, ignoring others. Raises KeyError if one is missing."""
-        with torch.no_grad():
-            for name, parameter in self.trainable_weights().items():
-                parameter.copy_(weights[name])
+        """Copy in those of `weights` (by name) that the model holds.
+
+        Raises FedexitError, and copies nothing, if one of its own is missing or has another shape.
+        """
+        own = self.trainable_weights()
+        for name, parameter in own.items():
+            if name not in weights or weights[name].shape != parameter.shape:
+                raise FedexitError(f"the weights to load lack {name} in the shape {tuple(parameter.shape)}")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
 
     def checksum(self) -> str:
         """Return the SHA-256 of all weights and their names."""
@@ -195,8 +205,8 @@ class MultiExitModel(nn.Module):
 
         Raises FedexitError for a missing, foreign or damaged folder and for weights that do not fit its config.
         """
-        folder = Path(folder)
         try:
+            folder = Path(folder)
             config = json.loads((folder / "config.json").read_text())
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
             if config.get("lora"):
@@ -208,6 +218,8 @@ class MultiExitModel(nn.Module):
             shapes = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
             if wrong := misfits(own.keys() - weights.keys(), weights.keys() - own.keys(), shapes):
                 raise ValueError(f"its weights do not fit its config.json: {wrong}")
+            if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+                raise ValueError(f"{bad[0]} holds NaN or infinity")
             model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
         except Exception as error:  # the libraries raise many kinds of error for a damaged or foreign folder
             raise FedexitError(
@@ -216,36 +228,21 @@ class MultiExitModel(nn.Module):
         return model.eval()
 
 
-def check_exits(exits: Iterable[int], known: Iterable[int], name: str) -> list[int]:
-    """Return `exits` as sorted integers. Raises FedexitError unless each is among the `known` ones of model `name`."""
-    try:
-        found = sorted({operator.index(depth) for depth in exits})
-    except TypeError:
-        raise FedexitError(f"exits must be a list of layer numbers, e.g. [3], not {exits!r}") from None
-    if not found:
-        raise FedexitError(f"exits is empty; give at least one of {', '.join(map(str, known))}")
-    for depth in found:
-        check_exit(depth, known, name)
-    return found
-
-
-def check_exit(depth: int, known: Iterable[int], name: str) -> None:
-    """Raise FedexitError if `depth` is not among the `known` exits of the model `name`."""
-    if depth not in known:
-        raise FedexitError(f"exit {depth} does not exist in {name}; known: {', '.join(map(str, known))}")
-
-
-def _plain(labels: Iterable[object]) -> list:
-    """Return the labels as Python objects. Raises FedexitError for none, and for what JSON cannot keep."""
-    found = [label.item() if isinstance(label, np.generic) else label for label in labels]
-    if not found:
-        raise FedexitError("labels is empty; name at least one class")
-    for label in found:
-        if not isinstance(label, str | int | float | None):
-            raise FedexitError(f"label {label!r} is a {type(label).__name__}; give strings or numbers")
-    return found
+def check_trainable(model: MultiExitModel) -> None:
+    """Raise FedexitError for a model with fewer than two labels, a frozen head, or weights in float16."""
+    if not isinstance(model, MultiExitModel):
+        raise FedexitError(f"the model to train is a {type(model).__name__}; give a MultiExitModel")
+    if model.head == "pooled" and len(set(model.labels)) < 2:
+        raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
+    if not all(parameter.requires_grad for parameter in model.heads.parameters()):
+        raise FedexitError("a head of the model is frozen; let it train: model.heads.requires_grad_(True)")
+    if model.backbone.model.dtype == torch.float16:
+        raise FedexitError("the model is in float16, too coarse for training; convert it: model.float()")
 
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    with replacing(file) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+    try:
+        with replacing(file) as part:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+    except OSError as error:
+        raise FedexitError(f"{file} cannot be written ({first_line(error)}); name another place") from error

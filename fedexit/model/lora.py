@@ -9,6 +9,8 @@ FFA-LoRA (Sun et al., ICLR 2024) trains B alone, where the two agree; we do not.
 """
 
 import copy
+import math
+import operator
 
 from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
@@ -37,12 +39,17 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
     Raises:
         FedexitError: without the library, for rank or alpha below 1, and for a backbone that has adapters already.
     """
-    alpha = 2 * rank if alpha is None else alpha
+    if not isinstance(backbone, Backbone):
+        raise FedexitError(f"adapters go into a backbone, not a {type(backbone).__name__}; give one of load_backbone")
     if backbone.lora:
         raise FedexitError(f"{backbone.name} has adapters already; merge them first (see `merged`)")
-    if not (rank >= 1 and alpha >= 1 and rank == int(rank)):
-        raise FedexitError(f"LoRA needs a whole rank >= 1 and alpha >= 1, not rank {rank}, alpha {alpha}")
-    rank, alpha = int(rank), alpha.item() if hasattr(alpha, "item") else alpha
+    try:
+        size = operator.index(rank)
+        scale = 2 * size if alpha is None else float(alpha)
+    except (TypeError, ValueError):
+        size, scale = 0, 0.0
+    if size < 1 or not 1 <= scale < math.inf:
+        raise FedexitError(f"LoRA needs a whole rank >= 1 and alpha >= 1, not rank {rank!r}, alpha {alpha!r}")
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -50,9 +57,9 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
     model = backbone.model.requires_grad_(False)
     targets = list(TARGETS[model.config.model_type])
     with seeded(seed, "lora"):
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]  # alpha may be a float
+        config = LoraConfig(r=size, lora_alpha=scale, target_modules=targets)  # type: ignore[arg-type]  # alpha may be a float
         inject_adapter_in_model(config, model)
-    backbone.lora = rank, alpha
+    backbone.lora = size, scale
     model.train(model.training)  # the new parts as well
     return backbone
 

@@ -10,10 +10,14 @@ import torch
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from fedexit.data.batches import WINDOW, Example, by_length, checked, collate, padded
+from fedexit.data.batches import WINDOW, Example, by_length, collate
+from fedexit.data.inspection import check_sized, example_at
 from fedexit.data.text import spell
+from fedexit.data.trials import check_trials
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
+from fedexit.support.checks import check_exits, whole_number
+from fedexit.support.errors import FedexitError
 
 UNITS = {"CER": "character", "WER": "word"}  # unit of each error rate of texts
 
@@ -58,14 +62,28 @@ def answers(logits: Tensor, targets: Tensor, decode: Callable[[Tensor], list[str
 def forward(
     model: MultiExitModel, data: Sequence[Example], exits: Iterable[int] | None = None, batch_size: int = 32
 ) -> Iterator[tuple[list[int], dict[int, Tensor], Tensor]]:
-    """Yield batches of clips of similar length: positions in `data`, logits at each exit, targets."""
+    """Yield batches of clips of similar length: positions in `data`, logits at each exit, targets.
+
+    Raises FedexitError for a clip or target that the model cannot read (`check_clips`) and logits that are NaN.
+    """
+    check_sized(data, "evaluation")
+    exits = None if exits is None else check_exits(exits, model.exits, "the model")
+    batch_size, exits = (
+        whole_number(batch_size, "batch_size", 1),
+        None if exits is None else check_exits(exits, model.exits, "the model"),
+    )
     model.eval()
     device = next(model.parameters()).device
     for start in range(0, len(data), WINDOW * batch_size):
-        window = checked(data, range(start, min(start + WINDOW * batch_size, len(data))))
+        numbers = range(start, min(start + WINDOW * batch_size, len(data)))
+        window = [example_at(data, number, f"evaluation, clip {number}") for number in numbers]
+        model.check_clips(window, "evaluation", start=start)
         for group in by_length(window, batch_size):
-            waveforms, lengths, targets = padded([window[position] for position in group])
-            yield [start + position for position in group], model(waveforms.to(device), lengths, exits), targets
+            waveforms, lengths, targets = collate([window[position] for position in group])
+            outputs = model(waveforms.to(device), lengths, exits)
+            if bad := [depth for depth, logits in outputs.items() if not torch.isfinite(logits).all()]:
+                raise FedexitError(f"the model gives NaN at exit {bad[0]}; its weights are damaged: load it again")
+            yield [start + position for position in group], outputs, targets
 
 
 def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: str = "character") -> pd.DataFrame:
@@ -123,9 +141,11 @@ def majority_error(labels: Sequence[int]) -> float:
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
     """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
 
-    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips with these `ids`; their
-    targets are ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both).
+    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips called `ids`, targets
+    ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both). Raises
+    FedexitError for ids that are not one per clip, trials of other clips, and trials of one kind only.
     """
+    check_trials(trials, ids, len(data))
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()
     device = next(model.parameters()).device
@@ -135,7 +155,7 @@ def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], t
             embedded[depth].append(torch.nn.functional.normalize(embedding[0].cpu(), dim=0))
     place = {clip: position for position, clip in enumerate(ids)}
     first, second = (trials[side].map(place).to_numpy() for side in ("first", "second"))
-    same, rows = trials["same"].to_numpy(), []
+    same, rows = trials["same"].to_numpy(bool), []
     for depth, vectors in embedded.items():
         matrix = torch.stack(vectors).numpy()
         scores = (matrix[first] * matrix[second]).sum(1)

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from fedexit.data.constants import SAMPLE_RATE
+from fedexit.support.checks import few, misfits
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import check_downloaded, read_json_object, weight_files
 from fedexit.support.streams import seeded
@@ -26,7 +27,6 @@ _EXTRA = re.compile(
     r"(lm_head|quantizer|project_hid|project_q|projector|classifier|layer_weights|tdnn\.\d+|objective|final_proj"
     rf"|adapter)\b|label_embs_concat$|{MASK_VECTOR}$|feature_extractor\.(weight|bias)$"
 )
-_NAMED = 4  # tensors named in a message
 
 
 def check_family(config: PretrainedConfig, name: str) -> None:
@@ -73,17 +73,6 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
     return model
 
 
-def misfits(missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str] = ()) -> str:
-    """Return in words the tensors that differ between a file and a model; "" if all fit."""
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    return "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names)
-
-
-def _few(names: Collection[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(sorted(names)[:_NAMED]) + more
-
-
 def _check_files(folder: Path) -> None:
     """Raise FedexitError for a folder without a readable config of our families, and for weights not downloaded."""
     settings = folder / "config.json"
@@ -106,7 +95,7 @@ def _check_weights(model: PreTrainedModel, report: dict, name: str) -> None:
     if MASK_VECTOR in missing:
         _draw_mask_vector(model, name)
     if bad := [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
-        raise FedexitError(f"the weights of {name} hold NaN or infinity in {_few(bad)}; take another checkpoint")
+        raise FedexitError(f"the weights of {name} hold NaN or infinity in {few(bad)}; take another checkpoint")
 
 
 def _draw_mask_vector(model: PreTrainedModel, name: str) -> None:

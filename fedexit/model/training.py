@@ -3,12 +3,10 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from fedexit.model.backbone import Backbone
-from fedexit.support.errors import FedexitError
 
 
 def lacks_bfloat16() -> bool:
@@ -37,15 +35,6 @@ def for_bfloat16(backbone: Backbone, wanted: bool = True) -> Iterator[None]:
 
 
 _WARM_UP = 0.05  # share of all updates in which a learning rate rises
-
-
-def check_numbers(training: Any) -> None:
-    """Raise FedexitError for values of a training recipe that are out of range, NaN included."""
-    above = training.learning_rate, training.head_learning_rate, training.clip_norm
-    if min(training.epochs, training.batch_size) < 1 or not all(number > 0 for number in above):
-        raise FedexitError(
-            f"epochs and batch_size must be >= 1, learning rates and clip_norm (math.inf: none) > 0, not {training}"
-        )
 
 
 def schedule(step: int, steps: int) -> float:

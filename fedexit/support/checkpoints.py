@@ -119,7 +119,7 @@ def _written(file: str | Path) -> Iterator[None]:
         if Path(file).is_dir():
             raise IsADirectoryError("it is a folder")
         yield
-    except OSError as error:
+    except (OSError, TypeError) as error:
         raise FedexitError(f"checkpoint {file} cannot be written ({first_line(error)}); name another file") from error
 
 

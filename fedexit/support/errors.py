@@ -1,5 +1,8 @@
 """Define the one exception that means "the user can fix this"."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FedexitError(Exception):
     """Wrong input or a failed step, described in one line that names the thing and the fix.
@@ -12,3 +15,16 @@ def first_line(error: Exception) -> str:
     """Return the first line of a library's error, and the second if it explains the first; without a text, the type."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+
+
+@contextmanager
+def naming_memory(owner: str, batch_size: int) -> Iterator[None]:
+    """Turn torch's error about memory into a sentence that names the `owner` of the clips."""
+    try:
+        yield
+    except RuntimeError as error:  # of the CPU; `torch.OutOfMemoryError` of a GPU is one as well
+        if "memory" not in str(error):
+            raise
+        raise FedexitError(
+            f"{owner}: memory ran out in a batch of up to {batch_size} clips; cut the clips or lower batch_size"
+        ) from error

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
+import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedexit.support.errors import FedexitError
@@ -28,13 +29,14 @@ def check_fields(settings: object) -> None:
     """Check every field of a dataclass against its annotation and store the validated value.
 
     Call it in `__post_init__`. Types are strict: 2.9 or true is not an integer, and NaN and infinity are refused unless
-    the annotation allows them. An integer is accepted where a float is expected.
+    the annotation allows them. An integer is accepted where a float is expected, and NumPy numbers are accepted.
 
     Raises:
         FedexitError: names the first field that does not fit, its value and the range or type that is expected.
     """
     for name, adapter in _adapters(type(settings)).items():  # type: ignore[arg-type]  # classes are hashable
         value = getattr(settings, name)
+        value = value.item() if isinstance(value, np.generic) else value
         try:
             object.__setattr__(settings, name, adapter.validate_python(value))
         except ValidationError as error:
