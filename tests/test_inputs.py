@@ -82,14 +82,14 @@ def test_ranks_and_scales_of_adapters_are_numbers(backbone, rank, alpha):
     refused(lambda: with_lora(backbone, rank, alpha), "LoRA needs a whole rank")
 
 
-def test_the_depth_of_a_client_is_that_of_its_model(model):
+def test_the_exits_of_a_client_are_those_of_its_model(model):
     whole, shallow = model.client_model(12, [3, 12]), model.client_model(6, [3, 6])
     for scratch, depth in ((whole, 3), (shallow, 12)):
         client = Client("ann", CLIPS, depth)
         call = lambda scratch=scratch, client=client: local_round(  # noqa: E731
             scratch, model.trainable_weights(), client, TRAINING, (0,), Objective("all")
         )
-        refused(call, rf"client ann has depth {depth}, its model \d+ layers")
+        refused(call, f"client ann has depth {depth}, its model exits")
 
 
 @pytest.mark.parametrize(

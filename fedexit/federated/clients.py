@@ -94,19 +94,20 @@ def local_round(
         stream: The name of the random stream, e.g. (seed, "round", 3, "client", "ann").
         objective: The loss; the default is the paper's, the task's loss at exit L_i only.
 
-    Raises FedexitError for a model that cannot be trained or has another depth than the client, a client without clips,
+    Raises FedexitError for a model that cannot be trained or has other exits than the client, a client without clips,
     a clip that cannot be trained on, a loss that is not finite, and a batch that does not fit into memory.
     """
     check_trainable(model)
     owner, since = f"client {client.name}", time.perf_counter()
-    if client.depth != (held := model.backbone.layers):
-        raise FedexitError(f"{owner} has depth {client.depth}, its model {held} layers; see client_model")
+    exits = objective.exits(client.depth, model.exits)
+    if client.depth > model.backbone.layers or (exits != model.exits and not model.shared_head):
+        raise FedexitError(f"{owner} has depth {client.depth}, its model exits {model.exits}; make it by client_model")
     check_sized(client.data, owner)
     if not len(client.data):
         raise FedexitError(f"{owner} has no clips; leave it out of the federation")
     model.load_weights({**global_weights, **client.own})
     model.train()
-    optimiser, exits = make_optimiser(model, training), objective.exits(client.depth, model.exits)
+    optimiser = make_optimiser(model, training)
     losses: list[tuple[float, int]] = []
     sizes: list[int] = []
     half, memory = for_bfloat16(model.backbone, training.bfloat16), naming_memory(owner, training.batch_size)
