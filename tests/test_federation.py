@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from torch.utils.data import ConcatDataset
 
 from fedexit.data.batches import batches, by_length, collate, data_digest, normalised
+from fedexit.data.tasks.contract import majority_error
 from fedexit.data.text import CHARACTERS, characters
 from fedexit.federated import rounds as federation
 from fedexit.federated.clients import Client, LocalTraining, local_round, make_optimiser
 from fedexit.federated.rounds import drop_outs, federate, sample
 from fedexit.model.backbone import backbone_from_config, config_of, load_backbone
 from fedexit.model.exits import MultiExitModel
-from fedexit.model.metrics import error_rates, majority_error, predict
+from fedexit.model.metrics import error_rates, predict
 from fedexit.model.names import layer_of
 from fedexit.support.checkpoints import save_checkpoint
 from fedexit.support.errors import FedexitError

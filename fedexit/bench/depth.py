@@ -2,9 +2,9 @@
 
 import torch
 
+from fedexit.devices.fleet import costs_by_depth
 from fedexit.devices.probe import step_seconds
 from fedexit.model.backbone import load_backbone
-from fedexit.model.costs import costs_by_depth
 from fedexit.model.exits import MultiExitModel
 
 _BATCH = 4  # clips

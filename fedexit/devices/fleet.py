@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 
 import pandas as pd
 
+from fedexit.model.costs import clip_macs, held_weights, memory, sizes_by_layer
+from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
 
 
@@ -41,3 +43,25 @@ def on_devices(ledger: pd.DataFrame, devices: Mapping[str, Device], rounds: Sequ
     ledger = ledger.assign(device_seconds=busy, joules=busy * columns["watts"])
     slowest = ledger.groupby(list(rounds))["device_seconds"].transform("max")
     return ledger.assign(idle_seconds=slowest - busy)
+
+
+def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFrame:
+    """Return the costs of a client that trains to each exit, one row per exit.
+
+    A training step reads a `batch` of clips of `samples` at 16 kHz. Columns: `depth`; `parameters`, `bytes` (sent one
+    way); `macs_frozen, macs_forward, macs_backward` of a step (forward without the frozen convolutions); bytes of
+    memory: `forward`, `training`, and the parts of the latter: `weights, gradients, optimiser, activations` (the rest).
+    """
+    rows = []
+    for depth in model.exits:
+        sent = sizes_by_layer(held_weights(model.trainable_weights(), [depth]))[["parameters", "bytes"]].sum()
+        macs = clip_macs(model.backbone, samples, depth, model.head_at(depth))
+        held = memory(model, samples, batch, depth)
+        fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
+        work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}
+        rows.append(
+            {"depth": depth, **sent, **{name: batch * value for name, value in work.items()}}
+            | {"forward": held.forward, "training": held.training, **fixed}
+            | {"activations": held.training - sum(fixed.values())}
+        )
+    return pd.DataFrame(rows)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fedexit.federated.clients import Client, LocalTraining, RoundReport
 from fedexit.federated.objectives import Objective
-from fedexit.model.costs import _held, _samples, clip_macs, memory, sizes_by_layer
+from fedexit.model.costs import clip_macs, fewest_samples, held_weights, memory, sizes_by_layer
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.checks import check_exit
 
@@ -34,9 +34,9 @@ def client_costs(
     """
     check_exit(depth, model.exits, model.backbone.name)
     exits = objective.exits(depth, model.exits)
-    sent = sizes_by_layer(_held(model.trainable_weights(), exits))
+    sent = sizes_by_layer(held_weights(model.trainable_weights(), exits))
     heads = [model.head_at(exit) for exit in exits]
-    samples = [_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
+    samples = [fewest_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
     clips = [clip_macs(model.backbone, length, depth, *heads) for length in samples]
     forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
     held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached, exits)

@@ -17,14 +17,14 @@ from torch import Tensor
 from fedexit.central.ctc_start import set_heads
 from fedexit.central.fine_tuning import Recipe, fine_tune
 from fedexit.data.batches import Example, collate
-from fedexit.data.tasks.contract import Clips, Task
+from fedexit.data.tasks.contract import Clips, Task, majority_error
 from fedexit.lab.statistics import Pairs
 from fedexit.model.backbone import load_backbone
 from fedexit.model.costs import clip_macs
 from fedexit.model.early_exit import RULES, run, stops
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
-from fedexit.model.metrics import answers, forward, item_errors, majority_error
+from fedexit.model.metrics import answers, forward, item_errors
 from fedexit.support.processes import one_thread
 from fedexit.support.streams import numpy_stream
 

@@ -96,28 +96,6 @@ def _lora_macs(config: PretrainedConfig, frames: int, depth: int, rank: int) -> 
     return depth * 2 * (reads + frames * config.intermediate_size * rank), depth * (weights + gate) + below
 
 
-def costs_by_depth(model: MultiExitModel, samples: int, batch: int) -> pd.DataFrame:
-    """Return the costs of a client that trains to each exit, one row per exit.
-
-    A training step reads a `batch` of clips of `samples` at 16 kHz. Columns: `depth`; `parameters`, `bytes` (sent one
-    way); `macs_frozen, macs_forward, macs_backward` of a step (forward without the frozen convolutions); bytes of
-    memory: `forward`, `training`, and the parts of the latter: `weights, gradients, optimiser, activations` (the rest).
-    """
-    rows = []
-    for depth in model.exits:
-        sent = sizes_by_layer(_held(model.trainable_weights(), [depth]))[["parameters", "bytes"]].sum()
-        macs = clip_macs(model.backbone, samples, depth, model.head_at(depth))
-        held = memory(model, samples, batch, depth)
-        fixed = {name: getattr(held, name) for name in ("weights", "gradients", "optimiser")}
-        work = {"macs_frozen": macs.frozen, "macs_forward": macs.trained, "macs_backward": macs.backward}
-        rows.append(
-            {"depth": depth, **sent, **{name: batch * value for name, value in work.items()}}
-            | {"forward": held.forward, "training": held.training, **fixed}
-            | {"activations": held.training - sum(fixed.values())}
-        )
-    return pd.DataFrame(rows)
-
-
 @dataclass(frozen=True)
 class Memory:
     """Bytes that a client's process needs beyond the libraries, by purpose.
@@ -184,11 +162,11 @@ def memory(
     check_exit(depth, model.exits, model.backbone.name)
     exits = exits or [depth]
     config, lengths = model.backbone.model.config, _lengths(model.backbone.model.config, samples)
-    trained = [tensor.numel() for tensor in _held(model.trainable_weights(), exits).values()]
+    trained = [tensor.numel() for tensor in held_weights(model.trainable_weights(), exits).values()]
     convolved = [batch * length * channels for length, channels in zip(lengths, config.conv_dim, strict=True)]
     states, inner = (batch * lengths[-1] * width for width in (config.hidden_size, config.intermediate_size))
     return Memory(
-        weights=_FLOAT * sum(tensor.numel() for tensor in _held(model.state_dict(), exits).values()),
+        weights=_FLOAT * sum(tensor.numel() for tensor in held_weights(model.state_dict(), exits).values()),
         gradients=_FLOAT * sum(trained),
         optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
         activations=_FLOAT * _kept(model.backbone, batch, lengths[-1], depth, len(exits)),
@@ -232,7 +210,7 @@ def _position_kernel(config: PretrainedConfig) -> int:
     return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
 
 
-def _held(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Tensor]:
+def held_weights(weights: Mapping[str, Tensor], exits: Collection[int]) -> dict[str, Tensor]:
     """Return the named `weights` that a client with these `exits` holds (`MultiExitModel.client_model`)."""
     depth, own = max(exits), tuple(f"heads.{exit}." for exit in [*exits, "shared"])
     foreign = {name for name in weights if name.startswith("heads.") and not name.startswith(own)}
@@ -247,7 +225,7 @@ def _lengths(config: PretrainedConfig, samples: int) -> list[int]:
     return lengths
 
 
-def _samples(config: PretrainedConfig, frames: int) -> int:
+def fewest_samples(config: PretrainedConfig, frames: int) -> int:
     """Return the smallest number of samples that gives the number `frames` of frames."""
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         frames = (frames - 1) * stride + kernel

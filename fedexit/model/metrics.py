@@ -133,11 +133,6 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
     }
 
 
-def majority_error(labels: Sequence[int]) -> float:
-    """Return the error of always answering the most frequent of `labels`; a useful classifier has a smaller one."""
-    return 1.0 - np.bincount(np.asarray(labels)).max() / len(labels)
-
-
 def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
     """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torchaudio
 
@@ -115,3 +116,8 @@ def closed_set(name: str, corpus: Corpus, rows: pd.DataFrame, column: str, verif
     labels = sorted(train)
     target = rows[column].map({label: index for index, label in enumerate(labels)})
     return Task(name, corpus, labels, rows.assign(target=target).reset_index(drop=True), verification=verification)
+
+
+def majority_error(labels: Sequence[int]) -> float:
+    """Return the error of always answering the most frequent of `labels`; a useful classifier has a smaller one."""
+    return 1.0 - np.bincount(np.asarray(labels)).max() / len(labels)
