@@ -236,10 +236,15 @@ def test_a_table_without_columns_is_one_message_and_keeps_the_earlier_results(pr
     assert len(pd.read_csv(project.result("02_second/tables/y.csv"))) == 2
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '{"fingerprint": null, "artifacts": {}}'])
+@pytest.mark.parametrize("content", ["[]", "null", "[" * 100_000, '{"fingerprint": null, "artifacts": {}}'])
 def test_an_unreadable_provenance_counts_as_damaged(project, capsys, content):
     project.result("01_first").mkdir(parents=True)
     (project.result("01_first") / "provenance.json").write_text(content)
+    assert "01_first: to run (provenance.json is damaged)" in fedexit(capsys, "status", "--profile", "smoke")[1]
+
+
+def test_a_provenance_that_cannot_be_read_is_damaged(project, capsys):
+    (project.result("01_first") / "provenance.json").mkdir(parents=True)
     assert "01_first: to run (provenance.json is damaged)" in fedexit(capsys, "status", "--profile", "smoke")[1]
 
 

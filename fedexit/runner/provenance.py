@@ -62,7 +62,7 @@ def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
         lost, unverified = _cells_compared(stored["reads"]["cell"])
     except FileNotFoundError:
         return State(changed=["never run"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return State(changed=["provenance.json is damaged"])
     changed += lost
     for name in ["notebook.ipynb", *notebook.artifacts]:
@@ -82,7 +82,7 @@ def described(notebook: Notebook, profile: str, parameters: dict) -> str:
         state = state_of(notebook, profile, parameters)
     except FedexitError as error:
         state = State(changed=[str(error)])
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, RecursionError):
             if "reads" not in json.loads(_provenance(notebook, profile).read_text(encoding="utf-8")):
                 state = State(unverified=[UNRECORDED, *state.changed])
     if not state.reasons:
