@@ -12,3 +12,8 @@ def first_line(error: Exception) -> str:
     """Return the first line of a library's error, with the second if that explains it; its type if it is empty."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+
+
+def reason(error: Exception) -> str:
+    """Return why the system refused, in its words, without the paths of temporary files that `str(error)` holds."""
+    return getattr(error, "strerror", None) or first_line(error)
