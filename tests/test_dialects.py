@@ -185,7 +185,7 @@ def test_labels_leave_out_clips_without_one(folder):
 def test_a_swallowed_row_is_found_by_its_file_whatever_its_ending(folder, swallowed):
     (folder / "rec").write_bytes((folder / "b.wav").read_bytes())
     more = "c.flac,cid,x,so\n" if "flac" in swallowed else ""
-    with pytest.raises(FedexitError, match="line 2 holds .+ looks like a row"):
+    with pytest.raises(FedexitError, match=r"line 2 holds .+ looks like a row"):
         converted(folder, f'{HEAD}a.wav,ann,x,"hello there\n{swallowed}\nand "\n{more}')
 
 

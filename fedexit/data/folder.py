@@ -40,8 +40,8 @@ def as_manifest(table: pd.DataFrame, where: Path) -> pd.DataFrame:
 
     The short format has `path` and `speaker`, and perhaps `label`, `transcript` and others, but no `text`. Then the id
     is the path without its ending, the group is the speaker, and speakers are split by `split_groups`. A column that is
-    given is kept. A field of blanks alone is empty. Names are in Unicode's composed form, so equal names are equal. Raises FedexitError without `path`
-    or `speaker`.
+    given is kept. A field of blanks alone is empty. Names are in Unicode's composed form, so equal names are equal.
+    Raises FedexitError without `path` or `speaker`.
     """
     blank = {name: table[name].where(table[name].str.strip() != "", "") for name in table if name != "seconds"}
     table = table.assign(**blank)
