@@ -318,3 +318,57 @@ def test_an_mp3_of_variable_bitrate_without_a_length_is_read_to_its_end(rate, ch
     samples, _ = decode_audio(content[second:])
     assert 2 * rate <= samples.shape[1] < 2 * rate + 4_000
     assert samples[:, -rate // 2 :].square().mean() > 0.5 * np.square(sound[-rate // 2 :]).mean()
+
+
+# ---- what else people hand over ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", [b"\n", b"TAG" + bytes(125), bytes(5_000)])
+def test_a_tag_or_padding_behind_a_flac_changes_nothing(behind):
+    content = bytes(encoded("FLAC"))
+    assert torch.equal(decode_audio(content + behind)[0], decode_audio(content)[0])
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype"), [("AVR", "PCM_16"), ("SVX", "PCM_16"), ("SVX", "PCM_S8"), ("SDS", "PCM_16"), ("SDS", "PCM_24")]
+)
+def test_cut_files_of_rare_formats_are_named(form, subtype):
+    content = bytes(encoded(form, subtype))
+    assert decode_audio(content)[0].shape[1] == 8_000
+    for length in (len(content) // 2, len(content) - 2):
+        with pytest.raises(FedexitError, match=r"^a: cut short"):
+            decode_audio(content[:length], "a")
+
+
+def test_damaged_files_print_no_traceback(capfd):
+    for form in ("AIFF", "WAV", "AU", "CAF"):
+        for length in (1, 4, 12, 20, 36, 60):
+            with pytest.raises(FedexitError):
+                decode_audio(bytes(encoded(form))[:length])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_audio_is_read_from_paths_texts_and_bytes(tmp_path):
+    content = bytes(encoded("WAV"))
+    (tmp_path / "a.wav").write_bytes(content)
+    for source in (tmp_path / "a.wav", str(tmp_path / "a.wav"), content, bytearray(content)):
+        assert decode_audio(source)[0].shape == (1, 8_000) and read_audio(source).shape == (8_000,)
+    for source in (None, 5, [0.1]):
+        with pytest.raises(FedexitError, match=r"no audio in an object of type \w+; give a path"):
+            decode_audio(source)
+
+
+@pytest.mark.parametrize("wave", [np.ones(400, np.float32), [0.1] * 400, torch.ones(400, dtype=torch.int16), None])
+def test_what_is_no_tensor_of_floats_is_not_written(tmp_path, wave):
+    with pytest.raises(FedexitError, match=r"a\.flac: not written, the waveform is .+; give a tensor of floats"):
+        write_audio(tmp_path / "a.flac", wave)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_named_without_temporary_names(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "a.flac", f"{tmp_path}/a\0b.flac"):
+        with pytest.raises(FedexitError, match=r"cannot be written \(.+\); choose another place") as caught:
+            write_audio(place, torch.zeros(400))
+        assert ".part" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

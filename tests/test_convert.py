@@ -256,3 +256,32 @@ def test_a_console_without_utf8_shows_escapes(raw, monkeypatch):
     assert cli.main(["data", "convert", str(raw), str(raw.parent / "Zoë")]) == 0
     console.flush()
     assert rb"Zo\xeb" in console.buffer.getvalue()
+
+
+@pytest.mark.parametrize("level", [1e-41, 1e-30, 1e-6, 1e6, 1e30])
+def test_every_level_of_a_float_file_is_kept_by_scaling(raw, level):
+    record(raw / "cid/1.wav", SIGNAL * level, subtype="FLOAT")
+    ids, lines = convert(raw)
+    direction = "up, because too quiet for 16 bits" if level < 1 else "down, because louder than full scale"
+    assert ids == ["ann/1", "ben/1", "cid/1"] and lines == [f"scaled {direction}: 1 (cid/1.wav)"]
+    wave = open_corpus(raw.parent / "out").waveform("cid/1").numpy()
+    assert np.corrcoef(wave, SIGNAL)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("bad", ["", None, 5, b"raw"])
+def test_what_names_no_folder_is_refused(raw, bad):
+    for folder, out in ((bad, raw.parent / "out"), (raw, bad)):
+        with pytest.raises(FedexitError, match="names no folder; give the folder of recordings"):
+            convert_folder(folder, out)
+    assert not (raw.parent / "out").exists()
+
+
+def test_a_file_as_folder_is_called_a_file(raw):
+    with pytest.raises(FedexitError, match=r"1\.wav: is a file, not a folder; unpack it first, or name a folder"):
+        convert_folder(raw / "ann/1.wav", raw.parent / "out")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_an_impossible_out_is_refused(raw, name):
+    with pytest.raises(FedexitError, match=r"cannot be made \(.+\); choose another place"):
+        convert_folder(raw, raw.parent / name)

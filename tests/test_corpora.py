@@ -424,3 +424,53 @@ def test_numbers_in_the_readme_are_those_of_the_manifest(monkeypatch):
     for name, part in numbers.items():
         counts = [len(part), *(int((part.split == split).sum()) for split in ("train", "dev", "test"))]
         assert rows[name] == " | ".join(f"{count:,}" for count in counts), name
+
+
+def tar_of(folder, file):
+    with tarfile.open(file, "w") as archive:
+        archive.add(folder, "inside")
+    return file
+
+
+def test_a_tar_that_is_no_corpus_does_not_replace_the_one_that_is_there(folder, tmp_path):
+    assert len(fetch_corpus("emodb", tar_of(folder, tmp_path / "good.tar")).dataset) == 2
+    (folder / "manifest.csv").unlink()
+    with pytest.raises(FedexitError, match=r"bad\.tar: no manifest\.csv in it; unpack it"):
+        fetch_corpus("emodb", tar_of(folder, tmp_path / "bad.tar"))
+    (tmp_path / "cut.tgz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\0\0\0")
+    for broken, says in (
+        (tmp_path / "cut.tgz", "end-of-stream"),
+        (folder / "a.flac", r"not a \.tar archive, or a damaged"),
+    ):
+        with pytest.raises(FedexitError, match=f"{broken.name}: cannot be unpacked .*{says}"):
+            fetch_corpus("emodb", broken)
+    assert len(open_corpus("emodb").dataset) == 2
+
+
+def test_a_source_that_cannot_be_used_is_refused_by_name(tmp_path):
+    with pytest.raises(FedexitError, match=r"unlabelled is made of 13 packages, so x\.tar cannot be used"):
+        fetch_corpus("unlabelled", "x.tar")
+    (tmp_path / "cut.deb").write_bytes(b"!<arch>\n")
+    with pytest.raises(FedexitError, match=r"cut\.deb: not a readable \.deb package"):
+        fetch_corpus("queen", tmp_path / "cut.deb")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", None, 5, b"mine", ["mine"]])
+def test_what_names_no_corpus_is_refused(name):
+    with pytest.raises(FedexitError, match=r"is not there; expected queen|cannot be of type"):
+        open_corpus(name)
+
+
+def test_wrong_ids_and_columns_are_named(folder):
+    corpus = open_corpus(folder)
+    for clip in ("c", 5, None):
+        with pytest.raises(FedexitError, match=f"has no clip {clip!r}"):
+            corpus.waveform(clip)
+    with pytest.raises(FedexitError, match="unknown column 'age', expected id, path"):
+        corpus.select("train", having="age")
+
+
+def test_a_manifest_that_cannot_be_written_is_named_without_temporary_names(folder, tmp_path):
+    for out in (tmp_path, f"{tmp_path}/a\0b"):
+        with pytest.raises(FedexitError, match=r"cannot be written \([\w ]+\); choose another place"):
+            write_manifest(folder, out)

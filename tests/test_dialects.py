@@ -182,3 +182,25 @@ def test_labels_leave_out_clips_without_one(folder):
     (folder / "manifest.csv").write_text(rows + "c,c.wav,,,,yes,0.05,train\n")
     corpus = open_corpus(folder)
     assert corpus.labels == ["no", "yes"] and list(corpus.select("train", having="label").id) == ["a", "c"]
+
+
+@pytest.mark.parametrize("swallowed", ["b.wav,ben,y,good bye", "b.flac,ben,y,good bye", "rec,ben,y,good bye"])
+def test_a_swallowed_row_is_found_by_its_file_whatever_its_ending(folder, swallowed):
+    (folder / "rec").write_bytes((folder / "b.wav").read_bytes())
+    more = "c.flac,cid,x,so\n" if "flac" in swallowed else ""
+    with pytest.raises(FedexitError, match=r"line 2 holds .+ looks like a row"):
+        converted(folder, f'{HEAD}a.wav,ann,x,"hello there\n{swallowed}\nand "\n{more}')
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "  \u3000"])
+def test_a_field_of_blanks_is_empty_and_no_class_or_speaker(folder, blank):
+    manifest = converted(folder, f"{HEAD}a.wav,{blank},{blank},{blank}\nb.wav,ben,y,good bye\n")
+    assert manifest[["speaker", "group", "label", "text"]].iloc[0].tolist() == [""] * 4
+    assert manifest["label"].tolist() == ["", "y"]
+
+
+def test_columns_that_are_left_out_are_named(folder):
+    (folder / "manifest.csv").write_text("path,speaker,transcription,age\na.wav,ann,hi,30\nb.wav,ben,ho,31\n")
+    lines = []
+    convert_folder(folder, folder.parent / "out", say=lines.append)
+    assert lines[1:] == ["left out, columns of manifest.csv that no corpus has: 2 (age, transcription)"]

@@ -410,3 +410,26 @@ def test_numbers_in_the_sentences_of_the_readme_are_right(monkeypatch):
         equal = rows[where][trials["first"]].to_numpy() == rows[where][trials["second"]].to_numpy()
         assert tuple(equal[trials["same"] == kind].sum() for kind in (1, 0)) == pairs
     assert "956 of its 1,000 pairs" in readme and "but 3 of those" in readme and f"{1000 - 469} are a child" in readme
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "value"),
+    [
+        ("keyword", "words", 0),
+        ("keyword", "words", 2.5),
+        ("voice", "min_clips", "4"),
+        ("emotion", "fold", -1),
+        ("speaker", "dev", 2),
+        ("asr", "known", True),
+        ("asr", "frame", 0),
+        ("asr", "max_seconds", float("nan")),
+    ],
+)
+def test_options_of_tasks_out_of_range_are_named(folder, task, option, value):
+    with pytest.raises(FedexitError, match=f"task {task}: {option} is {value!r}; give a (whole )?number"):
+        make_task(task, open_corpus(folder), **{option: value})
+
+
+def test_a_task_needs_an_opened_corpus(folder):
+    with pytest.raises(FedexitError, match="the corpus is of type str; give open_corpus"):
+        make_task("keyword", str(folder))

@@ -172,7 +172,7 @@ def test_unusual_ids_survive_storing(tmp_path, monkeypatch):
 def test_too_few_pairs_are_refused(pairs, says):
     with pytest.raises(FedexitError, match=f"there are {says}" if pairs > 0 else says):
         trial_lists.make_trials(manifest({"ann": 3, "ben": 2}), pairs)
-    with pytest.raises(FedexitError, match="there are 0 pairs of two speakers, not 2"):
+    with pytest.raises(FedexitError, match="there is no pair of two speakers among 3 clips"):
         trial_lists.make_trials(manifest({"ann": 3}), 2)
 
 
@@ -239,3 +239,23 @@ def test_committed_lists_name_test_clips_and_label_them_right(corpus):
         task = make_task("voice", corpus)
         assert len(speakers) == 22 and speakers <= set(task.labels)
         assert not named & set(task.rows.query("split != 'test'")["id"])
+
+
+@pytest.mark.parametrize("nobody", ["", None, float("nan")])
+def test_clips_without_a_speaker_are_in_no_trial(nobody):
+    rows = manifest({"ann": 3, "ben": 3, "x": 4})
+    unknown = rows["speaker"] == "x"
+    made = trial_lists.make_trials(rows.assign(speaker=rows["speaker"].where(~unknown, nobody)), 6)
+    assert not {*made["first"], *made["second"]} & set(rows["id"][unknown])
+
+
+def test_wrong_arguments_of_trials_are_named():
+    rows = manifest({"ann": 3, "ben": 3})
+    for pairs in (2.0, True, "2"):
+        with pytest.raises(FedexitError, match="must be a whole number above 0"):
+            trial_lists.make_trials(rows, pairs)
+    for wrong in (rows[["id"]], [1], None):
+        with pytest.raises(FedexitError, match="have no column"):
+            trial_lists.make_trials(wrong, 1)
+    with pytest.raises(FedexitError, match=r"no pair of two speakers among 3 clips of 1 speaker"):
+        trial_lists.make_trials(rows[rows["speaker"] == "ann"], 1)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from torchaudio.functional import resample
 
 from fedexit.data.constants import MIN_SAMPLES, SAMPLE_RATE
 from fedexit.data.containers import promised_frames, recordings
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.errors import FedexitError, first_line, reason
 from fedexit.support.files import read_bytes, write_bytes
 
 MAX_PEAK = 4.0  # MP3 decoders overshoot 1 a little; samples above this peak have another scale
@@ -25,7 +26,7 @@ _FRACTION = 1 << 16  # a ratio of rates with larger terms is approximated, with 
 _STEP = 1 / 32768  # between neighbouring 16-bit samples
 
 
-def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.Tensor, int]:
+def decode_audio(source: Path | str | bytes, name: str | None = None) -> tuple[torch.Tensor, int]:
     """Decode audio in any format that libsndfile reads.
 
     Sizes in headers are hints (see `fedexit.data.containers`). Recordings that follow one another in a file, such as
@@ -43,8 +44,14 @@ def decode_audio(source: Path | bytes, name: str | None = None) -> tuple[torch.T
         FedexitError: the file is missing, empty, no audio, damaged or cut short, has a rate outside of `RATES` or
             several rates, or holds samples that are not finite.
     """
-    name = name or ("audio" if isinstance(source, bytes) else str(source))
-    content = source if isinstance(source, bytes) else read_bytes(source)
+    if not isinstance(source, bytes | bytearray | str | os.PathLike):
+        raise FedexitError(
+            f"no audio in an object of type {type(source).__name__}; give a path, or the bytes of a file"
+        )
+    if isinstance(source, bytes | bytearray):
+        name, content = name or "audio", bytes(source)
+    else:
+        name, content = name or str(source), read_bytes(Path(source))
     if not content:
         raise FedexitError(f"{name}: the file is empty, expected audio; copy or fetch it again")
     parts = [_decoded(part, name) for part in recordings(content, name)]
@@ -70,7 +77,7 @@ def read_audio(path: Path | str) -> torch.Tensor:
     Nothing is resampled or mixed silently: another rate or number of channels raises FedexitError, and so does a file
     that `decode_audio` refuses.
     """
-    samples, rate = decode_audio(Path(path))
+    samples, rate = decode_audio(path)
     channels = len(samples)
     if rate != SAMPLE_RATE or channels != 1:
         raise FedexitError(
@@ -126,9 +133,15 @@ def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
         so low that rounding to 16 bits is audible.
 
     Raises:
-        FedexitError: the waveform is empty, not one-dimensional or not finite, its peak is above `MAX_PEAK`, or it is
-            so quiet that 16 bits hold only silence.
+        FedexitError: the waveform is no tensor of floats, empty, not one-dimensional or not finite, its peak is above
+            `MAX_PEAK`, or it is so quiet that 16 bits hold only silence; or the file cannot be written.
     """
+    if not isinstance(waveform, torch.Tensor) or not waveform.is_floating_point():
+        kind = str(waveform.dtype) if hasattr(waveform, "dtype") else type(waveform).__name__
+        raise FedexitError(
+            f"{path}: not written, the waveform is {kind}; give a tensor of floats in [-1, 1], e.g. integers / 32768"
+        )
+    waveform = waveform.detach().cpu()
     if waveform.ndim != 1 or len(waveform) == 0 or not waveform.isfinite().all():
         raise FedexitError(f"{path}: not written, a waveform must be (T,) with T > 0 and finite samples")
     peak = waveform.abs().max().item()
@@ -143,7 +156,10 @@ def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
         raise FedexitError(f"{path}: not written, its peak of {peak:.2g} is silence in 16 bits; make it louder")
     flac = io.BytesIO()  # written by Python, so that a full disk is an ordinary OSError
     sf.write(flac, pcm.to(torch.int16).numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    write_bytes(path, flac.getvalue())
+    try:
+        write_bytes(path, flac.getvalue())
+    except (IsADirectoryError, NotADirectoryError, FileExistsError, ValueError) as error:
+        raise FedexitError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
     return _loss(waveform, pcm, peak)
 
 
@@ -157,6 +173,14 @@ def _loss(waveform: torch.Tensor, pcm: torch.Tensor, peak: float) -> str:
     return ""
 
 
+class _Bytes(io.BytesIO):
+    """Bytes in which a seek to before the start, as damaged sizes cause, ends at the start and prints no traceback."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_CUR: self.tell(), io.SEEK_END: self.getbuffer().nbytes}.get(whence, 0)
+        return super().seek(max(0, base + offset))
+
+
 class _Stream(sf.SoundFile):
     """A file that can only be read from start to end, so that soundfile neither seeks nor needs its length."""
 
@@ -165,21 +189,30 @@ class _Stream(sf.SoundFile):
 
 
 def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Return the samples (T, channels) of one recording and its rate; in blocks, since its length may be unknown."""
+    """Return the samples (T, channels) of one recording and its rate; in blocks, since its length may be unknown.
+
+    What follows the promised samples, such as a tag, may be no audio.
+    """
     opened = content[:4] in (b"fLaC", b"OggS")  # libsndfile does not recognise the first words of these
     blocks: list[np.ndarray] = []
     try:
-        with _Stream(io.BytesIO(content)) as file:
+        with _Stream(_Bytes(content)) as file:
             opened, rate, promised = True, file.samplerate, promised_frames(content, file.format, file.frames)
             while not blocks or len(blocks[-1]):
-                blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
+                left = promised - sum(map(len, blocks))
+                try:
+                    blocks.append(file.read(min(left, _BLOCK) if left > 0 else _BLOCK, "float32", always_2d=True))
+                except sf.LibsndfileError:
+                    if not blocks or left > 0:
+                        raise
+                    break
             samples = np.concatenate(blocks)
     except MemoryError as error:
         raise FedexitError(f"{name}: too long for this machine's memory; split it into shorter files") from error
     except Exception as error:  # libsndfile and its wrapper raise many kinds of error
         fault = "cut short or damaged" if opened else "not readable as audio"
-        reason = (getattr(error, "error_string", None) or first_line(error)).removeprefix("Error : ").strip(" .")
-        raise FedexitError(f"{name}: {fault} ({reason}); fetch it again, or convert it to WAV or FLAC") from error
+        said = (getattr(error, "error_string", None) or first_line(error)).removeprefix("Error : ").strip(" .")
+        raise FedexitError(f"{name}: {fault} ({said}); fetch it again, or convert it to WAV or FLAC") from error
     if len(samples) < promised:
         raise FedexitError(
             f"{name}: cut short, its header promises {promised} samples and {len(samples)} can be read; "

@@ -74,8 +74,12 @@ def recordings(content: bytes, name: str) -> list[bytes]:
     recordings. Raises FedexitError, naming the file `name`, if it is cut short.
     """
     form = _FORMS.get(content[:4])
-    if form and (content[:4] != b"FORM" or content[8:12] in (b"AIFF", b"AIFC")):
+    if form and content[:4] == b"FORM" and content[8:12] in (b"8SVX", b"16SV"):
+        form = form._replace(data=b"BODY")
+    if form and (content[:4] != b"FORM" or content[8:12] in (b"AIFF", b"AIFC", b"8SVX", b"16SV")):
         return _chunked(content, form, name)
+    if content[:2] == b"\xf0\x7e" and content[3:4] == b"\x01":
+        return [_sample_dump(content, name)]
     if content[:4] in (b".snd", b"dns."):
         return [_au(content, name)]
     if content[:4] == b"OggS":
@@ -94,12 +98,14 @@ def promised_frames(recording: bytes, form: str, frames: int) -> int:
         recording: its bytes.
         form: libsndfile's name of its format.
         frames: number of frames by libsndfile. It is an estimate for an MP3 without a length header, 2**63 - 1 for a
-            stream of unknown length, and the number in the file for a cut SPHERE file.
+            stream of unknown length, and the number in the file for a cut SPHERE or AVR file.
     """
     if form == "MP3" and not _MP3_START.search(recording, 0, 1 << 16):
         return 0
     if form == "NIST" and (count := _SPHERE_COUNT.search(recording, 0, 1024)):
         return int(count[1])
+    if form == "AVR":
+        return struct.unpack_from(">I", recording, 26)[0]
     return frames if frames < 1 << 40 else 0
 
 
@@ -238,6 +244,17 @@ def _au(content: bytes, name: str) -> bytes:
     if size == held or (size and 0 < held - size < _GARBAGE):
         return content
     return content[:8] + b"\xff\xff\xff\xff" + content[12:]
+
+
+def _sample_dump(content: bytes, name: str) -> bytes:
+    """Return a MIDI sample dump (SDS) if its packets are all there: libsndfile fills up what is missing by silence."""
+    header, packet = 21, 127  # bytes; a packet holds 120 bytes of samples, 7 bits in each
+    if len(content) >= header:
+        frames = content[10] | content[11] << 7 | content[12] << 14
+        claimed = header + packet * -(-frames * max(2, -(-content[6] // 7)) // 120)
+        if claimed > len(content):
+            raise _cut_short(name, claimed, len(content))
+    return content
 
 
 # ---- Ogg ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.folder import (
     COLUMNS,
     MANIFEST,
+    SHORT_COLUMNS,
     as_manifest,
     check_groups,
     check_manifest,
@@ -99,11 +100,15 @@ def convert(folder: Path, out: Path, report: Report) -> None:
     """
     if os.path.lexists(out):
         raise FedexitError(f"{out}: already exists; name a new folder, or remove it first")
-    if not folder.is_dir():
-        raise FedexitError(f"{folder}: no such folder; name one that holds audio files")
+    if not os.path.isdir(folder):
+        found = "is a file, not a folder; unpack it first, or" if os.path.isfile(folder) else "no such folder;"
+        raise FedexitError(f"{folder}: {found} name a folder that holds audio files")
     listed = (folder / MANIFEST).is_file()
     source = read_table(folder / MANIFEST) if listed else _table_of_tree(folder, report)
     if listed:
+        known = COLUMNS if "text" in source else [*COLUMNS, *SHORT_COLUMNS]
+        for column in source.columns.difference(known):
+            report.note(f"left out, columns of {MANIFEST} that no corpus has", column)
         source = _checked_rows(source, folder, report)
     table = check_manifest(as_manifest(source.assign(seconds="1"), folder / MANIFEST), folder)
     check_groups(table, folder)
@@ -143,12 +148,10 @@ def _usable(file: Path, name: str, report: Report) -> torch.Tensor:
     peak = float(waveform.abs().max())
     if peak == 0:
         report.note("kept, but silent", name)
-    elif peak > 1:
-        report.note("scaled down, because it was louder than full scale", name)
-        waveform = waveform * (FULL_SCALE / peak)
-    elif peak < _QUIET:
-        report.note("scaled up, because it was too quiet for 16 bits", name)
-        waveform = waveform * (FULL_SCALE / peak)
+    elif peak > 1 or peak < _QUIET:
+        loud = "scaled down, because it was louder than full scale"
+        report.note(loud if peak > 1 else "scaled up, because it was too quiet for 16 bits", name)
+        waveform = (waveform.double() * (FULL_SCALE / peak)).float()  # the factor may exceed what float32 holds
     return waveform
 
 

@@ -1,8 +1,8 @@
 """Open, fetch and convert speech corpora. Every corpus is one folder with one manifest."""
 
+import os
 import re
 import shutil
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +38,6 @@ from fedexit.data.places import (
     named_or_own,
     place_of,
     place_of_known,
-    unpacked,
 )
 from fedexit.data.queen import build_queen
 from fedexit.data.unlabelled import build_unlabelled
@@ -98,7 +97,8 @@ class Corpus:
 
         Raises FedexitError if there is no such clip, or its length is not what the manifest states.
         """
-        waveform = read_audio(self.folder / self._path(clip))
+        path = self._path(clip)
+        waveform = read_audio(self.folder / path)
         true, stated = len(waveform) / SAMPLE_RATE, self._seconds[composed(clip)]
         if abs(true - stated) > _SECONDS_OFF:
             raise FedexitError(
@@ -111,11 +111,13 @@ class Corpus:
         """Return the manifest's rows in `split`, in its order; with `having`, only where that column is not empty."""
         if split not in SPLITS:
             raise FedexitError(f"unknown split {split!r}, expected {', '.join(SPLITS)}")
+        if having not in (None, *COLUMNS):
+            raise FedexitError(f"unknown column {having!r}, expected {', '.join(COLUMNS)}")
         rows = self.manifest[lambda table: table["split"] == split]
         return rows if having is None else rows[rows[having] != ""]
 
     def _path(self, clip: str) -> str:
-        if composed(clip) not in self._paths:
+        if not isinstance(clip, str) or composed(clip) not in self._paths:
             raise FedexitError(f"corpus {self.name} has no clip {clip!r}; ids are in its {MANIFEST}")
         return self._paths[composed(clip)]
 
@@ -169,7 +171,8 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
     Args:
         name: a known corpus. `queen` is decoded into the cache in about half a minute. `unlabelled` comes from 13
             packages (600 MB, some minutes).
-        source: for `queen` a .deb or a queen.1c in place of the Debian package; for the others their .tar.
+        source: for `queen` a .deb or a queen.1c in place of the Debian package; for the others but `unlabelled` their
+            .tar.
 
     Raises:
         FedexitError: the name is unknown, or the corpus cannot be downloaded or read.
@@ -181,6 +184,8 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
         folder = data_dir() / "cache" / QUEEN
         if source is not None or not (folder / MANIFEST).is_file():
             build_queen(fetch_queen(data_dir() / "downloads", source), folder)
+    elif name == UNLABELLED and source is not None:
+        raise FedexitError(f"corpus {UNLABELLED} is made of 13 packages, so {source} cannot be used; leave out --from")
     elif name == UNLABELLED:
         build_unlabelled(data_dir() / "cache" / UNLABELLED)
     elif source is not None:
@@ -210,6 +215,9 @@ def convert_folder(
         FedexitError: `out` exists or is a reserved name, or the folder, its manifest or a file is invalid.
     """
     report = Report(skip_bad)
+    for path in (folder, out):
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise FedexitError(f"{path!r} names no folder; give the folder of recordings and a new folder")
     if str(out) in NAMES and not isinstance(out, Path):
         raise FedexitError(f"{out!r} is the name of a corpus of fedexit; write ./{out} for a folder of your own")
     convert(Path(folder), Path(out), report)
@@ -237,9 +245,11 @@ def _own_name(place: Path) -> str:
 
 
 def _keep_tar(source: Path, target: Path) -> None:
-    if not source.is_file() or not tarfile.is_tarfile(source):
+    """Copy the .tar `source` to `target` if it holds a corpus without faults, so that a wrong one replaces nothing."""
+    if not source.is_file():
         raise FedexitError(f"{source}: not a .tar file; expected {target.name}")
-    unpacked(source)
+    folder = folder_of(source)
+    check_groups(check_manifest(read_manifest(folder), folder), folder)
     with replacing(target) as part:
         shutil.copyfile(source, part)
 

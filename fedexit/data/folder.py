@@ -15,7 +15,7 @@ import pandas as pd
 
 from fedexit.data import table as csv_table
 from fedexit.data.constants import MIN_SAMPLES, SAMPLE_RATE
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, reason
 
 COLUMNS = ["id", "path", "speaker", "group", "text", "label", "seconds", "split"]
 SHORT_COLUMNS = ["path", "speaker", "label", "transcript"]
@@ -40,9 +40,11 @@ def as_manifest(table: pd.DataFrame, where: Path) -> pd.DataFrame:
 
     The short format has `path` and `speaker`, and perhaps `label`, `transcript` and others, but no `text`. Then the id
     is the path without its ending, the group is the speaker, and speakers are split by `split_groups`. Given columns
-    are kept. Names are converted to Unicode's composed form, so that equal names compare equal. Raises FedexitError
-    without `path` or `speaker`.
+    are kept; a field of blanks alone counts as empty. Names are converted to Unicode's composed form, so that equal
+    names compare equal. Raises FedexitError without `path` or `speaker`.
     """
+    blank = {name: table[name].where(table[name].str.strip() != "", "") for name in table if name != "seconds"}
+    table = table.assign(**blank)
     if "text" not in table:
         for column in ("path", "speaker"):
             if column not in table:
@@ -86,8 +88,8 @@ def save_manifest(table: pd.DataFrame, path: Path) -> None:
         raise FedexitError(f"{path}: cannot be written (no such folder); choose another place")
     try:
         csv_table.write_table(table[COLUMNS].assign(seconds=[f"{value:.3f}" for value in table["seconds"]]), path)
-    except OSError as error:
-        raise FedexitError(f"{path}: cannot be written ({error}); choose another place") from error
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
 
 
 def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -192,8 +194,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise FedexitError(f"{target}: cannot be made ({error.strerror}); choose another place") from error
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{target}: cannot be made ({reason(error)}); choose another place") from error
     part.chmod(0o755)  # mkdtemp makes a private folder, but a cache may be shared
     try:
         yield part

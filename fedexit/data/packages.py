@@ -36,7 +36,12 @@ def package_files(content: bytes) -> Iterator[tuple[str, bytes]]:
                 if member.isfile() and (file := archive.extractfile(member)):
                     yield member.name.removeprefix("./"), file.read()
     except (tarfile.TarError, zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, ValueError, OSError) as error:
-        raise FedexitError(f"not a readable .deb package ({first_line(error)}); download it again") from error
+        raise FedexitError(f"not a readable .deb package ({tar_fault(error)}); download it again") from error
+
+
+def tar_fault(error: Exception) -> str:
+    """Return why an archive cannot be read; the module tarfile lists every kind that it tried, which helps nobody."""
+    return "not a .tar archive, or a damaged one" if "opened successfully" in str(error) else first_line(error)
 
 
 def download_package(package: str, fix: str) -> bytes:
@@ -113,7 +118,11 @@ def fetch_queen(downloads: Path, source: Path | None = None) -> Path:
     target = downloads / "queen.1c"
     if source is None and target.is_file() and _sha256(target.read_bytes()) == QUEEN_SHA256:
         return target
-    content = _queen_in(read_bytes(source) if source else download_package(PACKAGE, _FIX))
+    given = read_bytes(source) if source else download_package(PACKAGE, _FIX)
+    try:
+        content = _queen_in(given)
+    except FedexitError as error:
+        raise FedexitError(f"{source or PACKAGE}: {error}") from error
     found = _sha256(content)
     if found != QUEEN_SHA256:
         raise FedexitError(

@@ -1,5 +1,6 @@
 """Find the folder of a corpus. This module does not import torch, because `fedexit status` needs checksums at once."""
 
+import os
 import tarfile
 import zlib
 from lzma import LZMAError
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from fedexit.data.checksums import ClipHashes, combined
 from fedexit.data.folder import MANIFEST, located, new_folder, read_manifest
-from fedexit.data.packages import PACKAGE
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.data.packages import PACKAGE, tar_fault
+from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash
 from fedexit.support.paths import data_dir, named_or_folder
 
@@ -39,6 +40,8 @@ def found(name: str) -> Path | None:
 
 def named_or_own(name: str | Path) -> str | Path:
     """Return the name of a known corpus, or the path of the user's own; see `named_or_folder`."""
+    if not isinstance(name, str | os.PathLike):
+        raise FedexitError(f"a corpus cannot be of type {type(name).__name__}; give its name or its folder")
     return named_or_folder(name, NAMES, "corpus", found(name) if name in NAMES else None)
 
 
@@ -47,7 +50,7 @@ def place_of(name: str | Path) -> Path:
     place = named_or_own(name)
     if isinstance(place, str):
         return place_of_known(place)
-    if not place.exists():
+    if not str(name) or not os.path.exists(place):
         expected = f"expected {', '.join(NAMES)}, or a folder or .tar with a {MANIFEST}"
         raise FedexitError(f"corpus {str(name)!r} is not there; {expected}")
     return place
@@ -79,7 +82,7 @@ def unpacked(tar: Path) -> Path:
                             )
                     archive.extractall(part, filter="data")
             except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
-                kind = "a .zip archive" if tar.suffix.lower() == ".zip" else first_line(error)
+                kind = "a .zip archive" if tar.suffix.lower() == ".zip" else tar_fault(error)
                 raise FedexitError(
                     f"{tar}: cannot be unpacked ({kind}); get it again as a .tar, or unpack it and give its folder"
                 ) from error
@@ -116,10 +119,10 @@ def content_checksum(folder: Path, paths: list[str], hashes: ClipHashes) -> str:
 
 
 def _corpus_inside(folder: Path, tar: Path) -> Path:
-    """Return the folder nearest to the top of the unpacked `tar` that holds a manifest; `folder` if there is none."""
+    """Return the folder nearest to the top of the unpacked `tar` that holds a manifest."""
     every = [file.parent for file in folder.rglob(MANIFEST) if not _is_hidden(file.relative_to(folder))]
     if not every:
-        return folder
+        raise FedexitError(f"{tar}: no {MANIFEST} in it; unpack it and make a corpus of it with `fedexit data convert`")
     depth = min(len(path.parts) for path in every)
     nearest = sorted(path for path in every if len(path.parts) == depth)
     if len(nearest) > 1:

@@ -73,7 +73,11 @@ def sentence_type(text: str) -> str:
 
 
 def build_queen(queen_1c: Path, folder: Path) -> None:
-    """Decode every clip of `queen_1c` into the corpus folder `folder`: manifest.csv and clips/ID.flac."""
+    """Decode every clip of `queen_1c` into the corpus folder `folder`: manifest.csv and clips/ID.flac.
+
+    Samples above full scale, by which MP3 decoders overshoot, are clipped and not reported: the source is one fixed
+    file, so the loss is the same for everyone. Levels that `write_audio` refuses raise FedexitError.
+    """
     content = queen_1c.read_bytes()
     clips = read_clips(content)
     with new_folder(folder) as part, one_thread():

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -50,9 +51,9 @@ def read_table(path: Path, known: Sequence[str]) -> pd.DataFrame:
             raise FedexitError(
                 f"{path}: line {line} has {len(row)} fields but the header has {len(header)}; {_QUOTING}"
             )
-        _check_quotes(path, line, header, row, separator)
-        kept.append(row)
-    table = pd.DataFrame(kept, columns=range(len(header)), dtype=object).astype(str)
+        kept.append((line, row))
+    _check_quotes(path, header, kept, separator)
+    table = pd.DataFrame([row for _, row in kept], columns=range(len(header)), dtype=object).astype(str)
     for position, name in enumerate(header):
         if not name and position and (table[position].str.strip() != "").any():
             raise FedexitError(f"{path}: column {position + 1} has no name but holds text; name it in the header")
@@ -137,14 +138,19 @@ def _rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _check_quotes(path: Path, line: int, header: list[str], row: list[str], separator: str) -> None:
-    """Refuse a text with lines that look like rows, because an unmatched quote has swallowed them."""
+def _check_quotes(path: Path, header: list[str], rows: list[tuple[int, list[str]]], separator: str) -> None:
+    """Refuse a text that holds what looks like further rows: an unmatched quote has swallowed them.
+
+    A line looks like a row if its field `path` has the ending of a row's file, or names a file that is there.
+    """
     place = header.index("path") if "path" in header else 0
-    ending = PurePosixPath(row[place]).suffix
-    for text in (field for field in row if "\n" in field or "\r" in field):
+    endings = {PurePosixPath(row[place]).suffix for _, row in rows} - {""}
+    long = ((line, text) for line, row in rows for text in row if "\n" in text or "\r" in text)
+    for line, text in long:
         for number, more in enumerate(_lines(text)[1:], 1):
             fields = more.split(separator)
-            if ending and len(fields) > max(1, place) and fields[place].strip('" ').endswith(ending):
+            file = fields[place].strip('" ') if len(fields) > max(1, place) else ""
+            if file and (PurePosixPath(file).suffix in endings or os.path.isfile(path.parent / file)):
                 raise FedexitError(
                     f"{path}: the text that begins in line {line} holds {more[:60]!r}, which looks like a row "
                     f"({number} below); close the quote in line {line}, or remove it"

@@ -1,5 +1,6 @@
 """Draw and read trial lists for speaker verification, which are pairs of test clips."""
 
+import numbers
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fedexit.data.corpora import Corpus, open_corpus
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, reason
 from fedexit.support.files import write_text
 from fedexit.support.streams import numpy_stream
 
@@ -31,8 +32,8 @@ def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:
         raise FedexitError(f"{out}: cannot be written (no folder {Path(out).parent}); make it, or choose another place")
     try:
         write_text(out, trials.to_csv(index=False, lineterminator="\n"))
-    except OSError as error:
-        raise FedexitError(f"{out}: cannot be written ({error}); choose another place") from error
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{out}: cannot be written ({reason(error)}); choose another place") from error
     return Path(out)
 
 
@@ -43,7 +44,7 @@ def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
     the number of clips, not with the number of their pairs.
 
     Args:
-        rows: clips with the columns `id` and `speaker`.
+        rows: clips with the columns `id` and `speaker`; clips without a speaker are left out.
         pairs: number of same-speaker pairs, and of different-speaker pairs.
         seed: seed of the draw.
 
@@ -53,6 +54,12 @@ def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
     Raises:
         FedexitError: there are fewer than `pairs` of a kind.
     """
+    for column in ("id", "speaker"):
+        if not isinstance(rows, pd.DataFrame) or column not in rows:
+            raise FedexitError(f"the rows have no column {column!r}; give rows of a manifest, such as corpus.manifest")
+    if isinstance(pairs, bool) or not isinstance(pairs, numbers.Integral):
+        raise FedexitError(f"the number of pairs must be a whole number above 0, not {pairs!r}")
+    rows = rows[rows["speaker"].notna() & (rows["speaker"] != "")]
     rng, ids = numpy_stream(seed, "trials"), rows["id"].to_numpy()
     speakers = pd.factorize(rows["speaker"], sort=True)[0]
     sizes = np.bincount(speakers)
@@ -60,8 +67,13 @@ def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
     there = {True: of_one, False: len(ids) * (len(ids) - 1) // 2 - of_one}
     chosen = []
     for same, count in there.items():
+        kind = "one speaker" if same else "two speakers"
+        if count == 0:
+            raise FedexitError(
+                f"there is no pair of {kind} among {len(ids)} clips of {len(sizes)} speaker(s); trials need two "
+                "speakers, one of them with two clips"
+            )
         if not 1 <= pairs <= count:
-            kind = "one speaker" if same else "two speakers"
             raise FedexitError(f"there are {count} pairs of {kind}, not {pairs}; ask for 1 to {count}")
         chosen += [(ids[first], ids[second], int(same)) for first, second in _draw(speakers, sizes, same, pairs, rng)]
     return pd.DataFrame(chosen, columns=["first", "second", "same"])

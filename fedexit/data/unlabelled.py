@@ -50,8 +50,9 @@ SOURCES = {
 def build_unlabelled(folder: Path, sources: dict[str, Source] = SOURCES) -> None:
     """Download every package of `sources` and decode its speech into the corpus folder `folder`.
 
-    A complete package is not fetched again, so an interrupted build resumes there. Raises FedexitError if a package
-    cannot be downloaded or read.
+    A complete package is not fetched again, so an interrupted build resumes there. Samples above full scale, by which
+    Ogg decoders overshoot, are clipped and not reported: nobody can repair the packages. Raises FedexitError if a
+    package cannot be downloaded or read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = []

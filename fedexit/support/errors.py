@@ -17,6 +17,11 @@ def first_line(error: Exception) -> str:
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
+def reason(error: Exception) -> str:
+    """Return why the system refused, in its words, without the paths of temporary files that `str(error)` holds."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 @contextmanager
 def naming_memory(owner: str, batch_size: int) -> Iterator[None]:
     """Turn torch's error about memory into a sentence that names the `owner` of the clips."""

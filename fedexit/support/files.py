@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.errors import FedexitError, first_line, reason
 
 _BLOCK = 1 << 20
 
@@ -29,8 +29,7 @@ def read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise FedexitError(f"{file}: cannot be read ({reason}); check the path") from error
+        raise FedexitError(f"{file}: cannot be read ({reason(error)}); check the path") from error
 
 
 def json_hash(value: object) -> str:

@@ -1,9 +1,13 @@
 """Define the tasks, one small module each: its clips, their clients, their targets and the kind of head."""
 
 import inspect
+import math
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 from fedexit.data.corpora import Corpus
+from fedexit.data.folder import MIN_SECONDS
 from fedexit.data.tasks.asr import asr_task
 from fedexit.data.tasks.contract import Clips, Task
 from fedexit.data.tasks.keyword import digit_task, keyword_task
@@ -20,6 +24,16 @@ TASKS: dict[str, Callable[..., Task]] = {
     "emotion": emotion_task,
     "asr": asr_task,
 }
+_RANGES = {  # of numeric options: least and greatest value
+    "words": (1, math.inf),
+    "min_clips": (0, math.inf),
+    "fold": (0, math.inf),
+    "frame": (1, math.inf),
+    "max_seconds": (MIN_SECONDS, math.inf),
+    "known": (0, 1),
+    "dev": (0, 1),
+    "test": (0, 1),
+}
 __all__ = ["TASKS", "Clips", "Task", "make_task", "task_options"]
 
 
@@ -29,7 +43,7 @@ def task_options(name: str) -> list[str]:
     Raises:
         FedexitError: there is no such task.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise FedexitError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     return list(inspect.signature(TASKS[name]).parameters)[1:]
 
@@ -43,10 +57,24 @@ def make_task(name: str, corpus: Corpus, **options: object) -> Task:
         options: options of the task's function.
 
     Raises:
-        FedexitError: the name or an option is unknown, or the corpus lacks what the task needs.
+        FedexitError: the name or an option is unknown, an option is out of range, or the corpus lacks what the task
+            needs.
     """
     known = task_options(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise FedexitError(f"task {name} has no option {option!r}; known: {', '.join(known) or 'none'}")
+        if option in _RANGES:
+            _check_range(name, option, value)
+    if not hasattr(corpus, "manifest"):
+        raise FedexitError(f"task {name}: the corpus is of type {type(corpus).__name__}; give open_corpus(NAME)")
     return TASKS[name](corpus, **options)
+
+
+def _check_range(name: str, option: str, value: Any) -> None:
+    whole = inspect.signature(TASKS[name]).parameters[option].annotation is int
+    kind, words = (numbers.Integral, "a whole number") if whole else (numbers.Real, "a number")
+    least, most = _RANGES[option]
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise FedexitError(f"task {name}: {option} is {value!r}; give {words} {bounds}")
