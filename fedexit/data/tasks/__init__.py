@@ -74,6 +74,6 @@ def _check_range(name: str, option: str, value: object) -> None:
     whole = inspect.signature(TASKS[name]).parameters[option].annotation is int
     kind, words = (numbers.Integral, "a whole number") if whole else (numbers.Real, "a number")
     least, most = _RANGES[option]
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= float(value) <= most:
         bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise FedexitError(f"task {name}: {option} is {value!r}; give {words} {bounds}")
