@@ -44,14 +44,13 @@ def decode_audio(source: Path | str | bytes, name: str | None = None) -> tuple[t
         FedexitError: the file is missing, empty, no audio, damaged or cut short, has a rate outside of `RATES` or
             several rates, or holds samples that are not finite.
     """
-    if not isinstance(source, bytes | bytearray | str | os.PathLike):
-        raise FedexitError(
-            f"no audio in an object of type {type(source).__name__}; give a path, or the bytes of a file"
-        )
     if isinstance(source, bytes | bytearray):
         name, content = name or "audio", bytes(source)
-    else:
+    elif isinstance(source, str | os.PathLike):
         name, content = name or str(source), read_bytes(Path(source))
+    else:
+        kind = type(source).__name__
+        raise FedexitError(f"no audio in an object of type {kind}; give a path, or the bytes of a file")
     if not content:
         raise FedexitError(f"{name}: the file is empty, expected audio; copy or fetch it again")
     parts = [_decoded(part, name) for part in recordings(content, name)]
@@ -199,7 +198,7 @@ def _decoded(content: bytes, name: str) -> tuple[np.ndarray, int]:
         with _Stream(_Bytes(content)) as file:
             opened, rate, promised = True, file.samplerate, promised_frames(content, file.format, file.frames)
             while not blocks or len(blocks[-1]):
-                left = promised - sum(map(len, blocks))
+                left = promised - sum(len(block) for block in blocks)
                 try:
                     blocks.append(file.read(min(left, _BLOCK) if left > 0 else _BLOCK, "float32", always_2d=True))
                 except sf.LibsndfileError:

@@ -1,6 +1,5 @@
 """Draw and read trial lists for speaker verification, which are pairs of test clips."""
 
-import numbers
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def make_trials(rows: pd.DataFrame, pairs: int, seed: int = 0) -> pd.DataFrame:
     for column in ("id", "speaker"):
         if not isinstance(rows, pd.DataFrame) or column not in rows:
             raise FedexitError(f"the rows have no column {column!r}; give rows of a manifest, such as corpus.manifest")
-    if isinstance(pairs, bool) or not isinstance(pairs, numbers.Integral):
+    if isinstance(pairs, bool) or not hasattr(pairs, "__index__"):
         raise FedexitError(f"the number of pairs must be a whole number above 0, not {pairs!r}")
     rows = rows[rows["speaker"].notna() & (rows["speaker"] != "")]
     rng, ids = numpy_stream(seed, "trials"), rows["id"].to_numpy()
