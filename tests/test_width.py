@@ -161,7 +161,7 @@ def test_half_the_width_is_a_quarter_of_the_work_of_a_layer_and_costs_like_a_qua
         (lambda: narrowed(MultiExitModel(load_backbone("nano"), ["a"], head="ctc-bilstm"), 0.5), "recurrent"),
         (lambda: federate_by_width(one_exit(), [], {}, 1), "at least one client"),
         (lambda: federate_by_width(one_exit(), 2 * two_tiers(), {3: 0.5, 12: 1.0}, 1), "listed twice"),
-        (lambda: federate_by_width(one_exit(), two_tiers(), {3: 0.5, 12: 1.0}, 1, fraction=1.5), "fraction in"),
+        (lambda: federate_by_width(one_exit(), two_tiers(), {3: 0.5, 12: 1.0}, 1, fraction=1.5), "fraction must be in"),
         (lambda: narrowed(with_adapters(), 0.5), "without LoRA"),
         (lambda: federate_by_width(make_model(), two_tiers(), {3: 0.5, 12: 1.0}, 1), "one exit"),
         (lambda: federate_by_width(one_exit(), two_tiers(), {12: 1.0}, 1), "every client's depth"),
