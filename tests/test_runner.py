@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from fedexit.cli import main
+from fedexit.data.places import corpus_checksum
 from fedexit.runner import execution, fingerprint, provenance
 from fedexit.runner import run as runner
 from fedexit.runner.execution import MAX_LINE, MAX_PRINTED, _remove_volatile, add_printed
@@ -241,6 +242,19 @@ def test_an_unreadable_provenance_counts_as_damaged(project, capsys, content):
     project.result("01_first").mkdir(parents=True)
     (project.result("01_first") / "provenance.json").write_text(content)
     assert "01_first: to run (provenance.json is damaged)" in fedexit(capsys, "status", "--profile", "smoke")[1]
+
+
+def test_an_edit_of_an_own_corpus_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.wav").write_bytes(b"one")
+    (tmp_path / "mine/manifest.csv").write_text("path,speaker\na.wav,ann\n")
+    read = {name: {"checksum": corpus_checksum(tmp_path / "mine"), "code": ""} for name in ("mine", "queen")}
+    assert provenance._corpora_compared(read, tmp_path) == []
+    (tmp_path / "mine/a.wav").write_bytes(b"two")
+    assert provenance._corpora_compared(read, tmp_path) == ["corpus mine changed"]
+    (tmp_path / "mine/manifest.csv").unlink()
+    assert provenance._corpora_compared(read, tmp_path) == ["corpus mine is gone"]
 
 
 def test_a_provenance_that_cannot_be_read_is_damaged(project, capsys):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedexit.data.places import QUEEN, TARS, UNLABELLED
+from fedexit.data.places import NAMES, QUEEN, TARS, UNLABELLED, corpus_checksum
 from fedexit.runner import fingerprint
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
@@ -60,6 +60,7 @@ def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
             return State(unverified=[UNRECORDED])
         changed = fingerprint.differences(earlier, parts)
         lost, unverified = _cells_compared(stored["reads"]["cell"])
+        lost += _corpora_compared(stored["reads"]["corpus"], notebook.path.parent)
     except FileNotFoundError:
         return State(changed=["never run"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -104,6 +105,23 @@ def _cells_compared(cells: dict[str, dict]) -> tuple[list[str], list[str]]:
         for group in (said, made)
     )
     return first, second
+
+
+def _corpora_compared(corpora: dict[str, dict], folder: Path) -> list[str]:
+    """Return what changed in the user's own corpora that were read; relative paths start at `folder`.
+
+    Known corpora are declared, so the fingerprint has them.
+    """
+    changed = []
+    for name, note in sorted(corpora.items()):
+        if name not in NAMES:
+            try:
+                now = corpus_checksum(folder / name)
+            except FedexitError:
+                now = "gone"
+            if now != note["checksum"]:
+                changed.append(f"corpus {name} {'is gone' if now == 'gone' else 'changed'}")
+    return changed
 
 
 def _content(cell: str) -> str | None:
