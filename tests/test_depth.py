@@ -222,7 +222,7 @@ def test_effective_clients_follow_from_the_weights_of_the_average():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(FedexitError, match="exit 4 has no entry in needs; known: 3, 6, 9, 12"):
+    with pytest.raises(FedexitError, match="exit 4 is not among those with needs: 3, 6, 9, 12"):
         policy(task_exit=4)
     with pytest.raises(FedexitError, match="in needs; known: none"):
         Policy({})

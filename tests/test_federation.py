@@ -300,12 +300,12 @@ def test_bad_input_is_refused_in_one_line(changes, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"optimiser": "lion"}, "lion.*adam, sgd"),
+        ({"optimiser": "lion"}, "optimiser='lion'.*'adam' or 'sgd'"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
-        ({"epochs": 1.5}, "epochs must be a whole number"),
-        ({"head_learning_rate": 0.0}, "learning rates"),
-        ({"learning_rate": float("nan")}, "learning rates"),
+        ({"epochs": 1.5}, "epochs=1.5: input should be a valid integer"),
+        ({"head_learning_rate": 0.0}, "head_learning_rate=0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"clip_norm": -1.0}, "clip_norm"),
     ],
@@ -394,7 +394,7 @@ def test_results_on_texts_are_bit_identical_for_any_number_of_workers(head):
         clients = make_clients()
         for client in clients:
             client.data[:] = [
-                (wave[: 1600 + 320 * i % 1600], characters(("low", "so high")[label][: 3 + i % 3]))
+                (wave[: 2240 + 320 * i % 1600], characters(("low", "so high")[label][: 3 + i % 3]))
                 for i, (wave, label) in enumerate(client.data)
             ]
         model = MultiExitModel(load_backbone("nano"), CHARACTERS, head=head)

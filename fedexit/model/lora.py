@@ -45,7 +45,7 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
         raise FedexitError(f"{backbone.name} has adapters already; merge them first (see `merged`)")
     try:
         size = operator.index(rank)
-        scale = 2 * size if alpha is None else float(alpha)
+        scale = 2 * size if alpha is None else float(alpha + 0)  # text has no sum
     except (TypeError, ValueError):
         size, scale = 0, 0.0
     if size < 1 or not 1 <= scale < math.inf:
