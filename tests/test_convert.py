@@ -262,7 +262,9 @@ def test_a_console_without_utf8_shows_escapes(raw, monkeypatch):
 def test_every_level_of_a_float_file_is_kept_by_scaling(raw, level):
     record(raw / "cid/1.wav", SIGNAL * level, subtype="FLOAT")
     ids, lines = convert(raw)
-    direction = "up, because it was too quiet for 16 bits" if level < 1 else "down, because it was louder than full scale"
+    direction = (
+        "up, because it was too quiet for 16 bits" if level < 1 else "down, because it was louder than full scale"
+    )
     assert ids == ["ann/1", "ben/1", "cid/1"] and lines == [f"scaled {direction}: 1 (cid/1.wav)"]
     wave = open_corpus(raw.parent / "out").waveform("cid/1").numpy()
     assert np.corrcoef(wave, SIGNAL)[0, 1] > 0.99

@@ -63,9 +63,11 @@ class Policy:
     faults: Faults = field(default_factory=Faults)  # probabilities of faults; by default 0
 
     def __post_init__(self) -> None:
-        if not self.needs or self.task_exit not in (None, *self.needs):
-            known = ", ".join(map(str, self.needs)) or "none"
-            raise FedexitError(f"the task's exit {self.task_exit} is not among those with needs: {known}")
+        if not self.needs:
+            raise FedexitError("needs is empty; give the needs of at least one exit")
+        if self.task_exit not in (None, *self.needs):
+            known = ", ".join(map(str, self.needs))
+            raise FedexitError(f"the task's exit {self.task_exit} has no entry in needs; known: {known}")
         if not 0 <= self.margin < 1 or not self.deadline > 0:
             raise FedexitError(f"margin must be in [0, 1) and deadline > 0, not {self.margin} and {self.deadline}")
 
