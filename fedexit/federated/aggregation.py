@@ -52,6 +52,12 @@ def check_exponent(depth_exponent: float) -> float:
     return float(depth_exponent)
 
 
+def _layers_in(weights: Mapping[str, Tensor]) -> int:
+    """Return the number of layers of a model with these `weights`; 0 unless they name layers 1 to n without a gap."""
+    named = {layer for name in weights if (layer := layer_of(name))}
+    return len(named) if len(named) > 1 and max(named) == len(named) else 0
+
+
 class Aggregator:
     """Streaming weighted mean with one accumulator of the global model's size, for any number of clients.
 
@@ -68,7 +74,7 @@ class Aggregator:
     ):
         self.global_weights, self.method = global_weights, method
         self.depth_exponent = check_exponent(depth_exponent)
-        self._layers = layers or max((layer_of(name) or 0 for name in global_weights), default=0)
+        self._layers = layers or _layers_in(global_weights)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, float] = {}
         self._all_clients = 0.0
@@ -83,7 +89,7 @@ class Aggregator:
         _check_update(self, update)
         whole_number(update.examples, "examples n_i of an update", 1)
         whole_number(update.depth, "depth L_i of an update", 1)
-        if update.depth > self._layers > 1:  # weights that name a single layer do not tell how many a model has
+        if self._layers and update.depth > self._layers:
             raise FedexitError(f"depth L_i of an update is {update.depth}; the model has {self._layers} layers")
         for name, tensor in update.weights.items():
             self._check(name, tensor)

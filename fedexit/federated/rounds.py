@@ -1,7 +1,7 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from fedexit.support.checkpoints import (
     refusing_damage,
     save_checkpoint,
 )
-from fedexit.support.checks import whole_number
+from fedexit.support.checks import listed, whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
@@ -127,7 +127,7 @@ def federate(
 
     Example: `federate(model, [Client("ann", clips, depth=3), Client("ben", more_clips, depth=12)], rounds=2)`
     """
-    way, training, given = find_method(method), training or LocalTraining(), _listed(clients)
+    way, training, given = find_method(method), training or LocalTraining(), listed(clients, "clients", "Client")
     check_trainable(model)
     check_run(given, rounds, fraction, workers, evaluate_every)
     clients = way.enlist(given)
@@ -204,14 +204,6 @@ def evaluated(model: MultiExitModel, dev: Sequence[Example], number: int) -> lis
         return []
     rates = all_rates(predict(model, dev))
     return [[number, int(row.exit), row.metric, float(row.value), int(row.n)] for row in rates.itertuples()]
-
-
-def _listed(clients: Iterable[Client]) -> Sequence[Client]:
-    if isinstance(clients, Sequence):
-        return clients
-    if not isinstance(clients, Iterable):
-        raise FedexitError(f"clients must be a list of Client, not a {type(clients).__name__}")
-    return list(clients)
 
 
 def _check_method(model: MultiExitModel, way: Method) -> None:

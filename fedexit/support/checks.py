@@ -2,7 +2,7 @@
 
 import numbers
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from fedexit.support.errors import FedexitError
 
@@ -51,3 +51,12 @@ def check_exit(depth: int, known: Iterable[int], name: str) -> None:
     """Raise FedexitError if `depth` is not among the `known` exits of the model `name`."""
     if depth not in known:
         raise FedexitError(f"exit {depth} does not exist in {name}; known: {', '.join(map(str, known))}")
+
+
+def listed(values: object, name: str, kind: str) -> Sequence:
+    """Return a list of any iterable, and a sequence as it is. Raises FedexitError for anything else."""
+    if isinstance(values, Sequence):
+        return values
+    if not isinstance(values, Iterable):
+        raise FedexitError(f"{name} must be a list of {kind}, not a {type(values).__name__}")
+    return list(values)
