@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import psutil
 
@@ -22,16 +24,47 @@ def submitter(jobs: int) -> Iterator[Callable[..., Future]]:
     if jobs == 1:
         yield at_once
         return
+    started: list[BaseProcess] = []
+    with ThreadPoolExecutor(jobs) as threads:
+        try:
+            yield lambda function, *arguments: threads.submit(_in_process, started, function, arguments)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                if process.is_alive() and process.pid is not None:
+                    _kill_with_children(process.pid)
+
+
+def _in_process(started: list[BaseProcess], function: Callable, arguments: tuple) -> object:
+    """Return `function(*arguments)` as a fresh process computes it. Raises BrokenExecutor if the process is killed.
+
+    Not a pool: one whose workers serve a single job each can wait for a replaced worker for ever (CPython 3.11).
+    """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent, max_tasks_per_child=1)
-    before = set(multiprocessing.active_children())
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
+    started.append(process)
+    process.start()
+    sender.close()
     try:
-        yield pool.submit
+        value, error = receiver.recv()
+    except EOFError:
+        raise BrokenExecutor("the process was killed") from None
     finally:
-        for worker in set(multiprocessing.active_children()) - before:
-            if worker.pid is not None:
-                _kill_with_children(worker.pid)
-        pool.shutdown(wait=True, cancel_futures=True)
+        process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+    return value
+
+
+def _answer(sender: Connection, function: Callable, arguments: tuple) -> None:
+    """Send the value of a call, or the error that it raised, to the parent."""
+    _end_with_parent()
+    try:
+        sender.send((function(*arguments), None))
+    except BaseException as error:  # the parent raises it
+        sender.send((None, error))
 
 
 def _kill_with_children(pid: int) -> None:
