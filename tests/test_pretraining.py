@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -17,16 +18,18 @@ from small_corpus import write_small_corpus
 from transformers import AutoConfig, AutoModel
 
 from fedexit import FedexitError, cli, load_backbone, open_corpus
-from fedexit.central import masked_prediction
+from fedexit.central import masked_prediction, targets, teachers
 from fedexit.central.codes import content, features_of, fit_codebook, mfcc, voice
 from fedexit.central.masked_prediction import MaskedPrediction, mask_frames, pretrain
 from fedexit.central.pretraining import Pretraining, pretraining_settings
-from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
+from fedexit.central.speech_pool import Rows, SpeechPool, augmented, open_pool, open_speech
+from fedexit.central.targets import CodeTarget
 from fedexit.data.audio import write_audio
+from fedexit.data.batches import normalised
 from fedexit.model.backbone import PRESETS
 
 SMALL = dict(
-    backbone="nano", config={"num_hidden_layers": 2}, codebooks=("mfcc:8:1", "voice:4:0.5"),
+    backbone="nano", config={"num_hidden_layers": 2}, targets=("mfcc:8:1", "voice:4:0.5"),
     updates=8, seconds=2.0, log_every=2, dev_every=4, seed=3,
 )  # fmt: skip
 
@@ -36,7 +39,7 @@ def quick(tmp_path_factory):
     """Use a separate cache, and few batches for clustering and measuring."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDEXIT_DATA", str(tmp_path_factory.mktemp("data")))
-        patch.setattr(masked_prediction, "_FIT_BATCHES", 8)
+        patch.setattr(targets, "FIT_BATCHES", 8)
         patch.setattr(masked_prediction, "_DEV_BATCHES", 2)
         yield
 
@@ -97,14 +100,6 @@ def test_codes_are_the_nearest_centres_and_frequencies_sum_to_one():
     assert torch.equal(fit_codebook(mfcc, [waves[:3], waves[3:]], 5, seed=0).centres, book.centres)
 
 
-def test_a_layer_of_a_teacher_is_a_target_too():
-    teacher, waves = load_backbone("nano"), torch.randn(2, 8_000)
-    expected = teacher.hidden_states(waves)[0][6]
-    torch.testing.assert_close(features_of("layer6", teacher)(waves), expected)
-    own = (expected - expected.mean(1, keepdim=True)) / expected.std(1, keepdim=True)
-    torch.testing.assert_close(features_of("content6", teacher)(waves), own, atol=1e-3, rtol=1e-3)
-
-
 def test_unknown_and_impossible_codebooks_are_refused():
     for name in ("mfc", "layer6", "layerx"):
         with pytest.raises(FedexitError, match=f"unknown codebook '{name}': expected mfcc, content, voice"):
@@ -113,13 +108,85 @@ def test_unknown_and_impossible_codebooks_are_refused():
         fit_codebook(mfcc, [torch.randn(1, 16_000)], 500, seed=0)
 
 
+@pytest.fixture(scope="module")
+def states(corpus):
+    """Return the stored states of two layers of a backbone, and the pool."""
+    opened = open_speech([corpus])
+    pool = open_pool(opened, "train")
+    return teachers.open_states("nano", [0, 6], pool, pool), pool
+
+
+def test_stored_states_of_a_row_are_those_of_the_teacher_for_the_whole_clip(states):
+    stored, pool = states
+    waves = pool.clip(5).astype(np.float32)[None]
+    rows = Rows(normalised(torch.from_numpy(waves[0]))[None], np.array([5]), np.array([0]), 1.0)
+    found = stored.rows(rows, 6)[0]
+    expected = load_backbone("nano").hidden_states(rows.waveforms)[0][6][0]
+    assert found.shape == expected.shape == (12, 32)
+    # All components together are the standardised states, up to a rotation: distances between frames are kept.
+    scaled = (found * stored.variances[1].sqrt()).double()
+    raw = torch.cat([load_backbone("nano").hidden_states(normalised(torch.from_numpy(
+        pool.clip(clip).astype(np.float32)))[None])[0][6][0] for clip in range(len(pool.lengths))])  # fmt: skip
+    standard = ((expected - raw.mean(0)) / raw.std(0)).double()
+    torch.testing.assert_close(torch.cdist(scaled, scaled), torch.cdist(standard, standard), atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
+def test_a_row_takes_the_frames_that_are_closest_in_time(states, speed):
+    stored, _ = states
+    whole = stored.frames[stored.starts[3] : stored.starts[3] + stored.counts[3], 1].astype(np.float32)
+    rows = Rows(torch.zeros(1, 2_000), np.array([3]), np.array([650]), speed)
+    found = stored.rows(rows, 6)[0].numpy()
+    for frame in range(len(found)):
+        centre = 650 + speed * (320 * frame + 200)
+        nearest = min(range(len(whole)), key=lambda place: abs(320 * place + 200 - centre))
+        assert np.array_equal(found[frame], whole[nearest])
+
+
+def test_rows_that_start_with_zeros_repeat_the_first_frame(states):
+    stored, _ = states
+    rows = Rows(torch.zeros(1, 3_600), np.array([2]), np.array([-1_600]), 1.0)
+    found = stored.rows(rows, 0)[0]
+    assert torch.equal(found[0], found[5]) and not torch.equal(found[5], found[6])
+
+
+def test_an_interrupted_computation_of_states_keeps_whole_pieces(corpus, monkeypatch):
+    pool = open_pool(open_speech([corpus]), "train")
+    expected = teachers.open_states("nano", [3], pool, pool).frames
+    monkeypatch.setattr(teachers, "_PIECE_CLIPS", 10)
+    folder = pathlib.Path(expected.filename).parent
+    pathlib.Path(expected.filename).unlink()
+
+    def interrupted(function, jobs, workers, desc):
+        for job in jobs[:2]:
+            function(*job)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teachers, "on_workers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            teachers.open_states("nano", [3], pool, pool)
+    assert len(list(folder.glob("*.*.f16"))) == 2
+    assert np.array_equal(teachers.open_states("nano", [3], pool, pool).frames, expected)
+    assert not list(folder.glob("*.*.f16"))
+
+
+def test_long_clips_are_cut_without_a_lost_frame(monkeypatch):
+    samples = np.random.default_rng(0).integers(-3000, 3000, 20_000).astype(np.int16)
+    pool, teacher = SpeechPool(samples, np.array([20_000])), teachers.load_teacher("nano")
+    (whole,) = teachers._states(teacher, [0], pool, 0)
+    monkeypatch.setattr(teachers, "_LONGEST", 0.5)
+    (cut,) = teachers._states(teacher, [0], pool, 0)
+    assert whole.shape == cut.shape == (62, 32)
+
+
 # ---- batches -----------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_a_function_of_its_name(pool):
-    one, same, other = (pool.batch(8.0, 0, "train", number) for number in (5, 5, 6))
+    one, same, other = (pool.batch(8.0, 0, "train", number).waveforms for number in (5, 5, 6))
     assert torch.equal(one, same) and not (one.shape == other.shape and torch.equal(one, other))
-    shapes = {tuple(pool.batch(8.0, 0, "train", number).shape) for number in range(30)}
+    shapes = {tuple(pool.batch(8.0, 0, "train", number).waveforms.shape) for number in range(30)}
     assert shapes == {(8, 16_000), (4, 32_000), (2, 64_000)}
     torch.testing.assert_close(one.mean(1), torch.zeros(len(one)), atol=1e-5, rtol=0)
     torch.testing.assert_close(one.std(1, correction=0), torch.ones(len(one)), atol=1e-4, rtol=0)
@@ -132,15 +199,15 @@ def test_rows_come_from_one_clip_each():
     pool = SpeechPool(samples, lengths)
     for number in range(20):
         random = np.random.default_rng(number)
-        row = pool._cut(number % 4, 16_000, random)
+        row, _ = pool._cut(number % 4, 16_000, random)
         assert set(np.abs(row)) == {100.0 * (number % 4 + 1)}
 
 
 def test_short_clips_are_padded_with_silence():
     pool = SpeechPool(np.full(8_000, 500, np.int16), np.array([8_000]))
-    row = pool._cut(0, 16_000, np.random.default_rng(1))
-    assert (row != 0).sum() == 8_000 and row.shape == (16_000,)
-    assert {pool.batch(8.0, 0, "train", number).shape for number in range(9)} == {(8, 16_000)}
+    row, start = pool._cut(0, 16_000, np.random.default_rng(1))
+    assert (row != 0).sum() == 8_000 and row.shape == (16_000,) and row[-start] == 500 and row[-start - 1] == 0
+    assert {pool.batch(8.0, 0, "train", number).waveforms.shape for number in range(9)} == {(8, 16_000)}
 
 
 def test_augmentation_touches_at_most_half_of_some_rows(pool):
@@ -210,7 +277,7 @@ def test_the_private_mask_function_of_transformers_draws_the_same_masks_as_befor
 
 def test_the_model_reads_the_mask_vector_in_masked_frames_only():
     book = fit_codebook(mfcc, [torch.randn(4, 16_000)], 6, seed=0)
-    task = MaskedPrediction(load_backbone("nano").model, {"mfcc": book}).eval()
+    task = MaskedPrediction(load_backbone("nano").model, {"mfcc": CodeTarget(book, 1.0, 12)}).eval()
     seen = []
     task.model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     mask = torch.zeros(2, 49, dtype=torch.bool)
@@ -223,8 +290,8 @@ def test_the_model_reads_the_mask_vector_in_masked_frames_only():
 
 def test_classifiers_start_at_the_frequencies():
     book = fit_codebook(mfcc, [torch.randn(4, 16_000)], 6, seed=0)
-    task = MaskedPrediction(load_backbone("nano").model, {"mfcc": book})
-    torch.testing.assert_close(task.classifiers[0].bias.softmax(0), book.frequencies)
+    task = MaskedPrediction(load_backbone("nano").model, {"mfcc": CodeTarget(book, 1.0, 12)})
+    torch.testing.assert_close(task.heads[0].bias.softmax(0), book.frequencies)
 
 
 def test_it_learns_and_leaves_a_model_folder(corpus, tmp_path):
@@ -276,9 +343,9 @@ def test_bfloat16_with_dropped_layers_resumes_and_stays_close_to_float32(corpus,
 KILLED = """
 import os, signal, sys
 from fedexit import cli
-from fedexit.central import masked_prediction
+from fedexit.central import masked_prediction, targets
 
-masked_prediction._FIT_BATCHES, masked_prediction._DEV_BATCHES = 8, 2
+targets.FIT_BATCHES, masked_prediction._DEV_BATCHES = 8, 2
 update = masked_prediction._Run.update
 
 def update_or_die(run, number):
@@ -287,7 +354,7 @@ def update_or_die(run, number):
     update(run, number)
 
 masked_prediction._Run.update = update_or_die
-masked_prediction.pretrain.__defaults__ = (float("inf"), 4)
+masked_prediction.pretrain.__defaults__ = (float("inf"), 4, "cpu", 1)
 cli.main(sys.argv[1:])
 """
 
@@ -312,7 +379,7 @@ def test_a_finished_run_is_not_changed_by_repeating_it(corpus, whole):
 
 def test_a_second_stage_starts_from_the_first_and_keeps_its_record(corpus, whole, tmp_path):
     second = tmp_path / "second"
-    books = {"codebooks": ("layer2:8:1",), "teacher": str(whole), "start": str(whole), "config": {}}
+    books = {"targets": ("layer2:8:1",), "teacher": str(whole), "start": str(whole), "config": {}}
     pretrain(small(corpus, updates=4, learning_rate=1e-9, **books), second)
     assert sorted(path.name for path in (second / "training").iterdir()) == [
         f"stage{number}.{kind}" for number in (1, 2) for kind in ("csv", "json")
@@ -376,7 +443,7 @@ def test_other_codebooks_and_damaged_files_do_not_resume_the_run(corpus, tmp_pat
     (other / "work").mkdir(parents=True)
     (other / "work/codebooks.safetensors").write_bytes(kept)
     with pytest.raises(FedexitError, match="hold no mfcc with 9 clusters"):
-        pretrain(small(corpus, codebooks=("mfcc:9:1",)), other)
+        pretrain(small(corpus, targets=("mfcc:9:1",)), other)
 
 
 def test_a_folder_with_something_else_is_left_alone(corpus, whole, tmp_path):
@@ -424,12 +491,18 @@ def test_settings_by_name():
         ({"corpora": [1]}, "setting corpora=[1]: input should be a valid string"),
         ({"start": ""}, "setting start='': string should have at least 1 character"),
         ({"config": "tiny"}, "setting config='tiny': input should be a valid dictionary"),
-        ({"codebooks": []}, "setting codebooks=[]: tuple should have at least 1 item"),
-        ({"codebooks": ["mfcc"]}, "codebook 'mfcc': write feature:clusters:weight"),
-        ({"codebooks": ["mfcc:many:1"]}, "codebook 'mfcc:many:1': write feature:clusters:weight"),
-        ({"codebooks": ["mfcc:0:1"]}, "codebook 'mfcc:0:1': give at least 2 clusters"),
-        ({"codebooks": ["mfcc:8:nan"]}, "codebook 'mfcc:8:nan': give at least 2 clusters and a finite weight"),
-        ({"codebooks": ["mfcc:4:1", "mfcc:8:1"]}, "codebooks mfcc:4:1, mfcc:8:1 use one feature twice"),
+        ({"targets": []}, "setting targets=[]: tuple should have at least 1 item"),
+        ({"targets": ["mfcc"]}, "target 'mfcc': write feature:clusters:weight"),
+        ({"targets": ["mfcc:many:1"]}, "target 'mfcc:many:1': write feature:clusters:weight"),
+        ({"targets": ["mfcc:0:1"]}, "target 'mfcc:0:1': give a size of at least 2"),
+        ({"targets": ["mfcc:8:nan"]}, "target 'mfcc:8:nan': give a size of at least 2 and a finite weight"),
+        ({"targets": ["mfc:8:1"]}, "unknown feature 'mfc'; expected mfcc, content, voice, or layerL"),
+        ({"targets": ["layer2:8:1"]}, "target layer2 comes from a teacher; name one with teacher="),
+        ({"targets": ["mfcc:8:1@0"]}, "target 'mfcc:8:1@0': layers of the model count from 1"),
+        ({"targets": ["mfcc:8:1@top"]}, "write feature:size:weight or feature:size:weight@layer"),
+        ({"speeds": [0.95]}, "setting speeds: 0.95 is no multiple of 0.1"),
+        ({"speeds": []}, "setting speeds=[]: tuple should have at least 1 item"),
+        ({"targets": ["mfcc:4:1", "mfcc:8:1"]}, "targets mfcc:4:1, mfcc:8:1 use one feature twice"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_one_sentence(given, message):
@@ -457,7 +530,7 @@ SLOW_FRAMES = dict(
         ({"mask_time_prob": 0.0, "mask_feature_prob": 0.0}, "it does not mask its input"),
         ({"do_stable_layer_norm": True}, "is a stable-layer-norm ('large') model"),
         ({"model_type": "data2vec-audio"}, "names data2vec-audio; expected one of wav2vec2, hubert, wavlm"),
-        (SLOW_FRAMES, "codebook mfcc has 49 frames in a second but the model has 24"),
+        (SLOW_FRAMES, "the model has 24 frames in a second, but all targets have 49"),
     ],
 )
 def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, start, message):
@@ -471,9 +544,10 @@ def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, sta
     ("changes", "message"),
     [
         ({"mask_frames": 49}, "mask_frames=49 would mask all 49 frames of a row; take fewer"),
-        ({"codebooks": ["mfc:8:1"]}, "unknown codebook 'mfc': expected mfcc, content, voice"),
-        ({"codebooks": ["layer2:8:1"]}, "unknown codebook 'layer2'"),
-        ({"codebooks": ["layer99:8:1"], "teacher": "nano"}, "depth 99 does not exist"),
+        ({"targets": ["mfcc:8:1@3"]}, "target mfcc is read from layer 3, but the model has layers 1 to 2"),
+        ({"targets": ["mfcc:8:1@1"], "config": {"num_hidden_layers": 2, "layerdrop": 0.1}}, "set layerdrop to 0"),
+        ({"targets": ["layer99:8:1"], "teacher": "nano"}, "teacher nano has layers 0 to 12, but no layer 99"),
+        ({"targets": ["state2:33:1"], "teacher": "nano"}, "asks for 33 components, but there are 32 of each layer"),
         ({"teacher": "nowhere"}, "cannot load backbone 'nowhere'"),
         ({"start": "nowhere"}, "cannot start from 'nowhere' with config="),
         ({"config": {"num_hidden_layer": 2}}, "the config of hubert has no entry 'num_hidden_layer'"),

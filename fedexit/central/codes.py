@@ -8,6 +8,7 @@ layer of the first model, plain or normalised per clip.
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ import torchaudio
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from fedexit.central.speech_pool import Rows
 from fedexit.data.constants import SAMPLE_RATE
-from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import stream_seed
 
-_FRAME, _HOP = 400, 320  # samples: one MFCC frame for each frame of the convolutional encoder
+FRAME, HOP = 400, 320  # samples: one frame for each frame of the convolutional encoder of wav2vec 2.0
 _BANDS, _COEFFICIENTS = 40, 13
 # Added to a band's power before the logarithm, about 60 dB below loud speech of unit variance. Without it the codes of
 # telephone-band or MP3 recordings mostly encode how empty their upper bands are.
@@ -30,9 +31,22 @@ MAX_FRAMES = 300_000  # enough frames for a few hundred centres; more only cost 
 Features = Callable[[Tensor], Tensor]  # waveforms (B, T) at 16 kHz -> (B, F, D)
 
 
+class States(Protocol):
+    """The hidden states of a teacher (see `fedexit.central.teachers.TeacherStates`)."""
+
+    def rows(self, rows: Rows, layer: int) -> Tensor:
+        """Return the states (B, F, D) of `layer` for the rows of a batch."""
+        ...
+
+
+def frames_of(samples: int) -> int:
+    """Return the number of frames in `samples`; below 1 if they are too few."""
+    return (samples - FRAME) // HOP + 1
+
+
 def mfcc(waveforms: Tensor) -> Tensor:
     """Return 13 MFCC with first and second differences, (B, F, 39), of waveforms (B, T); F is as in the backbone."""
-    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, _FRAME, hop_length=_HOP, n_mels=_BANDS, center=False)
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, FRAME, hop_length=HOP, n_mels=_BANDS, center=False)
     cosines = torchaudio.functional.create_dct(_COEFFICIENTS, _BANDS, "ortho")  # (40, 13)
     static = cosines.T @ (mel(waveforms) + _FLOOR).log()  # (B, 13, F)
     delta = torchaudio.functional.compute_deltas(static)
@@ -58,61 +72,64 @@ def _own_scale(features: Tensor) -> Tensor:
 FEATURES: dict[str, Features] = {"mfcc": mfcc, "content": content, "voice": voice}
 
 
-def features_of(name: str, teacher: Backbone | None) -> Features:
-    """Return the function that computes the features called `name`.
+def features_of(name: str, states: States | None) -> Callable[[Rows], Tensor]:
+    """Return the function that computes the features called `name` for the rows of a batch.
 
     Args:
-        name: one of FEATURES, `layerL` (the output of layer L of `teacher`) or `contentL` (the same, normalised per
-            clip).
-        teacher: the backbone that computes the layers, or None.
+        name: one of FEATURES, `layerL` (layer L of a teacher, 0 to its last) or `contentL` (the same, normalised per
+            row).
+        states: the states of the teacher, or None.
 
     Raises:
         FedexitError: for an unknown name, and for a layer without a teacher.
     """
     if name in FEATURES:
-        return FEATURES[name]
-    parts = re.fullmatch(r"(layer|content)(\d+)", name)
-    if teacher is None or parts is None:
+        return lambda rows: FEATURES[name](rows.waveforms)
+    layer = teacher_layer(name)
+    if states is None or layer is None:
         raise FedexitError(
             f"unknown codebook {name!r}: expected {', '.join(FEATURES)}, or layerL or contentL with a teacher"
         )
-    kind, layer = parts[1], int(parts[2])
+    if name.startswith("layer"):
+        return lambda rows: states.rows(rows, layer)
+    return lambda rows: _own_scale(states.rows(rows, layer))
 
-    @torch.no_grad()
-    def hidden(waveforms: Tensor) -> Tensor:
-        states = teacher.hidden_states(waveforms, depth=layer)[0][-1]
-        return states if kind == "layer" else _own_scale(states)
 
-    return hidden
+def teacher_layer(feature: str) -> int | None:
+    """Return the teacher's layer that a feature such as `layer3` is computed from, None for other features."""
+    found = re.fullmatch(r"(?:layer|content|state)(\d+)", feature)
+    return int(found[1]) if found else None
 
 
 class Codebook:
     """A k-means codebook of standardised features.
 
     Attributes:
-        features: computes the features.
+        features: computes the features, of waveforms (B, T) or of the rows of a pool.
         mean: mean (D,) of the frames that the codebook was fitted on.
         std: standard deviation (D,) of these frames.
         centres: cluster centres (K, D) of the standardised frames.
         frequencies: share (K,) of each code among these frames, never zero.
     """
 
-    def __init__(self, features: Features, mean: Tensor, std: Tensor, centres: Tensor, frequencies: Tensor):
+    def __init__(
+        self, features: Callable[[Any], Tensor], mean: Tensor, std: Tensor, centres: Tensor, frequencies: Tensor
+    ):
         self.features, self.mean, self.std = features, mean, std
         self.centres, self.frequencies = centres, frequencies
 
-    def __call__(self, waveforms: Tensor) -> Tensor:
-        """Return the code (B, F) int64 of every frame of waveforms (B, T): the index of its nearest centre."""
-        scaled = (self.features(waveforms) - self.mean) / self.std
+    def __call__(self, speech: Any) -> Tensor:
+        """Return the code (B, F) int64 of every frame of what `features` takes: the index of its nearest centre."""
+        scaled = (self.features(speech) - self.mean) / self.std
         return (2 * scaled @ self.centres.T - self.centres.square().sum(1)).argmax(-1)
 
 
-def fit_codebook(features: Features, batches: Iterable[Tensor], clusters: int, seed: int) -> Codebook:
+def fit_codebook(features: Callable[[Any], Tensor], batches: Iterable, clusters: int, seed: int) -> Codebook:
     """Fit a codebook on up to MAX_FRAMES frames.
 
     Args:
         features: computes the features (B, F, D) to cluster.
-        batches: waveforms (B, T).
+        batches: what `features` takes, such as waveforms (B, T).
         clusters: number of centres.
         seed: names the random stream of k-means.
 

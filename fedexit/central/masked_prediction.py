@@ -1,4 +1,4 @@
-"""Pre-train by masked prediction as in HuBERT (Hsu et al. 2021), at a small scale: so the shipped backbone was made.
+"""Pre-train by masked prediction as in HuBERT (Hsu et al. 2021), or by distillation: so the backbones here were made.
 
 A run has a folder. Its subfolder work/ keeps settings, codebooks, checkpoint and loss curve. At the end the folder is a
 model in the Hugging Face format, with a model card and, in training/, the settings and the curve of each stage. If a
@@ -16,69 +16,72 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
 from fedexit.central.fine_tuning import load_moments, moments_of
 from fedexit.central.model_card import read_stages, write_card
 from fedexit.central.pretraining import Pretraining, check_models, start_folder, start_model
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
-from fedexit.model.backbone import Backbone, load_backbone
+from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
 from fedexit.model.training import schedule
 from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash, replacing, write_text
+from fedexit.support.files import file_hash, write_text
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CHECKPOINT, _CODEBOOKS = "checkpoint.safetensors", "codebooks.safetensors"
-_FIT_BATCHES, _DEV_BATCHES = 400, 8
+_DEV_BATCHES = 8
 _BETAS, _DECAY, _CLIP_NORM = (0.9, 0.98), 0.01, 1.0  # HuBERT's
 
 
 class MaskedPrediction(nn.Module):
-    """A speech model with one linear classifier per codebook.
+    """A speech model with one linear head per target, on the layer that must predict it."""
 
-    A classifier's bias starts at the log frequency of its codes. Otherwise the model first learns these frequencies
-    with one hidden state for all frames, and then takes long to learn anything else.
-    """
-
-    def __init__(self, model: PreTrainedModel, books: dict[str, Codebook], precision: str = "float32"):
+    def __init__(self, model: PreTrainedModel, targets: dict[str, Target], precision: str = "float32"):
         super().__init__()
-        self.model, self.precision = model, PRECISIONS[precision]
-        classifiers = [nn.Linear(model.config.hidden_size, len(book.centres)) for book in books.values()]
-        for classifier, book in zip(classifiers, books.values(), strict=True):
-            classifier.bias.data.copy_(book.frequencies.log())
-        self.classifiers = nn.ModuleList(classifiers)
+        self.model, self.precision, self.targets = model, PRECISIONS[precision], targets
+        self.heads = nn.ModuleList(target.head(model.config.hidden_size) for target in targets.values())
 
-    def forward(self, waveforms: Tensor, codes: list[Tensor], mask: Tensor) -> Tensor:
-        """Return the measures (4, C) of each codebook.
+    def forward(self, waveforms: Tensor, wanted: list[Tensor], mask: Tensor) -> Tensor:
+        """Return the measures (4, C) of each target.
 
-        They are the cross-entropy of masked and of seen frames in nats per frame, then the accuracy of both.
+        They are the loss of masked and of seen frames, then the score of both (see `Target.measures`).
 
         Args:
             waveforms: (B, T).
-            codes: (B, F) int64 for each codebook.
+            wanted: (B, F) or (B, F, K) for each target.
             mask: (B, F) bool, True where the mask vector replaces the input.
         """
-        with torch.autocast("cpu", self.precision, enabled=self.precision is not torch.float32):
-            hidden = self.model(waveforms, mask_time_indices=mask).last_hidden_state.float()
-        rows = []
+        with torch.autocast(waveforms.device.type, self.precision, enabled=self.precision is not torch.float32):
+            found = self.model(waveforms, mask_time_indices=mask, output_hidden_states=True)
+        # With LayerDrop, layers are missing in `hidden_states`, and then all targets are read from the last.
+        last = self.model.config.num_hidden_layers
+        states = {layer: state.float() for layer, state in enumerate(found.hidden_states)}
+        states[last] = found.last_hidden_state.float()
+        losses, scores = [], []
         for frames in (mask, ~mask):
-            logits = [classifier(hidden[frames]) for classifier in self.classifiers]
-            pairs = [(out, code[frames]) for out, code in zip(logits, codes, strict=True)]
-            rows.append(torch.stack([nn.functional.cross_entropy(*pair) for pair in pairs]))
-            rows.append(torch.stack([(out.argmax(-1) == code).float().mean() for out, code in pairs]))
-        return torch.stack([rows[0], rows[2], rows[1], rows[3]])
+            pairs = [
+                target.measures(head(states[target.layer][frames]), own[frames])
+                for target, head, own in zip(self.targets.values(), self.heads, wanted, strict=True)
+            ]
+            losses.append(torch.stack([loss for loss, _ in pairs]))
+            scores.append(torch.stack([score for _, score in pairs]))
+        return torch.stack([*losses, *scores])
 
 
-def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, checkpoint_every: int = 100) -> bool:
+def pretrain(
+    settings: Pretraining,
+    out: str | Path,
+    minutes: float = math.inf,
+    checkpoint_every: int = 100,
+    device: str | torch.device = "cpu",
+    workers: int = 1,
+) -> bool:
     """Pre-train in the folder `out`, or resume its run; return whether all updates are done.
 
     Everything that the settings name is checked before work starts. If a check fails, `out` holds no files.
@@ -88,6 +91,8 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
         out: folder of the run; at the end it is a model folder.
         minutes: stop at the first checkpoint after this time.
         checkpoint_every: updates between checkpoints, where the curve has a line (`log_every`).
+        device: where the model is trained, such as `cuda`. Results differ slightly between kinds of device.
+        workers: processes that compute the states of a teacher.
 
     Raises:
         FedexitError: for unusable settings, a folder with another run, other data or another model, a damaged
@@ -104,7 +109,8 @@ def pretrain(settings: Pretraining, out: str | Path, minutes: float = math.inf, 
     corpora = open_speech(settings.corpora)
     claim |= {"corpora": [corpus.checksum for corpus in corpora], **check_models(settings)}
     _claim(out, claim)
-    run = _Run(settings, out / "work", *(open_pool(corpora, split) for split in ("train", "dev")))
+    pools = open_pool(corpora, "train"), open_pool(corpora, "dev")
+    run = _Run(settings, out / "work", pools, torch.device(device), workers)
     bar = progress(range(run.done, settings.updates), "pre-training")
     bar.initial, bar.total = run.done, settings.updates
     for update in bar:
@@ -143,15 +149,27 @@ def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: st
 class _Run:
     """A run in its working folder: model, optimiser, data and the curve so far."""
 
-    def __init__(self, settings: Pretraining, work: Path, train: SpeechPool, dev: SpeechPool):
-        self.settings, self.work, self.train, self.dev = settings, work, train, dev
-        self.books = open_codebooks(settings, self.train, work / _CODEBOOKS)
+    def __init__(
+        self,
+        settings: Pretraining,
+        work: Path,
+        pools: tuple[SpeechPool, SpeechPool],
+        device: torch.device,
+        workers: int,
+    ):
+        self.settings, self.work, self.device = settings, work, device
+        self.pools = dict(zip(("train", "dev"), pools, strict=True))
         with seeded(settings.seed, "pre-training", "start"):
-            self.task = MaskedPrediction(start_model(settings), self.books, settings.precision).train()
+            model = start_model(settings)
+        found = open_targets(settings, pools, work / _CODEBOOKS, model.config.num_hidden_layers, workers)
+        self.targets = dict(zip(self.pools, found, strict=True))
+        with seeded(settings.seed, "pre-training", "heads"):
+            self.task = MaskedPrediction(model, self.targets["train"], settings.precision).train().to(device)
         self.optimiser = torch.optim.AdamW(
             self.task.parameters(), settings.learning_rate, _BETAS, weight_decay=_DECAY, fused=True
         )
-        self.done, self.rows, self.sums = 0, list[dict](), list[np.ndarray]()
+        self.weights = torch.tensor([target.weight for target in self.targets["train"].values()], device=device)
+        self.done, self.rows, self.sums = 0, list[dict](), list[Tensor]()
         self.seconds, self.since = 0.0, time.monotonic()
         # The folder's claim holds settings and data; the codebooks lie beside it and could be exchanged.
         self.identity = {"claim": file_hash(work / "settings.json"), "codebooks": file_hash(work / _CODEBOOKS)}
@@ -161,13 +179,12 @@ class _Run:
         """Do one update."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(number, self.settings.updates)
-        measures = self._predict(self.train, "train", number)
-        weights = torch.tensor([weight for _, _, weight in self.settings.books])
+        measures = self._predict("train", number)
         self.optimiser.zero_grad()
-        ((measures[0] + self.settings.seen_weight * measures[1]) * weights).sum().backward()
+        ((measures[0] + self.settings.seen_weight * measures[1]) * self.weights).sum().backward()
         nn.utils.clip_grad_norm_(self.task.parameters(), _CLIP_NORM)
         self.optimiser.step()
-        self.sums.append(measures.detach().numpy())
+        self.sums.append(measures.detach())
         self.done = number + 1
 
     def log(self, last: bool) -> None:
@@ -176,7 +193,7 @@ class _Run:
         Raises:
             FedexitError: when the loss is not finite.
         """
-        means = np.mean(self.sums, axis=0)
+        means = torch.stack(self.sums).mean(0).cpu().numpy()
         if not np.isfinite(means[:2]).all():
             raise FedexitError(
                 f"the loss is {means[:2].sum()} at update {self.done}; lower learning_rate, in a new folder"
@@ -186,9 +203,9 @@ class _Run:
         if last or self.done % self.settings.dev_every == 0:
             self.task.eval()
             with torch.no_grad():
-                predicted = [self._predict(self.dev, "dev", number) for number in range(_DEV_BATCHES)]
+                predicted = [self._predict("dev", number) for number in range(_DEV_BATCHES)]
             self.task.train()
-            row |= self._named("dev", torch.stack(predicted).mean(0).numpy())
+            row |= self._named("dev", torch.stack(predicted).mean(0).cpu().numpy())
         self.rows.append(row)
 
     def checkpoint(self) -> None:
@@ -219,68 +236,32 @@ class _Run:
             self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
             load_moments(self.task, self.optimiser, tensors)
 
-    def _predict(self, pool: SpeechPool, part: str, number: int) -> Tensor:
-        """Return the measures (4, C) of batch `number` of `pool`."""
+    def _predict(self, part: str, number: int) -> Tensor:
+        """Return the measures (4, C) of batch `number` of the training or development speech."""
         settings, name = self.settings, (self.settings.seed, part, number)
-        clean = pool.batch(settings.seconds, *name)
-        codes = [book(clean) for book in self.books.values()]  # of clean speech: the model must ignore mixed-in sounds
+        clean = self.pools[part].batch(settings.seconds, *name, speeds=settings.speeds)
+        # Targets are those of clean speech: the model must ignore sounds that are mixed in.
+        wanted = [target.wanted(clean).to(self.device) for target in self.targets[part].values()]
         stream = (*name, "mask and dropout")
-        clips, frames = codes[0].shape
+        clips, frames = wanted[0].shape[:2]
         mask = mask_frames((clips, frames), settings.mask_probability, settings.mask_frames, *stream)
         with seeded(*stream):
-            return self.task(augmented(clean, *name, "augmentation"), codes, mask)
+            heard = augmented(clean.waveforms, *name, "augmentation")
+            return self.task(heard.to(self.device), wanted, mask.to(self.device))
 
     def _named(self, part: str, values: np.ndarray) -> dict[str, float]:
         measures = ("masked_loss", "seen_loss", "masked_accuracy", "seen_accuracy")
         return {
             f"{part}_{measure}_{name}": round(float(value), 5)
             for measure, line in zip(measures, values, strict=True)
-            for name, value in zip(self.books, line, strict=True)
+            for name, value in zip(self.targets["train"], line, strict=True)
         }
-
-
-def open_codebooks(settings: Pretraining, pool: SpeechPool, file: Path) -> dict[str, Codebook]:
-    """Return the codebooks of a run: read from `file`, or fitted on `pool` and written there.
-
-    Raises:
-        FedexitError: when `file` is damaged or holds other codebooks, and when the pool is too small for the clusters.
-    """
-    teacher = load_backbone(settings.teacher) if settings.teacher else None
-    wanted = {name: clusters for name, clusters, _ in settings.books}
-    if not file.is_file():
-        tensors = _fitted(wanted, teacher, settings, pool)
-        with replacing(file) as part:
-            save_file(tensors, part)
-    try:
-        stored = load_file(file)
-    except SafetensorError as error:
-        raise FedexitError(f"codebooks {file} are damaged ({error}); delete the file and run again") from error
-    for name, clusters in wanted.items():
-        if any(f"{name}.{part}" not in stored for part in CODEBOOK_PARTS) or len(stored[f"{name}.centres"]) != clusters:
-            raise FedexitError(f"codebooks {file} hold no {name} with {clusters} clusters; delete the file")
-    return {
-        name: Codebook(features_of(name, teacher), *(stored[f"{name}.{part}"] for part in CODEBOOK_PARTS))
-        for name in wanted
-    }
-
-
-def _fitted(
-    wanted: dict[str, int], teacher: Backbone | None, settings: Pretraining, pool: SpeechPool
-) -> dict[str, Tensor]:
-    """Fit the codebooks and return their tensors as `feature.part`."""
-    tensors: dict[str, Tensor] = {}
-    for name, clusters in wanted.items():
-        numbers = progress(range(_FIT_BATCHES), f"clustering {name}")
-        batches = (pool.batch(settings.seconds, settings.seed, "k-means", number) for number in numbers)
-        book = fit_codebook(features_of(name, teacher), batches, clusters, settings.seed)
-        tensors |= {f"{name}.{part}": getattr(book, part).contiguous() for part in CODEBOOK_PARTS}
-    return tensors
 
 
 def save_model(model: PreTrainedModel, out: Path) -> None:
     """Write `model` to the folder `out` in the Hugging Face format and half precision; `model` does not change."""
     half = type(model)(model.config)
-    half.load_state_dict(model.state_dict())
+    half.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     with quiet_transformers():
         half.half().save_pretrained(out)
 

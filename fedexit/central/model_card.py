@@ -131,7 +131,7 @@ def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
     loss = curve.filter(regex="^dev_masked_loss_").iloc[-1].round(2)
     return {
         "stage": name,
-        "predicts": ", ".join(settings["codebooks"]),
+        "predicts": ", ".join(settings["targets"]),
         "updates": settings["updates"],
         "seconds of speech per update": settings["seconds"],
         "masked loss on dev, nats per frame": ", ".join(map(str, loss)),

@@ -12,11 +12,12 @@ from pydantic import Field
 from safetensors.torch import save
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from fedexit.central.codes import features_of
+from fedexit.central.codes import FEATURES, frames_of, teacher_layer
 from fedexit.central.model_card import read_stages
-from fedexit.central.speech_pool import CROPS
+from fedexit.central.speech_pool import CROPS, SPEEDS
+from fedexit.central.teachers import COMPONENTS, load_teacher, teacher_hash
 from fedexit.data.constants import SAMPLE_RATE
-from fedexit.model.backbone import PRESETS, Backbone, load_backbone, shipped_backbones
+from fedexit.model.backbone import PRESETS, Backbone, shipped_backbones
 from fedexit.model.pretrained import pretrained_model
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import backbones_dir
@@ -24,12 +25,20 @@ from fedexit.support.settings import AtLeastOne, NotNegative, Positive, Texts, c
 from fedexit.support.streams import seeded
 
 
-class Book(NamedTuple):
-    """A codebook in the settings: its feature, the number of clusters and its weight in the loss."""
+class TargetText(NamedTuple):
+    """A target in the settings.
+
+    Attributes:
+        feature: what it is computed from.
+        size: number of clusters, or of components of `stateL`.
+        weight: its weight in the loss.
+        layer: layer of the model that it is read from; None for the last.
+    """
 
     feature: str
-    clusters: int
+    size: int
     weight: float
+    layer: int | None
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,11 @@ class Pretraining:
         backbone: preset whose geometry the model has.
         config: entries of the `transformers` config that differ from the preset's or the start's.
         corpora: names or folders of the corpora, each once.
-        codebooks: one text `feature:clusters:weight` per codebook. The feature is `mfcc`, `content`, `voice`, or
-            `layerL` or `contentL` of the teacher; the weight is that in the loss.
-        teacher: model folder or name that provides the layers of `layerL`; None without such codebooks.
+        targets: one text `feature:size:weight` or `feature:size:weight@layer` per target. Codes of the features `mfcc`,
+            `content`, `voice`, or `layerL` or `contentL` of the teacher, with `size` clusters; or `stateL`, the first
+            `size` principal components of the teacher's layer L itself (distillation). `weight` is that in the loss,
+            `layer` the layer of the model that must predict the target (default: the last).
+        teacher: name of the teacher (`load_teacher`); None without targets from its layers.
         start: model folder, name in data/backbones or hub id to start from, None for random weights.
         updates: number of updates, at least 1.
         seconds: speech per update, at least 1 (the shortest row).
@@ -53,6 +64,7 @@ class Pretraining:
         precision: of the model's matrix products; bfloat16 is faster on processors that support it.
         log_every: updates per line of the loss curve.
         dev_every: updates between measurements on development speech; a multiple of `log_every`.
+        speeds: speeds at which clips are played, multiples of 0.1.
         seed: names all random streams.
 
     Raises:
@@ -62,7 +74,7 @@ class Pretraining:
     backbone: str = "tiny-random"
     config: dict[str, object] = field(default_factory=dict)
     corpora: Texts = ("unlabelled", "queen")
-    codebooks: Texts = ("mfcc:256:1", "content:256:1", "voice:128:0.2")
+    targets: Texts = ("mfcc:256:1", "content:256:1", "voice:128:0.2")
     teacher: Annotated[str, Field(min_length=1)] | None = None
     start: Annotated[str, Field(min_length=1)] | None = None
     updates: AtLeastOne = 20_000
@@ -74,20 +86,41 @@ class Pretraining:
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: AtLeastOne = 50
     dev_every: AtLeastOne = 500
+    speeds: Annotated[tuple[Annotated[float, Field(ge=0.5, le=2)], ...], Field(strict=False, min_length=1)] = SPEEDS
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.backbone not in PRESETS:
             raise FedexitError(f"unknown backbone {self.backbone!r}; known: {', '.join(PRESETS)}")
-        features = [book.feature for book in self.books]
+        features = [target.feature for target in self.parsed]
         if len(set(features)) < len(features):
-            raise FedexitError(f"codebooks {', '.join(self.codebooks)} use one feature twice; use each once")
+            raise FedexitError(f"targets {', '.join(self.targets)} use one feature twice; use each once")
+        if off := [speed for speed in self.speeds if abs(10 * speed - round(10 * speed)) > 1e-9]:
+            raise FedexitError(f"setting speeds: {off[0]} is no multiple of 0.1")
+        if self.teacher is None and (lone := [name for name in features if teacher_layer(name) is not None]):
+            raise FedexitError(f"target {lone[0]} comes from a teacher; name one with teacher=...")
 
     @property
-    def books(self) -> list[Book]:
-        """Return the codebooks. Raise FedexitError for one in another notation."""
-        return [_book(text) for text in self.codebooks]
+    def parsed(self) -> list[TargetText]:
+        """Return all targets. Raise FedexitError for one in another notation."""
+        return [_target(text) for text in self.targets]
+
+    @property
+    def books(self) -> list[TargetText]:
+        """Return the targets that are codes."""
+        return [target for target in self.parsed if not target.feature.startswith("state")]
+
+    @property
+    def states(self) -> list[TargetText]:
+        """Return the targets that are states of the teacher."""
+        return [target for target in self.parsed if target.feature.startswith("state")]
+
+    @property
+    def teacher_layers(self) -> list[int]:
+        """Return the layers of the teacher that some target is computed from, in order."""
+        layers = {teacher_layer(target.feature) for target in self.parsed}
+        return sorted(layer for layer in layers if layer is not None)
 
 
 def pretraining_settings(given: dict[str, object]) -> Pretraining:
@@ -95,15 +128,25 @@ def pretraining_settings(given: dict[str, object]) -> Pretraining:
     return with_given(Pretraining(), given)
 
 
-def _book(text: str) -> Book:
+def _target(text: str) -> TargetText:
+    plain, _, layer = text.partition("@")
     try:
-        name, clusters, weight = text.split(":")
-        book = Book(name.strip(), int(clusters), float(weight))
+        name, size, weight = plain.split(":")
+        target = TargetText(name.strip(), int(size), float(weight), int(layer) if layer else None)
     except ValueError:
-        raise FedexitError(f"codebook {text!r}: write feature:clusters:weight, for example mfcc:256:1") from None
-    if book.clusters < 2 or not 0 < book.weight < float("inf"):
-        raise FedexitError(f"codebook {text!r}: give at least 2 clusters and a finite weight above 0")
-    return book
+        raise FedexitError(
+            f"target {text!r}: write feature:size:weight or feature:size:weight@layer, for example mfcc:256:1"
+        ) from None
+    if target.feature not in FEATURES and teacher_layer(target.feature) is None:
+        raise FedexitError(
+            f"target {text!r}: unknown feature {target.feature!r}; expected {', '.join(FEATURES)}, or layerL, contentL "
+            "or stateL of a teacher"
+        )
+    if target.layer is not None and target.layer < 1:
+        raise FedexitError(f"target {text!r}: layers of the model count from 1")
+    if target.size < 2 or not 0 < target.weight < float("inf"):
+        raise FedexitError(f"target {text!r}: give a size of at least 2 and a finite weight above 0")
+    return target
 
 
 def start_model(settings: Pretraining) -> PreTrainedModel:
@@ -148,17 +191,37 @@ def check_models(settings: Pretraining) -> dict[str, str]:
     found = {"start": _hash(model)} if settings.start else {}
     if settings.start:
         read_stages(start_folder(settings.start) / "training")
-    teacher = load_backbone(settings.teacher) if settings.teacher else None
-    if teacher is not None:
-        found["teacher"] = _hash(teacher)
-    for book in settings.books:
-        codes = features_of(book.feature, teacher)(_noise()).shape[1]
-        if codes != frames:
-            raise FedexitError(
-                f"codebook {book.feature} has {codes} frames in a second but the model has {frames}; take a model "
-                "with the same frame rate"
-            )
+    if late := [target for target in settings.parsed if (target.layer or 1) > model.config.num_hidden_layers]:
+        raise FedexitError(
+            f"target {late[0].feature} is read from layer {late[0].layer}, but the model has layers 1 to "
+            f"{model.config.num_hidden_layers}"
+        )
+    inner = [target.feature for target in settings.parsed if target.layer not in (None, model.config.num_hidden_layers)]
+    if inner and model.config.layerdrop:
+        raise FedexitError(
+            f"target {inner[0]} is read from an inner layer, which LayerDrop may drop; set layerdrop to 0"
+        )
+    if settings.teacher:
+        found["teacher"] = _checked_teacher(settings)
+    if (wanted := frames_of(_noise().shape[1])) != frames:
+        raise FedexitError(
+            f"the model has {frames} frames in a second, but all targets have {wanted}; take a model with this rate"
+        )
     return found
+
+
+def _checked_teacher(settings: Pretraining) -> str:
+    """Return the hash of the teacher's weights; raise FedexitError if it lacks a layer or components of a target."""
+    teacher = load_teacher(str(settings.teacher))
+    if settings.teacher_layers and (last := settings.teacher_layers[-1]) > teacher.layers:
+        raise FedexitError(f"teacher {settings.teacher} has layers 0 to {teacher.layers}, but no layer {last}")
+    width = min(COMPONENTS, teacher.hidden_states(_noise())[0].shape[-1])
+    if large := [target for target in settings.states if target.size > width]:
+        raise FedexitError(
+            f"target {large[0].feature} asks for {large[0].size} components, but there are {width} of each layer of "
+            f"teacher {settings.teacher}; take at most these"
+        )
+    return teacher_hash(teacher)
 
 
 def _masked_frames(model: PreTrainedModel, settings: Pretraining) -> int:

@@ -6,6 +6,7 @@ Every batch is a function of the seed and its number, so an interrupted run need
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,23 @@ from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
 
 CROPS = {1.0: 0.25, 2.0: 0.5, 4.0: 0.25}  # seconds: probability
-_SPEEDS = (0.9, 1.0, 1.1)
+SPEEDS = (0.9, 1.0, 1.1)
+
+
+class Rows(NamedTuple):
+    """The rows of a batch, and where each was cut.
+
+    Attributes:
+        waveforms: (B, T) float32, each row of zero mean and unit variance.
+        clips: (B,) number of each row's clip in the pool.
+        offsets: (B,) sample of the clip where the row starts; negative if the row starts with zeros.
+        speed: samples of the clip per sample of the row.
+    """
+
+    waveforms: Tensor
+    clips: np.ndarray
+    offsets: np.ndarray
+    speed: float
 
 
 class SpeechPool:
@@ -32,52 +49,66 @@ class SpeechPool:
         samples: int16 samples of all clips at 16 kHz.
         lengths: number of samples of each clip.
         starts: position of each clip's first sample.
+        file: file of the lengths in the cache, whose name holds a checksum of the audio; None for a pool in memory.
     """
 
-    def __init__(self, samples: np.ndarray, lengths: np.ndarray):
-        self.samples, self.lengths = samples, lengths
+    def __init__(self, samples: np.ndarray, lengths: np.ndarray, file: Path | None = None):
+        self.samples, self.lengths, self.file = samples, lengths, file
         self.starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+
+    @classmethod
+    def open(cls, file: Path) -> "SpeechPool":
+        """Return the pool whose lengths are in `file`."""
+        return cls(np.memmap(file.with_suffix(".i16"), np.int16, mode="r"), np.load(file), file)
+
+    def clip(self, number: int) -> np.ndarray:
+        """Return the samples (T,) of a clip."""
+        return self.samples[self.starts[number] : self.starts[number] + self.lengths[number]]
 
     @property
     def hours(self) -> float:
         """Return the hours of audio."""
         return float(self.lengths.sum()) / SAMPLE_RATE / 3600
 
-    def batch(self, seconds: float, *name: str | int) -> Tensor:
-        """Return a batch (B, T) float32 whose rows have zero mean and unit variance.
+    def batch(self, seconds: float, *name: str | int, speeds: Sequence[float] = SPEEDS) -> Rows:
+        """Return a batch.
 
-        All rows share one length, drawn from those of CROPS that some clip fills, and one speed, drawn from 0.9, 1.0
-        and 1.1 (Ko et al. 2015). Every second of speech is equally likely. A clip shorter than the shortest row is
-        placed at a random position in its row and padded with zeros.
+        All rows share one length, drawn from those of CROPS that some clip fills, and one speed (Ko et al. 2015). Every
+        second of speech is equally likely. A clip shorter than the shortest row is placed at a random position in its
+        row and padded with zeros.
 
         Args:
             seconds: speech in the batch; it has at least one row.
             name: the name of the random stream.
+            speeds: speeds to draw from, multiples of 0.1.
         """
         random = numpy_stream(*name)
-        filled = {crop: share for crop, share in CROPS.items() if self._filling(crop * max(_SPEEDS)).any()}
+        filled = {crop: share for crop, share in CROPS.items() if self._filling(crop * max(speeds)).any()}
         crops, shares = list(filled or {min(CROPS): 1}), np.array(list(filled.values() or [1]))
-        crop, speed = random.choice(crops, p=shares / shares.sum()), random.choice(_SPEEDS)
+        crop, speed = random.choice(crops, p=shares / shares.sum()), float(random.choice(speeds))
         size, length = max(1, int(seconds / crop)), int(crop * speed * SAMPLE_RATE)
         weights = self.lengths * self._filling(crop * speed) if crop > min(CROPS) else self.lengths
         clips = random.choice(len(weights), size, p=weights / weights.sum())
-        rows = torch.stack([torch.from_numpy(self._cut(clip, length, random)) for clip in clips])
+        cuts = [self._cut(clip, length, random) for clip in clips]
+        rows, offsets = torch.stack([torch.from_numpy(row) for row, _ in cuts]), np.array([place for _, place in cuts])
         if speed != 1:
             rows = resample(rows, round(10 * speed), 10)[:, : int(crop * SAMPLE_RATE)]
-        return torch.stack([normalised(row) for row in rows])
+        return Rows(torch.stack([normalised(row) for row in rows]), clips, offsets, speed)
 
     def _filling(self, seconds: float) -> np.ndarray:
         """Return which clips last at least `seconds`."""
         return self.lengths >= int(seconds * SAMPLE_RATE)
 
-    def _cut(self, clip: int, length: int, random: np.random.Generator) -> np.ndarray:
-        start, room = self.starts[clip], int(self.lengths[clip]) - length
+    def _cut(self, clip: int, length: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
+        """Return a row (length,) of a clip, and the sample of the clip where it starts."""
+        samples = self.clip(clip)
+        room = len(samples) - length
         offset = int(random.integers(abs(room) + 1))
         if room >= 0:
-            return self.samples[start + offset : start + offset + length].astype(np.float32)
+            return samples[offset : offset + length].astype(np.float32), offset
         row = np.zeros(length, np.float32)
-        row[offset : offset + self.lengths[clip]] = self.samples[start : start + self.lengths[clip]]
-        return row
+        row[offset : offset + len(samples)] = samples
+        return row, -offset
 
 
 def open_speech(corpora: Sequence[str]) -> list[Corpus]:
@@ -106,7 +137,7 @@ def open_pool(corpora: Sequence[Corpus], split: str) -> SpeechPool:
     samples = file.with_suffix(".i16")
     if not (file.is_file() and samples.is_file()):
         _decode(corpora, split, samples, file)
-    return SpeechPool(np.memmap(samples, np.int16, mode="r"), np.load(file))
+    return SpeechPool.open(file)
 
 
 def augmented(batch: Tensor, *name: str | int) -> Tensor:

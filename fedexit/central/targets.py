@@ -1,0 +1,170 @@
+"""Define what a model in pre-training predicts for each frame: codes, or the hidden states of a teacher.
+
+Each target is read from the output of one layer by a linear head, which is thrown away after training.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
+from fedexit.central.pretraining import Pretraining
+from fedexit.central.speech_pool import Rows, SpeechPool
+from fedexit.central.teachers import TeacherStates, open_states
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import replacing
+from fedexit.support.progress import progress
+
+FIT_BATCHES = 400
+
+
+class Target(Protocol):
+    """A target of a run."""
+
+    @property
+    def weight(self) -> float:
+        """Return its weight in the loss."""
+        ...
+
+    @property
+    def layer(self) -> int:
+        """Return the layer of the model that it is read from."""
+        ...
+
+    def wanted(self, rows: Rows) -> Tensor:
+        """Return what to predict for each frame of `rows`: (B, F) or (B, F, K)."""
+        ...
+
+    def head(self, width: int) -> nn.Linear:
+        """Return a new head for hidden states of `width`."""
+        ...
+
+    def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and score of the head's output (N, K) for N frames."""
+        ...
+
+
+class CodeTarget(NamedTuple):
+    """The codes of a codebook; the loss is their cross-entropy in nats, the score is the accuracy."""
+
+    book: Codebook
+    weight: float
+    layer: int
+
+    def wanted(self, rows: Rows) -> Tensor:
+        """Return the codes (B, F) int64."""
+        return self.book(rows)
+
+    def head(self, width: int) -> nn.Linear:
+        """Return a classifier whose bias is the log frequency of the codes.
+
+        Otherwise the model first learns these frequencies with one hidden state for all frames, and then takes long to
+        learn anything else.
+        """
+        classifier = nn.Linear(width, len(self.book.centres))
+        classifier.bias.data.copy_(self.book.frequencies.log())
+        return classifier
+
+    def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cross-entropy and accuracy of logits (N, K) for codes (N,)."""
+        return nn.functional.cross_entropy(predicted, wanted), (predicted.argmax(-1) == wanted).float().mean()
+
+
+class StateTarget(NamedTuple):
+    """Principal components of a teacher's layer; the loss is the share of their variance that is not predicted.
+
+    Components count by the square root of their variance: by the variance itself the first few would decide alone, and
+    with equal weights the many small ones.
+    """
+
+    states: TeacherStates
+    teacher_layer: int
+    size: int
+    weight: float
+    layer: int
+
+    def wanted(self, rows: Rows) -> Tensor:
+        """Return the components (B, F, size)."""
+        return self.states.rows(rows, self.teacher_layer)[..., : self.size]
+
+    def head(self, width: int) -> nn.Linear:
+        """Return a projection."""
+        return nn.Linear(width, self.size)
+
+    def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the share of the variance that is not predicted, and that which is, for components (N, size)."""
+        variances = self.states.variances[self.states.layers.index(self.teacher_layer), : self.size]
+        importance = (variances.sqrt() / variances.sqrt().sum()).to(predicted.device)
+        loss = ((predicted - wanted).square() * importance).sum(-1).mean()
+        return loss, 1 - loss.detach()
+
+
+def open_targets(
+    settings: Pretraining, pools: tuple[SpeechPool, SpeechPool], file: Path, layers: int, workers: int
+) -> tuple[dict[str, Target], dict[str, Target]]:
+    """Return the targets of a run by name, for the training and for the development pool.
+
+    Args:
+        settings: the settings.
+        pools: training and development speech.
+        file: codebooks are read from it, or fitted on the training pool and written there.
+        layers: number of layers of the model, from whose last one a target is read that names none.
+        workers: processes that compute the teacher's states.
+
+    Raises:
+        FedexitError: when `file` is damaged or holds other codebooks, and when the pool is too small for the clusters.
+    """
+    states: list[TeacherStates | None] = [None, None]
+    if settings.teacher:
+        train, dev = (open_states(settings.teacher, settings.teacher_layers, pool, pools[0], workers) for pool in pools)
+        states = [train, dev]
+    stored = _codebooks(settings, pools[0], states[0], file)
+    found: list[dict[str, Target]] = []
+    for own in states:
+        targets: dict[str, Target] = {
+            book.feature: CodeTarget(
+                Codebook(
+                    features_of(book.feature, own), *(stored[f"{book.feature}.{part}"] for part in CODEBOOK_PARTS)
+                ),
+                book.weight,
+                book.layer or layers,
+            )
+            for book in settings.books
+        }
+        for state in settings.states:
+            assert own is not None  # the settings demand a teacher
+            name, size, weight, layer = state
+            targets[name] = StateTarget(own, int(name.removeprefix("state")), size, weight, layer or layers)
+        found.append(targets)
+    return found[0], found[1]
+
+
+def _codebooks(settings: Pretraining, pool: SpeechPool, states: TeacherStates | None, file: Path) -> dict[str, Tensor]:
+    """Return the tensors of all codebooks as `feature.part`; {} without any."""
+    if not settings.books:
+        return {}
+    if not file.is_file():
+        tensors = _fitted(settings, pool, states)
+        with replacing(file) as part:
+            save_file(tensors, part)
+    try:
+        stored = load_file(file)
+    except SafetensorError as error:
+        raise FedexitError(f"codebooks {file} are damaged ({error}); delete the file and run again") from error
+    for name, clusters, *_ in settings.books:
+        if any(f"{name}.{part}" not in stored for part in CODEBOOK_PARTS) or len(stored[f"{name}.centres"]) != clusters:
+            raise FedexitError(f"codebooks {file} hold no {name} with {clusters} clusters; delete the file")
+    return stored
+
+
+def _fitted(settings: Pretraining, pool: SpeechPool, states: TeacherStates | None) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, clusters, *_ in settings.books:
+        numbers = progress(range(FIT_BATCHES), f"clustering {name}")
+        batches = (pool.batch(settings.seconds, settings.seed, "k-means", number) for number in numbers)
+        book = fit_codebook(features_of(name, states), batches, clusters, settings.seed)
+        tensors |= {f"{name}.{part}": getattr(book, part).contiguous() for part in CODEBOOK_PARTS}
+    return tensors

