@@ -14,7 +14,7 @@ from fedexit.model.backbone import PRESETS, default_exits, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import predict
 from fedexit.support.errors import FedexitError
-from fedexit.support.paths import backbones_dir
+from fedexit.support.paths import backbone_folders, project_root
 from fedexit.support.streams import stream_seed
 
 LENGTHS = [16000, 9000, 4321]
@@ -160,7 +160,7 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path):
 
 
 def test_tiny_is_small_has_its_training_record_and_differs_from_its_control():
-    folder = backbones_dir() / "tiny"
+    folder = backbone_folders()["tiny"]
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 12e6
     tiny, control = load_backbone("tiny"), load_backbone("tiny-random")
     assert tiny.pretrained and not control.pretrained and tiny.layers == 12
@@ -409,7 +409,7 @@ def test_numpy_numbers_are_accepted():
 
 
 def test_a_preset_and_a_folder_of_the_same_name_are_ambiguous(tmp_path, monkeypatch):
-    monkeypatch.setenv("FEDEXIT_ROOT", str(backbones_dir().parents[1]))
+    monkeypatch.setenv("FEDEXIT_ROOT", str(project_root()))
     monkeypatch.chdir(tmp_path)
     saved_model(tmp_path / "nano", "hubert", num_hidden_layers=1)
     with pytest.raises(FedexitError, match=r"write \./nano for yours"):

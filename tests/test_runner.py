@@ -400,6 +400,7 @@ def store(project, *reads: tuple) -> None:
 @pytest.mark.parametrize(("kind", "name", "section"), [("corpus", "emodb", "data"), ("backbone", "own", "backbones")])
 def test_a_notebook_must_declare_its_inputs(project, monkeypatch, kind, name, section):
     (project.root / "data/backbones/own").mkdir(parents=True)
+    (project.root / "data/backbones/own/config.json").write_text("{}")
     second = load_manifest(project.root)[1]
     monkeypatch.setenv("FEDEXIT_UNDECLARED", json.dumps(provenance.undeclared(second, "smoke")))
     complaint = f"02_second reads the {kind} {name}, which nbs_ci.yml does not declare; add {name} to {section} of the"
@@ -411,6 +412,7 @@ def test_a_notebook_must_declare_its_inputs(project, monkeypatch, kind, name, se
 
 def test_a_run_stores_what_it_read_except_what_it_made_for_itself(project, capsys):
     (project.root / "data/backbones/own").mkdir(parents=True)
+    (project.root / "data/backbones/own/config.json").write_text("{}")
     code = f"run_folder = {str(project.root / 'results/.state')!r}\n" + READING + SECOND
     write_notebook(project.root / "notebooks/02_second.ipynb", 'profile = ""', code)
     code, _, err = fedexit(capsys, "run", "--profile", "smoke", "02_second")

@@ -21,13 +21,13 @@ from fedexit.data.corpora import open_corpus
 from fedexit.data.tasks import make_task
 from fedexit.data.tasks.asr import played
 from fedexit.data.tasks.contract import Clips
-from fedexit.model.backbone import load_backbone, shipped_backbones
+from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.metrics import all_rates, predict
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import replacing, write_text
-from fedexit.support.paths import backbones_dir
+from fedexit.support.paths import backbone_folders
 from fedexit.support.settings import with_given
 
 HEADS_FILE = "ctc_heads.safetensors"
@@ -117,7 +117,7 @@ def load_start_heads(model: MultiExitModel, backbone: str) -> bool:
     Returns:
         False if the model has other heads or the backbone comes without CTC heads.
     """
-    folder = backbones_dir() / backbone if backbone in shipped_backbones() else Path(backbone)
+    folder = backbone_folders().get(backbone, Path(backbone))
     if model.head != "ctc" or not (folder / HEADS_FILE).is_file():
         return False
     model.load_heads(folder / HEADS_FILE)

@@ -22,7 +22,7 @@ from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
 from fedexit.central.fine_tuning import load_moments, moments_of
 from fedexit.central.model_card import read_stages, write_card
-from fedexit.central.pretraining import Pretraining, check_models, start_folder, start_model
+from fedexit.central.pretraining import PRECISIONS, Pretraining, check_models, start_folder, start_model
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
 from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
@@ -33,7 +33,6 @@ from fedexit.support.files import file_hash, write_text
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CHECKPOINT, _CODEBOOKS = "checkpoint.safetensors", "codebooks.safetensors"
 _DEV_BATCHES = 8
 _BETAS, _DECAY, _CLIP_NORM = (0.9, 0.98), 0.01, 1.0  # HuBERT's

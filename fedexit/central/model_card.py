@@ -24,7 +24,7 @@ with `fedexit pretrain` on unlabelled speech{start}. The fedexit notebooks can r
 representation without a network. It does not compete with models that were trained on a thousand hours.
 
     from fedexit import load_backbone
-    backbone = load_backbone("{name}")          # or transformers.AutoModel.from_pretrained("data/backbones/{name}")
+    backbone = load_backbone("{name}")          # or the path of this folder; transformers.AutoModel loads it as well
 
 Input: 16 kHz mono, each clip of zero mean and unit variance. Weights: half precision. Settings of every stage:
 `training/*.json`; loss curves: `training/*.csv`.

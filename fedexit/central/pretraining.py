@@ -17,12 +17,14 @@ from fedexit.central.model_card import read_stages
 from fedexit.central.speech_pool import CROPS, SPEEDS
 from fedexit.central.teachers import COMPONENTS, load_teacher, teacher_hash
 from fedexit.data.constants import SAMPLE_RATE
-from fedexit.model.backbone import PRESETS, Backbone, shipped_backbones
+from fedexit.model.backbone import PRESETS, Backbone
 from fedexit.model.pretrained import pretrained_model
 from fedexit.support.errors import FedexitError
-from fedexit.support.paths import backbones_dir
+from fedexit.support.paths import backbone_folders
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, Texts, check_fields, with_given
 from fedexit.support.streams import seeded
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TargetText(NamedTuple):
@@ -54,7 +56,7 @@ class Pretraining:
             `size` principal components of the teacher's layer L itself (distillation). `weight` is that in the loss,
             `layer` the layer of the model that must predict the target (default: the last).
         teacher: name of the teacher (`load_teacher`); None without targets from its layers.
-        start: model folder, name in data/backbones or hub id to start from, None for random weights.
+        start: model folder, name or hub id to start from, None for random weights.
         updates: number of updates, at least 1.
         seconds: speech per update, at least 1 (the shortest row).
         learning_rate: peak learning rate, above 0.
@@ -168,7 +170,7 @@ def start_folder(start: str) -> Path:
     """
     if start in PRESETS and not Path(start).is_dir():
         raise FedexitError(f"{start} is a preset with random weights; set backbone={start} and leave start out")
-    return backbones_dir() / start if start in shipped_backbones() else Path(start)
+    return backbone_folders().get(start, Path(start))
 
 
 def check_models(settings: Pretraining) -> dict[str, str]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
-from fedexit.central.pretraining import Pretraining
+from fedexit.central.pretraining import PRECISIONS, Pretraining
 from fedexit.central.speech_pool import Rows, SpeechPool
 from fedexit.central.teachers import TeacherStates, open_states
 from fedexit.support.errors import FedexitError
@@ -119,8 +119,8 @@ def open_targets(
     """
     states: list[TeacherStates | None] = [None, None]
     if settings.teacher:
-        train, dev = (open_states(settings.teacher, settings.teacher_layers, pool, pools[0], workers) for pool in pools)
-        states = [train, dev]
+        own = settings.teacher, settings.teacher_layers
+        states = [open_states(*own, pool, pools[0], PRECISIONS[settings.precision], workers) for pool in pools]
     stored = _codebooks(settings, pools[0], states[0], file)
     found: list[dict[str, Target]] = []
     for own in states:

@@ -113,7 +113,12 @@ class TeacherStates:
 
 
 def open_states(
-    teacher: str, layers: Sequence[int], pool: SpeechPool, like: SpeechPool, workers: int = 1
+    teacher: str,
+    layers: Sequence[int],
+    pool: SpeechPool,
+    like: SpeechPool,
+    precision: torch.dtype = torch.float32,
+    workers: int = 1,
 ) -> TeacherStates:
     """Return the states of `pool`, computed into the cache the first time.
 
@@ -124,20 +129,22 @@ def open_states(
         layers: layers to store; 0 is the input of layer 1.
         pool: the speech.
         like: pool whose speech decides the components, the training pool.
+        precision: of the teacher's matrix products.
         workers: processes that compute side by side.
     """
     assert pool.file and like.file, "pools of open_pool"
     encoder = load_teacher(teacher)
-    name = [like.file.stem, teacher_hash(encoder), sorted(layers), COMPONENTS, _FIT_CLIPS]
+    name = [like.file.stem, teacher_hash(encoder), sorted(layers), COMPONENTS, _FIT_CLIPS, str(precision)]
     folder = data_dir() / "cache" / f"teacher-{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:12]}"
     basis = folder / "basis.safetensors"
     if not basis.is_file():
-        tensors = _basis(encoder, sorted(layers), like)
+        with _in(precision):
+            tensors = _basis(encoder, sorted(layers), like)
         with replacing(basis) as part:
             save_file(tensors, part)
     file = folder / f"{pool.file.stem}.f16"
     if not file.is_file():
-        _compute(teacher, sorted(layers), pool, basis, file, workers)
+        _compute(teacher, sorted(layers), pool, precision, basis, file, workers)
     counts, variances = _counts(pool), load_file(basis)["variances"]
     frames = np.memmap(file, np.float16, mode="r").reshape(counts.sum(), *variances.shape)
     return TeacherStates(sorted(layers), frames, counts, variances)
@@ -155,11 +162,27 @@ def _counts(pool: SpeechPool) -> np.ndarray:
     return np.maximum(1, (pool.lengths - FRAME) // HOP + 1)
 
 
-def _compute(teacher: str, layers: Sequence[int], pool: SpeechPool, basis: Path, file: Path, workers: int) -> None:
+def _compute(
+    teacher: str,
+    layers: Sequence[int],
+    pool: SpeechPool,
+    precision: torch.dtype,
+    basis: Path,
+    file: Path,
+    workers: int,
+) -> None:
     """Write the components of all clips of `pool` to `file`, by pieces that are kept until all are there."""
     pieces = [file.with_suffix(f".{start}.f16") for start in range(0, len(pool.lengths), _PIECE_CLIPS)]
     jobs = [
-        (teacher, layers, pool.file, range(len(pool.lengths))[number * _PIECE_CLIPS :][:_PIECE_CLIPS], basis, piece)
+        (
+            teacher,
+            layers,
+            precision,
+            pool.file,
+            range(len(pool.lengths))[number * _PIECE_CLIPS :][:_PIECE_CLIPS],
+            basis,
+            piece,
+        )
         for number, piece in enumerate(pieces)
         if not piece.is_file()
     ]
@@ -171,12 +194,15 @@ def _compute(teacher: str, layers: Sequence[int], pool: SpeechPool, basis: Path,
         piece.unlink()
 
 
-def _compute_piece(teacher: str, layers: Sequence[int], pool: Path, clips: range, basis: Path, piece: Path) -> None:
+def _compute_piece(
+    teacher: str, layers: Sequence[int], precision: torch.dtype, pool: Path, clips: range, basis: Path, piece: Path
+) -> None:
     """Write the components of the `clips` of the pool in the file `pool` to `piece`."""
     encoder, stored, speech = load_teacher(teacher), load_file(basis), SpeechPool.open(pool)
     with replacing(piece) as part, part.open("wb") as out:
         for clip in clips:
-            states = torch.stack(_states(encoder, layers, speech, clip), 1)  # (F, layers, D)
+            with _in(precision):
+                states = torch.stack(_states(encoder, layers, speech, clip), 1)  # (F, layers, D)
             found = torch.einsum("fld,ldk->flk", states - stored["mean"], stored["matrix"])
             out.write(found.half().numpy().tobytes())
 
@@ -214,4 +240,8 @@ def _states(teacher: Teacher, layers: Sequence[int], pool: SpeechPool, clip: int
     for start in range(0, frames_of(len(wave)) * HOP, step):
         states = teacher.hidden_states(wave[None, start : start + step + FRAME - HOP])
         parts.append([states[layer][0] for layer in layers])
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
+    return [torch.cat(part).float() for part in zip(*parts, strict=True)]
+
+
+def _in(precision: torch.dtype) -> torch.autocast:
+    return torch.autocast("cpu", precision, enabled=precision is not torch.float32)

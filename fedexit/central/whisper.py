@@ -71,7 +71,8 @@ class WhisperTeacher(nn.Module):
             waveforms: (B, T) at 16 kHz, each of zero mean and unit variance, at most `longest` seconds.
         """
         clips = [clip.numpy() for clip in _LEVEL * waveforms.float().cpu()]
-        mel = self.extractor(clips, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):
+            mel = self.extractor(clips, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="pt")
         weight = self.encoder.conv1.weight
         hidden = mel["input_features"].to(weight.device, weight.dtype)
         hidden = nn.functional.gelu(self.encoder.conv1(hidden))

@@ -23,13 +23,13 @@ from fedexit.devices.profiles import profiles
 from fedexit.lab.cells import Measured
 from fedexit.lab.material import opened
 from fedexit.lab.setting import CENTRAL, Cell, Setting
-from fedexit.model.backbone import PRESETS, load_backbone, shipped_backbones, state_hash
+from fedexit.model.backbone import PRESETS, load_backbone, state_hash
 from fedexit.model.training import lacks_bfloat16
 from fedexit.runner import fingerprint
 from fedexit.support.checkpoints import options_set
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, json_hash, weights_hash, write_bytes, write_text
-from fedexit.support.paths import backbones_dir, results_dir
+from fedexit.support.paths import backbone_folders, results_dir
 from fedexit.support.reads import note_read
 
 MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
@@ -66,7 +66,7 @@ def backbone_checksum(name: str) -> str:
 
     A preset has no weights to compare, because its code draws them: the checksum is its name.
     """
-    folder = backbones_dir() / name if name in shipped_backbones() else Path(name)
+    folder = backbone_folders().get(name, Path(name))
     if folder.is_dir():
         configurations = [file_hash(folder / part) for part in ("config.json", "preprocessor_config.json")]
         return json_hash([*configurations, weights_hash(folder)])

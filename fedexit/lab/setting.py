@@ -89,7 +89,7 @@ class FederationPart:
 class ModelPart:
     """Options of the model.
 
-    backbone: a preset, a model in data/backbones/, a folder or a hub id (`load_backbone`).
+    backbone: a preset, a model that has a name, a folder or a hub id (`load_backbone`).
     depths: depths of the tiers.
     shares: share of the devices in each tier; empty for equal shares.
     head: a head in place of the task's own; "" for the task's own.

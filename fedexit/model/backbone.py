@@ -22,7 +22,7 @@ from fedexit.data.checks import checked_batch
 from fedexit.model.pretrained import MASK_VECTOR, check_family, pretrained_model
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import weights_hash
-from fedexit.support.paths import backbones_dir, named_or_folder
+from fedexit.support.paths import backbone_folders, named_or_folder
 from fedexit.support.reads import note_read
 from fedexit.support.streams import seeded
 
@@ -232,11 +232,12 @@ def _normalise_over_time(features: Tensor, norm: nn.GroupNorm, valid: Tensor) ->
 
 
 def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
-    """Load a backbone by preset, name in data/backbones/, local folder or hub id.
+    """Load a backbone by preset, name, local folder or hub id.
 
     Args:
-        name_or_path: preset with random weights (`nano`, `tiny-random`, `base`), model that ships in data/backbones/
-            (`tiny`), folder in the Hugging Face format, or hub id. A `Path` and `./NAME` always mean a folder.
+        name_or_path: preset with random weights (`nano`, `tiny-random`, `base`), model that comes with the package
+            (`tiny`) or lies in the project's data/backbones, folder in the Hugging Face format, or hub id. A `Path` and
+            `./NAME` always mean a folder.
         seed: draws the weights of a preset; ignored otherwise.
 
     Returns:
@@ -257,7 +258,7 @@ def load_backbone(name_or_path: str | Path, seed: int = 0) -> Backbone:
     except FedexitError as error:
         if isinstance(source, Path):
             raise FedexitError(f"cannot load backbone: {error}") from error
-        known = ", ".join([*PRESETS, *shipped_backbones()])
+        known = ", ".join([*PRESETS, *backbone_folders()])
         raise FedexitError(
             f"cannot load backbone {name!r}: it is not one of {known} and not a folder; as a hub id: {error}"
         ) from error
@@ -270,22 +271,14 @@ def _source(name_or_path: str | Path) -> Path | str:
     """Return the folder to read, a preset's name or a hub id. Raises FedexitError for a name with two meanings."""
     if not isinstance(name_or_path, str | Path):
         raise FedexitError(f"a backbone is named by a text or a Path, not by a {type(name_or_path).__name__}")
-    name, shipped = str(name_or_path), shipped_backbones()
-    own = backbones_dir() / name if name in shipped else None
-    found = named_or_folder(name_or_path, [*PRESETS, *shipped], "backbone", own)
+    name, named = str(name_or_path), backbone_folders()
+    own = named.get(name)
+    found = named_or_folder(name_or_path, [*PRESETS, *named], "backbone", own)
     if isinstance(found, Path) and found.is_file():
         raise FedexitError(f"{name} is a file; name the folder that holds it and config.json")
     if isinstance(found, Path):
         return found if found.is_dir() else name
     return own or name
-
-
-def shipped_backbones() -> list[str]:
-    """Return the names in data/backbones/; none outside the project's folder."""
-    try:
-        return sorted(file.parent.name for file in backbones_dir().glob("*/config.json"))
-    except FedexitError:
-        return []
 
 
 def backbone_from_config(config: dict, name: str, pretrained: bool) -> Backbone:

@@ -20,7 +20,7 @@ from fedexit.data import places
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, json_hash, weights_hash
-from fedexit.support.paths import backbones_dir
+from fedexit.support.paths import backbone_folders
 
 # Modules that decide no number: the command line, the start of notebooks, messages and paths. The package's __init__.py
 # does not count either. `fedexit.runner.results` does: it rounds what the tables hold.
@@ -131,8 +131,9 @@ def corpus_checksum(name: str) -> str:
 
 
 def backbone_checksum(name: str) -> str:
-    """Return the hash of the weights in a folder of data/backbones, or "missing"."""
-    return _checksum(weights_hash, backbones_dir() / name)
+    """Return the hash of the weights of the backbone `name` (`backbone_folders`), or "missing"."""
+    folder = backbone_folders().get(name)
+    return _checksum(weights_hash, folder) if folder else "missing"
 
 
 @cache

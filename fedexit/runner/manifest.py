@@ -132,7 +132,7 @@ class Profile(_Entry):
     limit: time in minutes after which the notebook is stopped.
     parameters: values for the cell tagged `parameters`, which must set each of these names, and `profile`.
     data: corpora that the notebook reads in this profile, beside those of the notebook.
-    backbones: folders of data/backbones that it loads in this profile, beside those of the notebook.
+    backbones: names of backbones (`backbone_folders`) that it loads in this profile, beside those of the notebook.
     """
 
     minutes: Minutes
@@ -149,7 +149,7 @@ class Notebook(_Entry):
     title: one line for the README.
     needs: earlier notebooks whose tables it reads.
     data: corpora that it reads in every profile.
-    backbones: folders of data/backbones that it loads in every profile.
+    backbones: names of backbones (`backbone_folders`) that it loads in every profile.
     artifacts: all files that it writes; each figure comes with the CSV of what it plots.
     headline: a table that is printed in full at the end of every run.
     checks: conditions on its tables.

@@ -15,7 +15,7 @@ from fedexit.runner import fingerprint
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, write_text
-from fedexit.support.paths import backbones_dir, project_root, results_dir
+from fedexit.support.paths import backbone_folders, project_root, results_dir
 from fedexit.support.reads import read_notes
 
 NOT_HERE = "the results came with the project and were not run here"
@@ -153,10 +153,9 @@ def _provenance(notebook: Notebook, profile: str) -> Path:
 
 def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
     """Return the reason for each corpus and backbone (`corpus emodb`) that the notebook may not read in `profile`."""
-    folders = [folder.name for folder in backbones_dir().glob("*") if folder.is_dir()]
     kinds = [
         ("corpus", "data", {QUEEN, UNLABELLED, *TARS} - set(notebook.data_in(profile))),
-        ("backbone", "backbones", set(folders) - set(notebook.backbones_in(profile))),
+        ("backbone", "backbones", set(backbone_folders()) - set(notebook.backbones_in(profile))),
     ]
     return {
         f"{kind} {name}": f"{notebook.id} reads the {kind} {name}, which nbs_ci.yml does not declare; add {name} to "

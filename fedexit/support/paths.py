@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from fedexit.support.errors import FedexitError
+
+_SHIPPED = Path(__file__).parents[1] / "backbones"
 
 
 def project_root() -> Path:
@@ -30,9 +33,22 @@ def data_dir() -> Path:
     return _named_folder("FEDEXIT_DATA") or project_root() / "data"
 
 
-def backbones_dir() -> Path:
-    """Return the folder of the backbones that ship with the project or were pre-trained here."""
-    return project_root() / "data" / "backbones"
+def backbone_folders() -> dict[str, Path]:
+    """Return the folder of each backbone that has a name: those of the package and of the project's data/backbones.
+
+    Raises:
+        FedexitError: a folder in data/backbones has the name of a backbone of the package.
+    """
+    shipped, own = _models(_SHIPPED), {}
+    with suppress(FedexitError):  # outside a project there are only those of the package
+        own = _models(project_root() / "data" / "backbones")
+    if double := sorted(shipped.keys() & own.keys()):
+        raise FedexitError(f"{own[double[0]]} has the name of a backbone that comes with fedexit; rename the folder")
+    return shipped | own
+
+
+def _models(folder: Path) -> dict[str, Path]:
+    return {file.parent.name: file.parent for file in sorted(folder.glob("*/config.json"))}
 
 
 def results_dir() -> Path:
