@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
+    pretrain.add_argument("--device", default="cpu", help="where to train: cpu, cuda or mps (default: %(default)s)")
+    pretrain.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that compute a teacher's layers (%(default)s)"
+    )
     text = "train a start for speech recognition on the public voice of a corpus, or resume the training"
     ctc = _command(commands, "ctc", _ctc, text, "fedexit ctc data/backbones/mine-ctc --start data/backbones/mine")
     ctc.add_argument("out", metavar="FOLDER", help="folder of the run; it becomes a model folder with CTC heads")
@@ -192,7 +196,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     from fedexit.central.pretraining import pretraining_settings
 
     settings = pretraining_settings(dict(map(_parameter, args.settings)))
-    finished = pretrain(settings, args.out, args.minutes)
+    finished = pretrain(settings, args.out, args.minutes, device=args.device, workers=args.workers)
     print(f"{args.out}: " + ("done" if finished else "stopped at a checkpoint; run the command again to resume"))
 
 

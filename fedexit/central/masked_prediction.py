@@ -28,7 +28,7 @@ from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
 from fedexit.model.training import schedule
 from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import file_hash, write_text
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
@@ -62,15 +62,13 @@ class MaskedPrediction(nn.Module):
         last = self.model.config.num_hidden_layers
         states = {layer: state.float() for layer, state in enumerate(found.hidden_states)}
         states[last] = found.last_hidden_state.float()
-        losses, scores = [], []
-        for frames in (mask, ~mask):
-            pairs = [
-                target.measures(head(states[target.layer][frames]), own[frames])
-                for target, head, own in zip(self.targets.values(), self.heads, wanted, strict=True)
-            ]
-            losses.append(torch.stack([loss for loss, _ in pairs]))
-            scores.append(torch.stack([score for _, score in pairs]))
-        return torch.stack([*losses, *scores])
+        pairs = [
+            target.measures(head(states[target.layer]), own)
+            for target, head, own in zip(self.targets.values(), self.heads, wanted, strict=True)
+        ]
+        losses, scores = (torch.stack(each) for each in zip(*pairs, strict=True))  # (C, B, F)
+        rows = [(each * frames).sum((1, 2)) / frames.sum() for each in (losses, scores) for frames in (mask, ~mask)]
+        return torch.stack(rows)
 
 
 def pretrain(
@@ -94,13 +92,14 @@ def pretrain(
         workers: processes that compute the states of a teacher.
 
     Raises:
-        FedexitError: for unusable settings, a folder with another run, other data or another model, a damaged
-            checkpoint, and a loss that is not finite.
+        FedexitError: for unusable settings or devices, a folder with another run, other data or another model, a
+            damaged checkpoint, and a loss that is not finite.
     """
     if not minutes >= 0 or checkpoint_every < 1:
         raise FedexitError(
             f"minutes must be >= 0 and checkpoint_every >= 1, not minutes={minutes} and {checkpoint_every}"
         )
+    _check_device(device)
     out, deadline = Path(out), time.monotonic() + 60 * minutes
     claim: dict[str, Any] = {"settings": asdict(settings)}
     _check_claim(out, claim)
@@ -124,6 +123,13 @@ def pretrain(
     if run.done == settings.updates:
         run.finish(out)
     return run.done == settings.updates
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FedexitError(f"device {device!r} cannot be used ({first_line(error)}); use cpu, cuda or mps") from error
 
 
 def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: str | int) -> Tensor:
@@ -249,7 +255,7 @@ class _Run:
             return self.task(heard.to(self.device), wanted, mask.to(self.device))
 
     def _named(self, part: str, values: np.ndarray) -> dict[str, float]:
-        measures = ("masked_loss", "seen_loss", "masked_accuracy", "seen_accuracy")
+        measures = ("masked_loss", "seen_loss", "masked_score", "seen_score")
         return {
             f"{part}_{measure}_{name}": round(float(value), 5)
             for measure, line in zip(measures, values, strict=True)

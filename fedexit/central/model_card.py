@@ -14,14 +14,14 @@ from fedexit.support.files import write_text
 _TEMPLATE = """---
 library_name: transformers
 license: other
-tags: [speech, self-supervised, {family}]
+tags: [speech, {kind}, {family}]
 ---
 
-# {name}: a small self-supervised speech backbone
+# {name}: a small {kind} speech backbone
 
-A {family} encoder with {layers} layers of width {width} ({parameters:.2f} M parameters), trained by masked prediction
-with `fedexit pretrain` on unlabelled speech{start}. The fedexit notebooks can run on such a self-supervised
-representation without a network. It does not compete with models that were trained on a thousand hours.
+A {family} encoder with {layers} layers of width {width} ({parameters:.2f} M parameters), trained {how} with
+`fedexit pretrain` on unlabelled speech{start}. The fedexit notebooks can run on such a representation without a
+network. It does not compete with models that were trained on a thousand hours.
 
     from fedexit import load_backbone
     backbone = load_backbone("{name}")          # or the path of this folder; transformers.AutoModel loads it as well
@@ -33,7 +33,9 @@ Input: 16 kHz mono, each clip of zero mean and unit variance. Weights: half prec
 
 {stages}
 
-## Speech
+The loss is in nats per frame for codes, and the unexplained share of the variance for states of a teacher.
+
+{teacher}## Speech
 
 The training speech lasts {hours:.1f} hours. Only the split `train` of each corpus was used for training, and `dev` for
 the development loss. No test clip was used. The model comes without the audio.
@@ -48,8 +50,19 @@ train on clips that were used in pre-training (without labels) if `queen` is lis
 
 ## Licence
 
-The weights are offered under the licences of all recordings listed above. The code is under the MIT licence.
+The weights are offered under the licences of all recordings listed above{under}. The code is under the MIT licence.
 """
+_TEACHER = """## Teacher
+
+The targets `stateL` are the principal components of the hidden states of layer L of `{teacher}`. A target that ends in
+`@l` is read from layer l of the model, by a projection that is thrown away after training. {about} So this model is
+distilled, not self-supervised.
+
+"""
+_TEACHERS = {
+    "whisper-base": "Whisper base (Radford et al. 2023; MIT licence) learned from 680,000 hours of transcribed speech, "
+    "not known in detail."
+}
 _CTC_TEMPLATE = """---
 library_name: transformers
 license: other
@@ -91,19 +104,31 @@ def write_card(folder: Path) -> None:
     record = folder / "training"
     stages = read_stages(record)
     first, last = (list(stages.values())[place] for place in (0, -1))
-    speech = _speech(last["corpora"])
+    speech, teacher = _speech(last["corpora"]), _teacher_of(stages)
     text = _TEMPLATE.format(
         name=folder.name,
         family=config["model_type"],
+        kind="distilled" if teacher else "self-supervised",
+        how=f"by distillation from {teacher}" if teacher else "by masked prediction",
+        teacher=_TEACHER.format(teacher=teacher, about=_TEACHERS.get(teacher, "See its own card.")) if teacher else "",
         start=f", starting from `{Path(first['start']).name}`" if first["start"] else "",
         layers=config["num_hidden_layers"],
         width=config["hidden_size"],
         parameters=(folder / "model.safetensors").stat().st_size / 2e6,  # two bytes each
         stages=_markdown(pd.DataFrame([_stage(name, stage, record) for name, stage in stages.items()])),
+        under=", and of the teacher" if teacher else "",
         hours=speech["hours"].sum(),
         sources=_markdown(speech.round(2)),
     )
     write_text(folder / "README.md", text)
+
+
+def _teacher_of(stages: dict[str, dict]) -> str | None:
+    """Return the teacher whose hidden states some stage learned, None for a self-supervised model."""
+    for stage in reversed(stages.values()):
+        if any(target.startswith("state") for target in stage["targets"]):
+            return Path(stage["teacher"]).name
+    return None
 
 
 def read_stages(record: Path) -> dict[str, dict]:
@@ -134,7 +159,8 @@ def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
         "predicts": ", ".join(settings["targets"]),
         "updates": settings["updates"],
         "seconds of speech per update": settings["seconds"],
-        "masked loss on dev, nats per frame": ", ".join(map(str, loss)),
+        "masked loss on dev": ", ".join(map(str, loss)),
+        "mask": f"{settings['mask_probability']:.0%} of the frames",
         "compute": f"{settings['minutes']:.0f} minutes on {settings['threads']} CPU threads",
     }
 

@@ -43,7 +43,7 @@ class Target(Protocol):
         ...
 
     def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and score of the head's output (N, K) for N frames."""
+        """Return loss and score (B, F) of the head's output (B, F, K)."""
         ...
 
 
@@ -69,8 +69,9 @@ class CodeTarget(NamedTuple):
         return classifier
 
     def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cross-entropy and accuracy of logits (N, K) for codes (N,)."""
-        return nn.functional.cross_entropy(predicted, wanted), (predicted.argmax(-1) == wanted).float().mean()
+        """Return cross-entropy and accuracy (B, F) of logits (B, F, K) for codes (B, F)."""
+        loss = nn.functional.cross_entropy(predicted.transpose(1, 2), wanted, reduction="none")
+        return loss, (predicted.argmax(-1) == wanted).float()
 
 
 class StateTarget(NamedTuple):
@@ -95,10 +96,10 @@ class StateTarget(NamedTuple):
         return nn.Linear(width, self.size)
 
     def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share of the variance that is not predicted, and that which is, for components (N, size)."""
+        """Return the share of the variance that is not predicted, and that which is, (B, F), for (B, F, size)."""
         variances = self.states.variances[self.states.layers.index(self.teacher_layer), : self.size]
         importance = (variances.sqrt() / variances.sqrt().sum()).to(predicted.device)
-        loss = ((predicted - wanted).square() * importance).sum(-1).mean()
+        loss = ((predicted - wanted).square() * importance).sum(-1)
         return loss, 1 - loss.detach()
 
 
@@ -119,27 +120,26 @@ def open_targets(
     """
     states: list[TeacherStates | None] = [None, None]
     if settings.teacher:
-        own = settings.teacher, settings.teacher_layers
-        states = [open_states(*own, pool, pools[0], PRECISIONS[settings.precision], workers) for pool in pools]
+        wanted, precision = settings.teacher_layers, PRECISIONS[settings.precision]
+        states = [open_states(settings.teacher, wanted, pool, pools[0], precision, workers) for pool in pools]
     stored = _codebooks(settings, pools[0], states[0], file)
-    found: list[dict[str, Target]] = []
-    for own in states:
-        targets: dict[str, Target] = {
-            book.feature: CodeTarget(
-                Codebook(
-                    features_of(book.feature, own), *(stored[f"{book.feature}.{part}"] for part in CODEBOOK_PARTS)
-                ),
-                book.weight,
-                book.layer or layers,
-            )
-            for book in settings.books
-        }
-        for state in settings.states:
-            assert own is not None  # the settings demand a teacher
-            name, size, weight, layer = state
-            targets[name] = StateTarget(own, int(name.removeprefix("state")), size, weight, layer or layers)
-        found.append(targets)
-    return found[0], found[1]
+    train, dev = (_targets(settings, own, stored, layers) for own in states)
+    return train, dev
+
+
+def _targets(
+    settings: Pretraining, states: TeacherStates | None, stored: dict[str, Tensor], layers: int
+) -> dict[str, Target]:
+    """Return the targets for the pool with the teacher's `states`, in the order of the settings."""
+    targets: dict[str, Target] = {}
+    for feature, size, weight, layer in settings.parsed:
+        if feature.startswith("state"):
+            assert states is not None  # the settings demand a teacher
+            targets[feature] = StateTarget(states, int(feature.removeprefix("state")), size, weight, layer or layers)
+        else:
+            parts = [stored[f"{feature}.{part}"] for part in CODEBOOK_PARTS]
+            targets[feature] = CodeTarget(Codebook(features_of(feature, states), *parts), weight, layer or layers)
+    return targets
 
 
 def _codebooks(settings: Pretraining, pool: SpeechPool, states: TeacherStates | None, file: Path) -> dict[str, Tensor]:
