@@ -13,7 +13,7 @@ from small_corpus import write_small_corpus
 from fedexit import FedexitError, MultiExitModel, load_backbone, open_corpus
 from fedexit.central import fine_tuning
 from fedexit.central.fine_tuning import Recipe, fine_tune
-from fedexit.central.probes import random_splits
+from fedexit.central.probes import group_splits
 from fedexit.data.batches import normalised
 from fedexit.data.text import CHARACTERS, characters
 from fedexit.federated.clients import Client, LocalTraining, local_round
@@ -328,7 +328,7 @@ def test_masks_of_a_client_do_not_depend_on_stored_features(longer):
 def test_voices_are_recognised_and_a_worker_gives_the_same_errors(tmp_path):
     folder = str(write_small_corpus(tmp_path / "tones"))
     rows = open_corpus(folder).manifest
-    split = random_splits(rows["speaker"], 1)[0]
+    split = group_splits(rows["speaker"], rows["id"], 5)[0]
     recipe = Recipe(epochs=8, crop=8, learning_rate=1e-3)
     job = folder, rows, split, "speaker", "nano", 3, recipe, 0.25, 0
     here = fine_tuned_error(*job, tmp_path / "here.safetensors")

@@ -192,7 +192,11 @@ def test_a_resumed_student_is_the_same_to_the_byte(distilled, tmp_path):
 
 def test_the_card_of_a_student_names_its_teacher(distilled):
     card = (distilled[1] / "README.md").read_text()
-    assert "by distillation from" in card and "state0:8:1@1" in card and "self-supervised" not in card.split("## Training")[0]
+    assert (
+        "by distillation from" in card
+        and "state0:8:1@1" in card
+        and "self-supervised" not in card.split("## Training")[0]
+    )
 
 
 def test_only_the_layers_up_to_a_target_learn_from_it():

@@ -14,14 +14,12 @@ from fedexit.central.probes import (
     cluster_quality,
     ctc_probe,
     frame_states,
-    left_out_splits,
+    group_splits,
     linear_cka,
     log_mel,
-    official_splits,
     pooled_log_mel,
     pooled_states,
     profile,
-    random_splits,
 )
 from fedexit.data.batches import normalised
 from fedexit.data.text import characters
@@ -65,23 +63,23 @@ def planted(layers=3, layer=2, clips=150):
 
 def test_a_probe_finds_the_layer_that_holds_planted_information():
     features, labels = planted()
-    table = profile(features, labels, random_splits(labels, 3))
+    table = profile(features, labels, group_splits(labels, range(len(labels)), 3))
     assert len(table) == 9 and best_layer(table) == 2
     means = table.groupby("layer")["test"].mean()
     assert means[2] > 0.9 and means.drop(2).max() < 0.5
-    assert table.equals(profile(features, labels, random_splits(labels, 3)))
+    assert table.equals(profile(features, labels, group_splits(labels, range(len(labels)), 3)))
 
 
 def test_the_best_layer_is_chosen_on_dev_alone():
     features, labels = planted()
-    table = profile(features, labels, random_splits(labels, 2))
+    table = profile(features, labels, group_splits(labels, range(len(labels)), 3))
     table.loc[table["layer"] == 0, "test"] = 1.0
     assert best_layer(table) == 2
 
 
 def test_one_ridge_strength_is_chosen_on_dev_for_all_splits():
     features, labels = planted()
-    splits = random_splits(labels, 3)
+    splits = group_splits(labels, range(len(labels)), 3)
     table = profile(features[:, 2:], labels, splits)
     scaled = [StandardScaler().fit(features[train, 2]).transform(features[:, 2]) for train, _, _ in splits]
     dev = {
@@ -94,25 +92,21 @@ def test_one_ridge_strength_is_chosen_on_dev_for_all_splits():
     assert list(table["dev"]) == max(dev.values(), key=np.mean)
 
 
-def test_splits_are_disjoint_and_have_the_stated_sizes():
-    labels = np.repeat(list("abcde"), 20)
-    for train, dev, test in random_splits(labels, 4):
-        assert (len(train), len(dev), len(test)) == (60, 20, 20) and len({*train, *dev, *test}) == 100
-        assert set(labels[test]) == set(labels[dev]) == set("abcde")
-    official = np.repeat(["train", "dev", "test"], [50, 20, 30])
-    splits = official_splits(official, 3)
-    assert all(len(train) == 40 and set(official[train]) == {"train"} for train, _, _ in splits)
-    assert all(np.array_equal(test, np.arange(70, 100)) for _, _, test in splits)
-    assert not np.array_equal(np.sort(splits[0][0]), np.sort(splits[1][0]))
-
-
-def test_no_speaker_is_in_two_parts_and_every_clip_is_tested_once():
-    speakers = np.repeat([f"s{number}" for number in range(10)], 7)
-    splits = left_out_splits(speakers, 10)
+def test_no_group_is_in_two_parts_and_every_clip_is_tested_once():
+    speakers, labels = np.repeat([f"s{number}" for number in range(20)], 7), np.tile(list("abcdefg"), 20)
+    splits = group_splits(labels, speakers, 5)
     for parts in splits:
         named = [set(speakers[part]) for part in parts]
-        assert len(named[0]) == 8 and not (named[0] & named[1] or named[0] & named[2] or named[1] & named[2])
-    assert sorted(np.concatenate([test for _, _, test in splits])) == list(range(70))
+        assert [len(names) for names in named] == [12, 4, 4] and len(set.union(*named)) == 20
+        assert all(set(labels[part]) == set("abcdefg") for part in parts)
+    assert sorted(np.concatenate([test for _, _, test in splits])) == list(range(140))
+    assert all(np.array_equal(splits[fold][1], splits[(fold + 1) % 5][2]) for fold in range(5))
+
+
+@pytest.mark.parametrize("folds", [2, 4])
+def test_too_few_and_too_many_folds_are_refused(folds):
+    with pytest.raises(FedexitError, match=f"folds={folds} must be at least 3 and at most the number of groups, 3"):
+        group_splits(list("aabbcc"), list("aabbcc"), folds)
 
 
 # ---- similarity --------------------------------------------------------------------------------------------------

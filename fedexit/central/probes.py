@@ -3,6 +3,7 @@
 Index 0 is the input of layer 1, index l the output of layer l. Log-mel features, as a single "layer", are the baseline.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import jiwer
@@ -12,7 +13,7 @@ import torch
 import torchaudio
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import mutual_info_score
-from sklearn.model_selection import GroupKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -107,34 +108,30 @@ def best_layer(profile: pd.DataFrame) -> int:
     return int(profile.groupby("layer")["dev"].mean().idxmax())
 
 
-def official_splits(split: Sequence[str], repeats: int, share: float = 0.8) -> list[Split]:
-    """Return `repeats` copies of the corpus's own split, each with another random `share` of its training clips."""
-    names = np.asarray(split)
-    train, dev, test = (np.flatnonzero(names == name) for name in ("train", "dev", "test"))
-    size = round(share * len(train))
-    return [(numpy_stream("probe", repeat).permutation(train)[:size], dev, test) for repeat in range(repeats)]
+def group_splits(labels: Sequence, groups: Sequence, folds: int) -> list[Split]:
+    """Return splits in which each of `folds` parts is test once and dev once; no group is in two parts of a split.
 
+    Args:
+        labels: labels (N,), whose shares are as equal as possible in all parts.
+        groups: group (N,) of each clip, such as its dialogue or speaker. For clips without groups give their numbers.
+        folds: number of parts, at least 3.
 
-def random_splits(labels: Sequence, repeats: int) -> list[Split]:
-    """Return `repeats` random splits with 60 % train, 20 % dev and 20 % test of each label, for closed-set tasks."""
-    targets = np.asarray(labels)
-    outer = StratifiedShuffleSplit(repeats, test_size=0.2, random_state=stream_seed("probe", "test") % 2**32)
-    splits = []
-    for rest, test in outer.split(targets, targets):
-        inner = StratifiedShuffleSplit(1, test_size=0.25, random_state=0)
-        train, dev = next(inner.split(rest, targets[rest]))
-        splits.append((rest[train], rest[dev], test))
-    return splits
-
-
-def left_out_splits(speakers: Sequence, folds: int) -> list[Split]:
-    """Return splits in which each of `folds` groups of speakers is test once and dev once; sides share no speaker."""
-    groups = np.asarray(speakers)
-    parts = [test for _, test in GroupKFold(folds).split(groups, groups=groups)]
+    Raises:
+        FedexitError: for fewer than 3 folds and for more folds than groups.
+    """
+    targets, names = np.asarray(labels), np.asarray(groups)
+    if not 3 <= folds <= len(np.unique(names)):
+        raise FedexitError(
+            f"folds={folds} must be at least 3 and at most the number of groups, {len(np.unique(names))}"
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=stream_seed("probe", "folds") % 2**32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # it is then missing in some part
+        parts = [test for _, test in splitter.split(targets, targets, names)]
     splits = []
     for fold, test in enumerate(parts):
         dev = parts[(fold + 1) % folds]
-        splits.append((np.setdiff1d(np.arange(len(groups)), np.concatenate([dev, test])), dev, test))
+        splits.append((np.setdiff1d(np.arange(len(targets)), np.concatenate([dev, test])), dev, test))
     return splits
 
 
