@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -163,9 +161,3 @@ def test_a_bad_limit_is_refused(monkeypatch, wish):
     monkeypatch.setenv("FEDEXIT_CACHE_GB", wish)
     with pytest.raises(FedexitError, match=f"FEDEXIT_CACHE_GB is {wish!r}; give a number of gigabytes, 0 or more"):
         limit()
-
-
-def test_features_need_no_fcntl():
-    """Windows lacks fcntl."""
-    code = "import sys; sys.modules['fcntl'] = None; import fedexit.model.features"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -569,7 +569,7 @@ from pathlib import Path
 import test_grid as t
 t.fingerprint.code_hash = lambda module: t.CODE
 if __name__ == "__main__":
-    t.run_grid(t.CELLS[:2], t.setting({folder!r}, 6), Path({state!r}), workers=2)
+    t.run_grid(t.CELLS[:2], t.setting({folder!r}, 4), Path({state!r}), workers=2)
 """
 
 
@@ -588,8 +588,8 @@ def test_sigkill_leaves_no_worker_and_the_rest_resumes_bit_identically(folder, t
             break
         time.sleep(0.1)
     assert not _alive(group)
-    resumed = run_grid(CELLS[:2], setting(folder, 6), state, workers=1)
-    fresh = run_grid(CELLS[:2], setting(folder, 6), tmp_path / "fresh", workers=1)
+    resumed = run_grid(CELLS[:2], setting(folder, 4), state, workers=1)
+    fresh = run_grid(CELLS[:2], setting(folder, 4), tmp_path / "fresh", workers=1)
     assert_same(resumed, fresh)
 
 

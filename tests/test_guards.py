@@ -302,13 +302,11 @@ def test_a_class_of_a_notebook_is_named():
     assert said.startswith("FedexitError workers cannot load Mine") and "workers=1" in said
 
 
-def test_a_system_without_forkserver_and_fcntl_spawns(monkeypatch):
+def test_a_system_without_forkserver_spawns(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     with processes.worker_pool("forkserver", 1, processes.start_worker) as pool:
         assert pool.submit(math.sqrt, 4.0).result() == 2.0
         assert type(next(iter(processes.processes_of(pool)))).__name__ == "SpawnProcess"
-    code = "import sys; sys.modules['fcntl'] = None; import fedexit, fedexit.support.processes, fedexit.support.sharing"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_processes_of_a_pool_are_those_that_work():
