@@ -19,13 +19,13 @@ from torch.utils.data import ConcatDataset
 from fedexit.data.batches import batches, by_length, collate, data_digest, normalised
 from fedexit.data.tasks.contract import majority_error
 from fedexit.data.text import CHARACTERS, characters
-from fedexit.federated import rounds as federation
 from fedexit.federated.clients import Client, LocalTraining, local_round, make_optimiser
 from fedexit.federated.rounds import drop_outs, federate, sample
 from fedexit.model.backbone import backbone_from_config, config_of, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import error_rates, predict
 from fedexit.model.names import layer_of
+from fedexit.support import checkpoints
 from fedexit.support.checkpoints import save_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import on_workers
@@ -144,14 +144,15 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
 KILLED = """
 import os, signal, sys; sys.path.insert(0, {tests!r})
 import test_federation as t
-row = t.federation.ledger_row
+from fedexit.federated import rounds
+row = rounds.ledger_row
 
 def row_or_die(number, *rest):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return row(number, *rest)
 
-t.federation.ledger_row = row_or_die
+rounds.ledger_row = row_or_die
 t.run({checkpoint!r}, rounds=5, evaluate_every=4)
 """
 
@@ -214,7 +215,7 @@ def test_an_interrupted_run_can_end_earlier_than_planned(tmp_path, monkeypatch):
         if state["round"] == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(federation, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "state", rounds=5, evaluate_every=2)
     monkeypatch.undo()

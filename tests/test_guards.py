@@ -19,7 +19,7 @@ from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbon
 from fedexit.data.text import CHARACTERS, characters
 from fedexit.federated import checks
 from fedexit.federated.aggregation import Update, make_aggregator
-from fedexit.federated.rounds import RoundState
+from fedexit.federated.resuming import RoundState
 from fedexit.model.training import schedule
 from fedexit.support import processes
 from fedexit.support.checkpoints import append_rows, load_checkpoint, read_rows, rows_file, save_checkpoint
