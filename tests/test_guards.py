@@ -309,6 +309,10 @@ def test_a_system_without_forkserver_spawns(monkeypatch):
         assert type(next(iter(processes.processes_of(pool)))).__name__ == "SpawnProcess"
 
 
+def test_a_single_worker_is_this_process():
+    assert processes.on_workers(os.getpid, [(), ()], 1, "jobs") == [os.getpid()] * 2
+
+
 def test_the_processes_of_a_pool_are_those_that_work():
     """This fails when the standard library changes the private name."""
     with processes.worker_pool("spawn", 1, processes.start_worker) as pool:
