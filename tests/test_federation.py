@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_jobs import wait_or_fail
 from torch.utils.data import ConcatDataset
 
 from fedexit.data.batches import batches, by_length, collate, data_digest, normalised
 from fedexit.data.tasks.contract import majority_error
 from fedexit.data.text import CHARACTERS, characters
-from fedexit.federated import rounds as federation
 from fedexit.federated.clients import Client, LocalTraining, local_round, make_optimiser
 from fedexit.federated.rounds import drop_outs, federate, sample
 from fedexit.model.backbone import backbone_from_config, config_of, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import error_rates, predict
 from fedexit.model.names import layer_of
+from fedexit.support import checkpoints
 from fedexit.support.checkpoints import save_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import on_workers
@@ -142,23 +142,27 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
 
 
 KILLED = """
-import sys; sys.path.insert(0, {tests!r})
+import os, signal, sys; sys.path.insert(0, {tests!r})
 import test_federation as t
-t.run({checkpoint!r}, rounds=40, evaluate_every=10)
+from fedexit.federated import rounds
+row = rounds.ledger_row
+
+def row_or_die(number, *rest):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return row(number, *rest)
+
+rounds.ledger_row = row_or_die
+t.run({checkpoint!r}, rounds=5, evaluate_every=4)
 """
 
 
 def test_a_run_killed_within_a_round_resumes_bit_identically(tmp_path):
     checkpoint = tmp_path / "state"
     code = KILLED.format(tests=os.path.dirname(__file__), checkpoint=str(checkpoint))
-    process = subprocess.Popen([sys.executable, "-c", code])
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.3)  # somewhere within a later round
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    load_file(checkpoint)  # complete at any moment
-    assert_same(run(rounds=40, evaluate_every=10), run(checkpoint, rounds=40, evaluate_every=10))
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL  # after a client of round 3
+    load_file(checkpoint)
+    assert_same(run(rounds=5, evaluate_every=4), run(checkpoint, rounds=5, evaluate_every=4))
 
 
 def test_more_rounds_continue_a_run_and_fewer_are_refused(tmp_path):
@@ -211,7 +215,7 @@ def test_an_interrupted_run_can_end_earlier_than_planned(tmp_path, monkeypatch):
         if state["round"] == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(federation, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "state", rounds=5, evaluate_every=2)
     monkeypatch.undo()
@@ -435,16 +439,6 @@ def test_an_error_in_a_worker_is_raised_in_the_main_process():
     for workers in (1, 2):
         with pytest.raises(FedexitError, match="client mute, clip 0 holds no samples"):
             federate(make_model(), broken, rounds=1, workers=workers)
-
-
-def wait_or_fail(slow, begun, ended):
-    if slow:
-        begun.touch()
-        time.sleep(30)
-        ended.touch()
-    while not begun.exists():
-        time.sleep(0.01)
-    raise FedexitError("a job that fails")
 
 
 def test_the_first_failure_stops_the_other_workers(tmp_path):

@@ -25,7 +25,6 @@ from fedexit.data.trials import make_trials
 from fedexit.devices.dynamics import Faults
 from fedexit.devices.policy import Need, Policy
 from fedexit.devices.profiles import MIB
-from fedexit.federated import rounds as federation
 from fedexit.federated.clients import LocalTraining
 from fedexit.lab import cells, checks, grid, kept
 from fedexit.lab.cells import Measured, run_cell
@@ -35,6 +34,7 @@ from fedexit.lab.setting import CENTRAL, Cell, DataPart, FederationPart, ModelPa
 from fedexit.model import ctc
 from fedexit.model.backbone import load_backbone
 from fedexit.runner import fingerprint
+from fedexit.support import checkpoints
 from fedexit.support.processes import on_workers, one_thread
 from fedexit.support.reads import read_notes
 
@@ -464,7 +464,7 @@ class Interrupted(Exception):
 def test_an_interrupted_cell_resumes_with_bit_identical_results(method, folder, small, monkeypatch):
     cell, state = Cell("voice", method, 1, 3 if method == "central" else 0), small / "state"
     whole = run_cell(cell, settings(folder, "voice"), small / "whole")
-    module = central if method == "central" else federation
+    module = central if method == "central" else checkpoints
     save = module.save_checkpoint
 
     def save_and_stop(*arguments):
@@ -569,7 +569,7 @@ from pathlib import Path
 import test_grid as t
 t.fingerprint.code_hash = lambda module: t.CODE
 if __name__ == "__main__":
-    t.run_grid(t.CELLS[:2], t.setting({folder!r}, 6), Path({state!r}), workers=2)
+    t.run_grid(t.CELLS[:2], t.setting({folder!r}, 4), Path({state!r}), workers=2)
 """
 
 
@@ -588,8 +588,8 @@ def test_sigkill_leaves_no_worker_and_the_rest_resumes_bit_identically(folder, t
             break
         time.sleep(0.1)
     assert not _alive(group)
-    resumed = run_grid(CELLS[:2], setting(folder, 6), state, workers=1)
-    fresh = run_grid(CELLS[:2], setting(folder, 6), tmp_path / "fresh", workers=1)
+    resumed = run_grid(CELLS[:2], setting(folder, 4), state, workers=1)
+    fresh = run_grid(CELLS[:2], setting(folder, 4), tmp_path / "fresh", workers=1)
     assert_same(resumed, fresh)
 
 

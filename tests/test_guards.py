@@ -19,7 +19,7 @@ from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbon
 from fedexit.data.text import CHARACTERS, characters
 from fedexit.federated import checks
 from fedexit.federated.aggregation import Update, make_aggregator
-from fedexit.federated.rounds import RoundState
+from fedexit.federated.resuming import RoundState
 from fedexit.model.training import schedule
 from fedexit.support import processes
 from fedexit.support.checkpoints import append_rows, load_checkpoint, read_rows, rows_file, save_checkpoint
@@ -302,13 +302,15 @@ def test_a_class_of_a_notebook_is_named():
     assert said.startswith("FedexitError workers cannot load Mine") and "workers=1" in said
 
 
-def test_a_system_without_forkserver_and_fcntl_spawns(monkeypatch):
+def test_a_system_without_forkserver_spawns(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     with processes.worker_pool("forkserver", 1, processes.start_worker) as pool:
         assert pool.submit(math.sqrt, 4.0).result() == 2.0
         assert type(next(iter(processes.processes_of(pool)))).__name__ == "SpawnProcess"
-    code = "import sys; sys.modules['fcntl'] = None; import fedexit, fedexit.support.processes, fedexit.support.sharing"
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_single_worker_is_this_process():
+    assert processes.on_workers(os.getpid, [(), ()], 1, "jobs") == [os.getpid()] * 2
 
 
 def test_the_processes_of_a_pool_are_those_that_work():

@@ -1,14 +1,17 @@
 """Measure memory and time of a client. Memory is the rise of the peak of a fresh process (Linux only).
 
-`python -m fedexit.devices.probe` is that process; `measured_memory` starts it and reads its output.
+`python -m fedexit.devices.probe` loads the libraries and forks a process per client; `measured_memories` starts it and
+reads its output.
 """
 
 import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,41 +30,60 @@ MODES = ("training", "forward")
 _RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
+class ProbedClient(NamedTuple):
+    """A client with random weights whose memory is measured."""
+
+    backbone: str  # name of the backbone
+    depth: int  # of the client
+    batch: int  # clips per batch
+    seconds: float  # length of each clip
+    # `training`, a local round with Adam of two batches, or `forward`, one batch without gradients. These are the peaks
+    # that `fedexit.model.costs.memory` predicts.
+    mode: str = "training"
+
+
 def measured_memory(
     backbone: str, depth: int, batch: int, seconds: float, mode: str = "training", plain_allocator: bool = False
 ) -> int:
-    """Return the peak bytes, without the libraries, of a fresh process that trains a client with random weights.
+    """Return what `measured_memories` returns for one client; the arguments are the fields of `ProbedClient`."""
+    return measured_memories([ProbedClient(backbone, depth, batch, seconds, mode)], plain_allocator)[0]
+
+
+def measured_memories(clients: Sequence[ProbedClient], plain_allocator: bool = False) -> list[int]:
+    """Return for each client the peak bytes, without the libraries, of a process that does its work and ends.
 
     Args:
-        backbone: Name of the backbone.
-        depth: Depth of the client.
-        batch: Clips per batch.
-        seconds: Length of each clip.
-        mode: `training`, a local round with Adam of two batches, or `forward`, one batch without gradients. These are
-            the peaks that `fedexit.model.costs.memory` predicts.
+        clients: What is measured, one after the other.
         plain_allocator: Whether the allocator keeps freed memory, as glibc does by default.
 
-    Raises FedexitError for an unknown mode or depth, on other systems than Linux, and when the process dies.
+    Raises FedexitError for an unknown mode or depth, on other systems than Linux, and when a process dies.
     """
-    if mode not in MODES:
-        raise FedexitError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
-    if not sys.platform.startswith("linux"):
-        raise FedexitError("peak memory is read from /proc, which only Linux has; use fedexit.model.costs.memory")
-    full = load_backbone(backbone)
-    check_exit(depth, range(1, full.layers + 1), backbone)
-    client = {"config": {**config_of(full), "num_hidden_layers": depth}, "depth": depth}
-    job = json.dumps({**client, "batch": batch, "samples": int(seconds * 16_000), "mode": mode})
+    jobs = json.dumps([_job(client) for client in clients])
     env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if plain_allocator else _RETURN_FREED)}
     command = [sys.executable, "-m", "fedexit.devices.probe"]
-    done = subprocess.run(command, input=job, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, input=jobs, capture_output=True, text=True, env=env)
+    peaks = [int(line) for line in done.stdout.splitlines()]
     if done.returncode:
-        last = [f"it ended with code {done.returncode}", *done.stderr.strip().splitlines()][-1]
-        reason = f"it was ended by signal {-done.returncode}" if done.returncode < 0 else last
+        reason = [f"it ended with code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        died = clients[len(peaks)]
         raise FedexitError(
-            f"the process that measures {backbone} at depth {depth} (batch {batch}, {seconds:g} s, {mode}) died, most "
-            f"often because memory ran out: {reason}"
+            f"the process that measures {died.backbone} at depth {died.depth} (batch {died.batch}, {died.seconds:g} s, "
+            f"{died.mode}) died, most often because memory ran out: {reason}"
         )
-    return int(done.stdout)
+    return peaks
+
+
+def _job(client: ProbedClient) -> dict:
+    """Return the geometry and the sizes of a client as JSON can hold them."""
+    if client.mode not in MODES:
+        raise FedexitError(f"unknown mode {client.mode!r}; known: {', '.join(MODES)}")
+    if not sys.platform.startswith("linux"):
+        raise FedexitError("peak memory is read from /proc, which only Linux has; use fedexit.model.costs.memory")
+    full = load_backbone(client.backbone)
+    check_exit(client.depth, range(1, full.layers + 1), client.backbone)
+    config = {**config_of(full), "num_hidden_layers": client.depth}
+    samples = int(client.seconds * 16_000)
+    return dict(config=config, depth=client.depth, batch=client.batch, samples=samples, mode=client.mode)
 
 
 def step_seconds(model: MultiExitModel, depth: int, clips: Sequence[Example]) -> float:
@@ -116,5 +138,23 @@ def resident(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
+def _in_a_fork(job: dict) -> None:
+    """Print the peak bytes of `job`, measured in a process that shares the libraries; end this one if that dies."""
+    child = os.fork()
+    if child == 0:
+        try:
+            print(_probe(job), flush=True)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        sys.exit(f"it was ended by signal {-code}")
+    if code:
+        sys.exit(code)
+
+
 if __name__ == "__main__":
-    print(_probe(json.load(sys.stdin)))
+    for waiting in json.load(sys.stdin):
+        _in_a_fork(waiting)

@@ -1,40 +1,29 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
-from torch import Tensor
 
-from fedexit.data.batches import Example, data_digest
-from fedexit.federated.aggregation import MOMENTS, check_exponent, make_aggregator
+from fedexit.data.batches import Example
+from fedexit.federated.aggregation import check_exponent, make_aggregator
 from fedexit.federated.checks import check_data, check_depths, check_run
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.fedra import round_of_drawn_layers
 from fedexit.federated.ledger import client_costs, ledger_row
-from fedexit.federated.local_heads import Heads, heads_in, packed, unpacked
+from fedexit.federated.local_heads import Heads, heads_in
 from fedexit.federated.methods import Method, everyone, find_method
+from fedexit.federated.resuming import Depths, Kept, Plan, RoundState, continued, hash_of, identity_of, resumed, saved
 from fedexit.federated.workers import Round, Work, local_rounds
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.metrics import all_rates, predict
-from fedexit.support.checkpoints import (
-    append_rows,
-    load_checkpoint,
-    options_set,
-    read_rows,
-    refusing_damage,
-    save_checkpoint,
-)
 from fedexit.support.checks import listed, whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
 
 CURVE = ["round", "exit", "metric", "value", "n"]
-Depths = Callable[[int], Mapping[str, int | None]]
 
 
 @dataclass(frozen=True)
@@ -49,36 +38,6 @@ class Federation:
     table: pd.DataFrame  # errors of every exit on `dev`: `round, exit, metric, value, n`
     clients: pd.DataFrame  # the ledger: see above
     heads: Heads = field(default_factory=dict)  # heads that clients kept, by client (`local_heads`)
-
-
-@dataclass(frozen=True)
-class RoundState:
-    """The progress of a federation, as its checkpoint holds it. The ledger is in a table beside it."""
-
-    round: int  # number of finished rounds
-    evaluations: list[list]  # rows of `Federation.table`
-    depths: list[str]  # a hash per round of the depths that `depths` returned
-    ledger_bytes: int  # bytes of the ledger's table that belong to this state
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Rows and tensors that outlive a round, beside the model's weights; they are updated in place."""
-
-    ledger: list[dict] = field(default_factory=list)  # rows of `Federation.clients`
-    costs: dict[tuple[str, int], dict] = field(default_factory=dict)  # costs of a local round, by client and depth
-    moments: dict[str, Tensor] = field(default_factory=dict)  # moments of the server's optimiser
-    heads: Heads = field(default_factory=dict)  # that clients kept
-
-
-class Plan(NamedTuple):
-    """Settings that are equal in all rounds of a federation: see `federate`."""
-
-    method: Method
-    seed: int
-    depth_exponent: float
-    fraction: float
-    training: LocalTraining
 
 
 def federate(
@@ -140,12 +99,9 @@ def federate(
     check_data(model, clients, dev, training, way.objective)
     plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
-    identity: dict = {}
-    state, kept = RoundState(0, [], [], 0), Kept()
-    if checkpoint is not None:
-        identity = _identity(model, clients, dev, plan)
-        state, kept = _resumed(model, checkpoint, identity)
-        state = _continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint).name)
+    identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
+    state, kept = resumed(model, checkpoint, identity)
+    state = continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint or "").name)
     with local_rounds(model, clients, Work(training, way.objective, way.local_round), workers) as run:
         if state.round in due - {row[0] for row in state.evaluations}:
             state = replace(state, evaluations=state.evaluations + evaluated(model, dev, state.round))
@@ -153,12 +109,12 @@ def federate(
             drawn, hashes, rows = sample(clients, fraction, plan.seed, number), state.depths, len(kept.ledger)
             if depths is not None:
                 changed = _depths_in(number, depths, given)
-                drawn, hashes = _arriving(drawn, changed, model, way), [*hashes, _hash_of(changed)]
+                drawn, hashes = _arriving(drawn, changed, model, way), [*hashes, hash_of(changed)]
             _train(number, drawn, plan, model, run, kept)
             errors = evaluated(model, dev, number) if number in due else []
             state = RoundState(number, state.evaluations + errors, hashes, state.ledger_bytes)
             if checkpoint is not None:
-                state = _saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
+                state = saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
     table = pd.DataFrame(state.evaluations, columns=CURVE)
     return Federation(model.eval(), table, pd.DataFrame(kept.ledger), kept.heads)
 
@@ -200,9 +156,7 @@ def drop_outs(clients: Sequence[str], share: float, seed: int, number: int) -> d
 
 def evaluated(model: MultiExitModel, dev: Sequence[Example], number: int) -> list[list]:
     """Return the rows of `Federation.table` for round `number`."""
-    if not len(dev):
-        return []
-    rates = all_rates(predict(model, dev))
+    rates = all_rates(predict(model, dev)) if len(dev) else pd.DataFrame()
     return [[number, int(row.exit), row.metric, float(row.value), int(row.n)] for row in rates.itertuples()]
 
 
@@ -221,10 +175,9 @@ def _depths_in(number: int, depths: Depths, clients: Sequence[Client]) -> dict[s
     found = depths(number)
     if not isinstance(found, Mapping):
         raise FedexitError(f"depths gave a {type(found).__name__} for round {number}; give depths by client name")
-    found = dict(found)
     if unknown := set(found) - {client.name for client in clients}:
         raise FedexitError(f"depths of round {number} name {min(unknown, key=str)!r}, which is not a client")
-    return found
+    return dict(found)
 
 
 def _arriving(
@@ -239,68 +192,3 @@ def _arriving(
     arriving = [replace(client, depth=depth) for client, depth in found if depth is not None]
     check_depths(model, arriving)
     return arriving
-
-
-def _identity(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], plan: Plan) -> dict:
-    """Return the facts that must be equal for a checkpoint to belong to a run: start, settings and data."""
-    way = plan.method
-    return {
-        "start": model.checksum(),
-        "method": [way.name, way.rule, options_set(way.objective), way.local_round.__name__, way.local_heads],
-        "server": options_set(way.server) if is_dataclass(way.server) else type(way.server).__name__,
-        "settings": [plan.seed, plan.depth_exponent, plan.fraction, options_set(plan.training)],
-        "clients": [[client.name, client.tier, client.depth, data_digest(client.data)] for client in clients],
-        "dev": data_digest(dev),
-    }
-
-
-def _resumed(model: MultiExitModel, checkpoint: str | Path, identity: dict) -> tuple[RoundState, Kept]:
-    """Return what the checkpoint holds, after loading its weights into `model`; an empty state without a file."""
-    if not (found := load_checkpoint(checkpoint, identity)):
-        return RoundState(0, [], [], 0), Kept()
-    with refusing_damage(checkpoint):
-        state, device = RoundState(**found[0]), next(model.parameters()).device
-        if [type(value) for value in vars(state).values()] != [int, list, list, int]:
-            raise TypeError("its state has another form")
-        tensors = {name: tensor.to(device) for name, tensor in found[1].items()}
-        if other := [n for n, tensor in model.trainable_weights().items() if tensors[n].shape != tensor.shape]:
-            raise ValueError(f"{other[0]} has another shape")
-    kept = Kept(read_rows(checkpoint, state.ledger_bytes), heads=unpacked(tensors))
-    kept.moments.update({name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)})
-    model.load_weights(tensors)
-    return state, kept
-
-
-def _continued(state: RoundState, rounds: int, due: set[int], depths: Depths | None, name: str) -> RoundState:
-    """Return the state without evaluations that are not `due`.
-
-    Raise FedexitError when the run cannot continue from it: it has more rounds, other depths, or lacks an evaluation.
-    """
-    if state.round > rounds:
-        raise FedexitError(f"checkpoint {name} holds {state.round} rounds already; rounds={rounds} is too few")
-    if state.depths != [_hash_of(depths(number)) for number in range(1, state.round + 1) if depths is not None]:
-        raise FedexitError(f"checkpoint {name} has other depths in its rounds; name another file")
-    # a shorter run evaluated its last round, which a longer one need not do
-    evaluations = [row for row in state.evaluations if row[0] in due]
-    lacking = sorted(due - {row[0] for row in evaluations})
-    if lacking and lacking[0] < state.round:
-        raise FedexitError(
-            f"checkpoint {name} has no errors after round {lacking[0]}; take evaluate_every as it was, or name another "
-            "file"
-        )
-    return replace(state, evaluations=evaluations)
-
-
-def _saved(
-    state: RoundState, kept: Kept, rows: list[dict], model: MultiExitModel, checkpoint: str | Path, identity: dict
-) -> RoundState:
-    """Write the ledger's new `rows`, then the checkpoint that counts them; return the state that it holds."""
-    state = replace(state, ledger_bytes=append_rows(checkpoint, rows, state.ledger_bytes))
-    tensors = {**model.trainable_weights(), **kept.moments, **packed(kept.heads)}
-    save_checkpoint(checkpoint, identity, asdict(state), tensors)
-    return state
-
-
-def _hash_of(depths: Mapping[str, int | None]) -> str:
-    facts = sorted((name, None if depth is None else int(depth)) for name, depth in depths.items())
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

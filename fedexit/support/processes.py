@@ -30,11 +30,16 @@ def one_thread() -> Iterator[None]:
 def on_workers(function: Callable, jobs: Sequence[tuple], workers: int, desc: str) -> list:
     """Return `function(*job)` for each of `jobs` in their order, computed by `workers` processes of one thread each.
 
+    With one worker, this process does the work.
+
     Raises:
         FedexitError: for fewer than one worker, and when a process dies. The first failure of a job stops the other
             jobs and is raised here.
     """
-    with worker_pool("spawn", whole_number(workers, "workers", 1), start_worker) as pool:
+    if whole_number(workers, "workers", 1) == 1:
+        with one_thread():
+            return [function(*job) for job in progress(jobs, desc)]
+    with worker_pool("spawn", workers, start_worker) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         for future in progress(as_completed(futures), desc, total=len(futures)):
             future.result()
@@ -48,13 +53,13 @@ def worker_pool(method: str, workers: int, start: Callable, *arguments: object) 
     Args:
         method: The preferred start method; "spawn" is used on a system that lacks it.
         workers: The number of processes.
-        start: The function that each process calls first.
+        start: The function that each process calls first. A forkserver loads its module once for all processes.
         arguments: The arguments of `start`.
     """
     method = method if method in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([start.__module__])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start, initargs=arguments)
     try:
         yield pool
