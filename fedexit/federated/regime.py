@@ -116,7 +116,7 @@ def train_heads(
 
 
 class Statistics(NamedTuple):
-    """What the heads of a client read of its clips.
+    """Hold the pooled statistics that the heads of a client read.
 
     Attributes:
         by_exit: standardised pooled statistics (N, 2D) at each exit up to L_i.
