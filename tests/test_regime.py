@@ -228,3 +228,35 @@ def test_heads_costs_are_ready_for_json(model, clients):
     read = pooled_statistics(model, clients[0], TRAINING)
     report = regimes.RoundReport(0.5, 0.0, read.lengths, read.cached)
     json.dumps(heads_costs(model, 2, report, TRAINING, True))
+
+
+# ---- after every round -------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_called_after_every_round_and_can_stop_the_run(model, clients, tmp_path):
+    seen = []
+
+    def stop_early(number, own, table):
+        seen.append((number, own.checksum(), table["round"].max()))
+        return number == 2
+
+    stopped = run(model, clients, rounds=5, on_round=stop_early, checkpoint=tmp_path / "run")
+    assert [(number, latest) for number, _, latest in seen] == [(1, 1), (2, 2)]
+    assert stopped.clients["round"].max() == 2 and stopped.table["round"].max() == 2
+    whole = run(model, clients, rounds=5)
+    assert seen[1][1] != whole.model.checksum()
+    same(run(model, clients, rounds=5, checkpoint=tmp_path / "run"), whole)  # it resumes where it stopped
+
+
+def test_a_round_that_was_not_stored_is_reported_again(model, clients, tmp_path):
+    seen = []
+
+    def failing(number, own, table):
+        seen.append((number, own.checksum()))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, clients, on_round=failing, checkpoint=tmp_path / "run")
+    run(model, clients, on_round=failing, checkpoint=tmp_path / "run")
+    assert [number for number, _ in seen] == [1, 2, 2, 3] and seen[1] == seen[2]

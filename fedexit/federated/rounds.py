@@ -1,6 +1,6 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,6 +58,7 @@ def federate(
     workers: int = 1,
     depths: Depths | None = None,
     regime: Regime | None = None,
+    on_round: Callable[[int, MultiExitModel, pd.DataFrame], object] | None = None,
 ) -> Federation:
     """Fine-tune `model` with clients of mixed depth. `model` ITSELF IS TRAINED: its weights change in place.
 
@@ -85,6 +86,9 @@ def federate(
             that the client is sampled and its update does not arrive. A round without any update changes no weight.
         regime: Heads first, falling rates, an averaged model; None leaves them out. Rounds of heads have numbers up to
             0 in the ledger. With falling rates a checkpoint resumes only with equal `rounds`.
+        on_round: A function that is called after every round with its number, the global model and the table of errors
+            so far, for example to log them. If it returns True, the federation stops there. It is called before the
+            round is stored, so a resumed run calls it again for a round that was not stored.
 
     Raises FedexitError before the first round for arguments out of range, clips that cannot be trained on (see
     `checks`), a method that needs another model, and a checkpoint that is damaged or of another run; later for a loss
@@ -99,9 +103,11 @@ def federate(
     _check_method(model, way)
     check_depths(model, clients)
     exponent = check_exponent(way.depth_exponent if depth_exponent is None else depth_exponent)
-    if not isinstance(training, LocalTraining) or not (depths is None or callable(depths)):
-        found = f"{type(training).__name__} and {type(depths).__name__}"
-        raise FedexitError(f"training must be a LocalTraining and depths a function, not {found}")
+    if not isinstance(training, LocalTraining):
+        raise FedexitError(f"training must be a LocalTraining, not a {type(training).__name__}")
+    for name, own in {"depths": depths, "on_round": on_round}.items():
+        if not (own is None or callable(own)):
+            raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
     check_data(model, clients, dev, training, way.objective)
     regime = regime or Regime()
     check_regime(regime, model)
@@ -123,8 +129,11 @@ def federate(
             _train(number, drawn, plan, model, run, kept)
             errors = _errors(model, kept, dev, number) if number in due else []
             state = RoundState(number, state.evaluations + errors, hashes, state.ledger_bytes)
+            stop = on_round and on_round(number, model, pd.DataFrame(state.evaluations, columns=CURVE)) is True
             if checkpoint is not None:
                 state = saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
+            if stop:
+                break
     table = pd.DataFrame(state.evaluations, columns=CURVE)
     last = {name: tensor.clone() for name, tensor in model.trainable_weights().items()} if kept.average else {}
     model.load_weights({**model.trainable_weights(), **kept.average})
