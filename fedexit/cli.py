@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "train a start for speech recognition on the public voice of a corpus, or resume the training"
     ctc = _command(commands, "ctc", _ctc, text, "fedexit ctc data/backbones/mine-ctc --start data/backbones/mine")
     ctc.add_argument("out", metavar="FOLDER", help="folder of the run; it becomes a model folder with CTC heads")
-    ctc.add_argument("--start", default="tiny-distilled", metavar="BACKBONE", help="model to start from (default: %(default)s)")
+    ctc.add_argument(
+        "--start", default="tiny-distilled", metavar="BACKBONE", help="model to start from (default: %(default)s)"
+    )
     ctc.add_argument(
         "--corpus", default="queen", metavar="CORPUS", help="corpus with a public voice (default: %(default)s)"
     )

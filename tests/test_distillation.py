@@ -230,6 +230,23 @@ def test_training_on_a_gpu_mixes_no_devices():
         assert measures.shape == (4, 2) and measures.device.type == "cuda"
 
 
+def test_batches_for_a_gpu_are_prepared_ahead_and_in_order(distilled, tmp_path, monkeypatch):
+    """Prepare the batches by threads, as for a GPU, but train here: the files are the same to the byte."""
+    settings, whole = distilled
+    made = masked_prediction._Run.batches
+
+    def ahead(run, numbers):
+        run.device = torch.device("meta")
+        for batch in made(run, numbers):
+            run.device = torch.device("cpu")
+            yield batch
+
+    monkeypatch.setattr(masked_prediction._Run, "batches", ahead)
+    assert pretrain(settings, tmp_path / "ahead", workers=3)
+    for file in ("model.safetensors", "training/stage1.csv"):
+        assert (tmp_path / "ahead" / file).read_bytes() == (whole / file).read_bytes()
+
+
 def test_an_unusable_device_is_refused_before_anything_is_written(distilled, tmp_path):
     with pytest.raises(FedexitError, match="device 'tpu9' cannot be used"):
         pretrain(distilled[0], tmp_path / "out", device="tpu9")

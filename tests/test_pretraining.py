@@ -348,10 +348,10 @@ from fedexit.central import masked_prediction, targets
 targets.FIT_BATCHES, masked_prediction._DEV_BATCHES = 8, 2
 update = masked_prediction._Run.update
 
-def update_or_die(run, number):
+def update_or_die(run, number, batch):
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    update(run, number)
+    update(run, number, batch)
 
 masked_prediction._Run.update = update_or_die
 masked_prediction.pretrain.__defaults__ = (float("inf"), 4, "cpu", 1)

@@ -125,6 +125,17 @@ def test_devices_are_divided_among_tiers_by_shares():
             assign_depths(devices, [3, 12], 0, shares)
 
 
+def test_rotated_tiers_put_every_device_in_every_tier_once():
+    devices, depths = [f"d{i:02d}" for i in range(10)], [3, 6, 9, 12]
+    for block in (0, 4):
+        found = [assign_depths(devices, depths, block + seed, rotated=True) for seed in range(4)]
+        assert all({own[device] for own in found} == set(depths) for device in devices)
+        assert all(sorted(list(own.values()).count(depth) for depth in depths) == [2, 2, 3, 3] for own in found)
+    assert assign_depths(devices, depths, 0, rotated=True) != assign_depths(devices, depths, 4, rotated=True)
+    with pytest.raises(FedexitError, match="rotated tiers are equally large"):
+        assign_depths(devices, depths, 0, [1, 1, 1, 1], rotated=True)
+
+
 def test_a_small_alpha_gives_clients_few_labels(folder):
     task = make_task("keyword", open_corpus(folder))
     depths = assign_depths([device_of(g) for g in task.rows["group"]], [3, 9], seed=0)

@@ -38,7 +38,9 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def train_ctc_start(out: str | Path, start: str = "tiny-distilled", corpus: str = "queen", given: dict | None = None) -> None:
+def train_ctc_start(
+    out: str | Path, start: str = "tiny-distilled", corpus: str = "queen", given: dict | None = None
+) -> None:
     """Train all exits of a backbone together on the public clips of a corpus.
 
     If interrupted, the same call resumes after the last whole epoch. It does nothing when training is complete.

@@ -9,9 +9,13 @@ import json
 import math
 import shutil
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -89,7 +93,7 @@ def pretrain(
         minutes: stop at the first checkpoint after this time.
         checkpoint_every: updates between checkpoints, where the curve has a line (`log_every`).
         device: where the model is trained, such as `cuda`. Results differ slightly between kinds of device.
-        workers: processes that compute the states of a teacher.
+        workers: processes that compute the states of a teacher, and threads that prepare batches for a GPU.
 
     Raises:
         FedexitError: for unusable settings or devices, a folder with another run, other data or another model, a
@@ -111,8 +115,8 @@ def pretrain(
     run = _Run(settings, out / "work", pools, torch.device(device), workers)
     bar = progress(range(run.done, settings.updates), "pre-training")
     bar.initial, bar.total = run.done, settings.updates
-    for update in bar:
-        run.update(update)
+    for update, batch in zip(bar, run.batches(range(run.done, settings.updates)), strict=True):
+        run.update(update, batch)
         last = run.done == settings.updates
         if last or run.done % settings.log_every == 0:
             run.log(last)
@@ -151,6 +155,18 @@ def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: st
     return mask
 
 
+class _Batch(NamedTuple):
+    """Waveforms (B, T) with mixed-in sounds, and what each target wants of the clean ones."""
+
+    waveforms: Tensor
+    wanted: list[Tensor]
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`; the copy to a GPU runs beside the computation there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class _Run:
     """A run in its working folder: model, optimiser, data and the curve so far."""
 
@@ -162,7 +178,7 @@ class _Run:
         device: torch.device,
         workers: int,
     ):
-        self.settings, self.work, self.device = settings, work, device
+        self.settings, self.work, self.device, self.workers = settings, work, device, workers
         self.pools = dict(zip(("train", "dev"), pools, strict=True))
         with seeded(settings.seed, "pre-training", "start"):
             model = start_model(settings)
@@ -180,11 +196,25 @@ class _Run:
         self.identity = {"claim": file_hash(work / "settings.json"), "codebooks": file_hash(work / _CODEBOOKS)}
         self._restore()
 
-    def update(self, number: int) -> None:
-        """Do one update."""
+    def batches(self, numbers: range) -> Iterator["_Batch"]:
+        """Yield the training batches `numbers`. For a GPU they are prepared ahead, by threads."""
+        if self.device.type == "cpu":
+            yield from map(partial(self._prepared, "train"), numbers)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting: deque[Future] = deque()
+            for number in numbers:
+                waiting.append(pool.submit(self._prepared, "train", number))
+                if len(waiting) > 2 * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def update(self, number: int, batch: "_Batch") -> None:
+        """Do one update on the training batch `number`."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(number, self.settings.updates)
-        measures = self._predict("train", number)
+        measures = self._predict("train", number, batch)
         self.optimiser.zero_grad()
         ((measures[0] + self.settings.seen_weight * measures[1]) * self.weights).sum().backward()
         nn.utils.clip_grad_norm_(self.task.parameters(), _CLIP_NORM)
@@ -208,7 +238,9 @@ class _Run:
         if last or self.done % self.settings.dev_every == 0:
             self.task.eval()
             with torch.no_grad():
-                predicted = [self._predict("dev", number) for number in range(_DEV_BATCHES)]
+                predicted = [
+                    self._predict("dev", number, self._prepared("dev", number)) for number in range(_DEV_BATCHES)
+                ]
             self.task.train()
             row |= self._named("dev", torch.stack(predicted).mean(0).cpu().numpy())
         self.rows.append(row)
@@ -241,18 +273,22 @@ class _Run:
             self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
             load_moments(self.task, self.optimiser, tensors)
 
-    def _predict(self, part: str, number: int) -> Tensor:
-        """Return the measures (4, C) of batch `number` of the training or development speech."""
-        settings, name = self.settings, (self.settings.seed, part, number)
-        clean = self.pools[part].batch(settings.seconds, *name, speeds=settings.speeds)
+    def _prepared(self, part: str, number: int) -> "_Batch":
+        """Return batch `number` of the training or development speech. It draws from its own streams only."""
+        name = (self.settings.seed, part, number)
+        clean = self.pools[part].batch(self.settings.seconds, *name, speeds=self.settings.speeds)
         # Targets are those of clean speech: the model must ignore sounds that are mixed in.
-        wanted = [target.wanted(clean).to(self.device) for target in self.targets[part].values()]
-        stream = (*name, "mask and dropout")
-        clips, frames = wanted[0].shape[:2]
+        wanted = [target.wanted(clean) for target in self.targets[part].values()]
+        return _Batch(augmented(clean.waveforms, *name, "augmentation"), wanted)
+
+    def _predict(self, part: str, number: int, batch: "_Batch") -> Tensor:
+        """Return the measures (4, C) of batch `number` of the training or development speech."""
+        settings, stream = self.settings, (self.settings.seed, part, number, "mask and dropout")
+        clips, frames = batch.wanted[0].shape[:2]
         mask = mask_frames((clips, frames), settings.mask_probability, settings.mask_frames, *stream)
+        heard, *wanted = (_moved(tensor, self.device) for tensor in (batch.waveforms, *batch.wanted))
         with seeded(*stream):
-            heard = augmented(clean.waveforms, *name, "augmentation")
-            return self.task(heard.to(self.device), wanted, mask.to(self.device))
+            return self.task(heard, wanted, _moved(mask, self.device))
 
     def _named(self, part: str, values: np.ndarray) -> dict[str, float]:
         measures = ("masked_loss", "seen_loss", "masked_score", "seen_score")

@@ -16,12 +16,27 @@ def device_of(group: str) -> str:
     return dialogue[1] if dialogue else group
 
 
-def assign_depths(devices: Sequence[str], depths: Sequence[int], seed: int, shares: Sequence[float] = ()) -> dict:
+def assign_depths(
+    devices: Sequence[str], depths: Sequence[int], seed: int, shares: Sequence[float] = (), rotated: bool = False
+) -> dict[str, int]:
     """Return the depth of each device. Devices are divided at random and evenly over `depths` (50/50 in the paper).
 
-    With `shares`, one number >= 0 per depth, they are divided in that ratio. Raises FedexitError for other shares.
+    Args:
+        devices: their names.
+        depths: the depth of each tier.
+        seed: draws the tiers.
+        shares: one number >= 0 per depth divides the devices in that ratio.
+        rotated: whether seeds 0 to len(depths) - 1, and each such block of seeds after them, share one draw and put
+            every device in every tier once. So effects of devices and of tiers are not mixed over a block of seeds.
+
+    Raises FedexitError for other shares, and for shares of rotated tiers.
     """
     names = sorted(set(devices))
+    if rotated:
+        if shares:
+            raise FedexitError(f"rotated tiers are equally large; leave out the shares {tuple(shares)}")
+        order = numpy_stream(seed // len(depths), "rotated tiers").permutation(len(names))
+        return {names[int(index)]: depths[(place + seed) % len(depths)] for place, index in enumerate(order)}
     order = numpy_stream(seed, "tiers").permutation(len(names))
     if not shares:
         return {names[int(index)]: depths[place % len(depths)] for place, index in enumerate(order)}

@@ -4,7 +4,7 @@ import math
 import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -63,6 +63,14 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def at_share(training: LocalTraining, share: float) -> LocalTraining:
+    """Return `training` with its learning rates times `share`."""
+    if share == 1.0:
+        return training
+    backbone, heads = share * training.learning_rate, share * training.head_learning_rate
+    return replace(training, learning_rate=backbone, head_learning_rate=heads)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Write the ledger: the costs of each local round."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fedexit.federated.clients import Client, LocalTraining, RoundReport
 from fedexit.federated.objectives import Objective
@@ -47,6 +48,30 @@ def client_costs(
         "macs_backward": sum(clip.backward for clip in clips) * training.epochs,
         "memory_forward": held.forward,
         "memory_training": held.training + bool(objective.proximal) * int(sent["bytes"].sum()),  # w(t) of FedProx
+    }
+
+
+def heads_costs(
+    model: MultiExitModel, depth: int, report: RoundReport, training: LocalTraining, first: bool
+) -> dict[str, int]:
+    """Return the costs of a round that trains heads alone on the frozen backbone (`regime.train_heads`).
+
+    In its `first` such round a client runs its clips through the backbone. The backward pass has one product per head,
+    for the gradients of its weights.
+    """
+    everything = Objective(losses="all")
+    once = client_costs(model, depth, report.lengths, replace(training, epochs=1), report.cached, everything)
+    exits = everything.exits(depth, model.exits)
+    sent = {name: tensor for name, tensor in held_weights(model.trainable_weights(), exits).items() if "heads." in name}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in sent.values())
+    macs = len(report.lengths) * sum(model.head_at(exit).macs(1) for exit in exits)
+    return {
+        "parameters": sum(tensor.numel() for tensor in sent.values()),
+        "bytes": size,
+        "macs_forward": macs * training.epochs + first * (once["macs_forward"] - macs),
+        "macs_backward": macs * training.epochs,
+        "memory_forward": once["memory_forward"],
+        "memory_training": once["memory_forward"] + 3 * size,  # gradients and Adam's two moments
     }
 
 

@@ -13,10 +13,12 @@ from fedexit.federated.aggregation import MOMENTS
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.local_heads import Heads, packed, unpacked
 from fedexit.federated.methods import Method
+from fedexit.federated.regime import Regime
 from fedexit.model.exits import MultiExitModel
 from fedexit.support import checkpoints
 from fedexit.support.errors import FedexitError
 
+_AVERAGE = "average:"
 Depths = Callable[[int], Mapping[str, int | None]]
 
 
@@ -38,6 +40,7 @@ class Kept:
     costs: dict[tuple[str, int], dict] = field(default_factory=dict)  # costs of a local round, by client and depth
     moments: dict[str, Tensor] = field(default_factory=dict)  # moments of the server's optimiser
     heads: Heads = field(default_factory=dict)  # that clients kept
+    average: dict[str, Tensor] = field(default_factory=dict)  # exponential average of the global model
 
 
 class Plan(NamedTuple):
@@ -48,16 +51,19 @@ class Plan(NamedTuple):
     depth_exponent: float
     fraction: float
     training: LocalTraining
+    rounds: int
+    regime: Regime
 
 
 def identity_of(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], plan: Plan) -> dict:
     """Return the facts that must be equal for a checkpoint to belong to a run: start, settings and data."""
     way, options = plan.method, checkpoints.options_set
+    regime = {**options(plan.regime), **({"rounds": plan.rounds} if plan.regime.falling_rates else {})}
     return {
         "start": model.checksum(),
         "method": [way.name, way.rule, options(way.objective), way.local_round.__name__, way.local_heads],
         "server": options(way.server) if is_dataclass(way.server) else type(way.server).__name__,
-        "settings": [plan.seed, plan.depth_exponent, plan.fraction, options(plan.training)],
+        "settings": [plan.seed, plan.depth_exponent, plan.fraction, options(plan.training)] + [regime] * bool(regime),
         "clients": [[client.name, client.tier, client.depth, data_digest(client.data)] for client in clients],
         "dev": data_digest(dev),
     }
@@ -76,6 +82,7 @@ def resumed(model: MultiExitModel, checkpoint: str | Path | None, identity: dict
             raise ValueError(f"{other[0]} has another shape")
     kept = Kept(checkpoints.read_rows(checkpoint, state.ledger_bytes), heads=unpacked(tensors))
     kept.moments.update({name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)})
+    kept.average.update({n.removeprefix(_AVERAGE): tensor for n, tensor in tensors.items() if n.startswith(_AVERAGE)})
     model.load_weights(tensors)
     return state, kept
 
@@ -103,7 +110,8 @@ def saved(
 ) -> RoundState:
     """Write the ledger's new `rows`, then the checkpoint that counts them; return the state that it holds."""
     state = replace(state, ledger_bytes=checkpoints.append_rows(checkpoint, rows, state.ledger_bytes))
-    tensors = {**model.trainable_weights(), **kept.moments, **packed(kept.heads)}
+    average = {_AVERAGE + name: tensor for name, tensor in kept.average.items()}
+    tensors = {**model.trainable_weights(), **kept.moments, **packed(kept.heads), **average}
     checkpoints.save_checkpoint(checkpoint, identity, asdict(state), tensors)
     return state
 

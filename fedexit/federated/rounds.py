@@ -1,10 +1,11 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from fedexit.data.batches import Example
 from fedexit.federated.aggregation import check_exponent, make_aggregator
@@ -14,6 +15,7 @@ from fedexit.federated.fedra import round_of_drawn_layers
 from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.local_heads import Heads, heads_in
 from fedexit.federated.methods import Method, everyone, find_method
+from fedexit.federated.regime import Regime, as_average, check_regime, train_heads, update_average
 from fedexit.federated.resuming import Depths, Kept, Plan, RoundState, continued, hash_of, identity_of, resumed, saved
 from fedexit.federated.workers import Round, Work, local_rounds
 from fedexit.model.exits import MultiExitModel, check_trainable
@@ -34,10 +36,11 @@ class Federation:
     and `seconds` of wall time, the only column that differs between equal runs.
     """
 
-    model: MultiExitModel  # the object that was given to `federate`
+    model: MultiExitModel  # the object that was given to `federate`, with the averaged weights of `Regime.average`
     table: pd.DataFrame  # errors of every exit on `dev`: `round, exit, metric, value, n`
     clients: pd.DataFrame  # the ledger: see above
     heads: Heads = field(default_factory=dict)  # heads that clients kept, by client (`local_heads`)
+    last: dict[str, Tensor] = field(default_factory=dict)  # weights after the last round, if `model` is an average
 
 
 def federate(
@@ -54,6 +57,8 @@ def federate(
     checkpoint: str | Path | None = None,
     workers: int = 1,
     depths: Depths | None = None,
+    regime: Regime | None = None,
+    on_round: Callable[[int, MultiExitModel, pd.DataFrame], object] | None = None,
 ) -> Federation:
     """Fine-tune `model` with clients of mixed depth. `model` ITSELF IS TRAINED: its weights change in place.
 
@@ -79,6 +84,11 @@ def federate(
         depths: A function from the number of a round (from 1) to depths by client name that differ from the clients'
             own in that round, such as `fedexit.devices.policy.depths_of_round` or `drop_outs`. None as a depth means
             that the client is sampled and its update does not arrive. A round without any update changes no weight.
+        regime: Heads first, falling rates, an averaged model; None leaves them out. Rounds of heads have numbers up to
+            0 in the ledger. With falling rates a checkpoint resumes only with equal `rounds`.
+        on_round: A function that is called after every round with its number, the global model and the table of errors
+            so far, for example to log them. If it returns True, the federation stops there. It is called before the
+            round is stored, so a resumed run calls it again for a round that was not stored.
 
     Raises FedexitError before the first round for arguments out of range, clips that cannot be trained on (see
     `checks`), a method that needs another model, and a checkpoint that is damaged or of another run; later for a loss
@@ -93,30 +103,69 @@ def federate(
     _check_method(model, way)
     check_depths(model, clients)
     exponent = check_exponent(way.depth_exponent if depth_exponent is None else depth_exponent)
-    if not isinstance(training, LocalTraining) or not (depths is None or callable(depths)):
-        found = f"{type(training).__name__} and {type(depths).__name__}"
-        raise FedexitError(f"training must be a LocalTraining and depths a function, not {found}")
+    if not isinstance(training, LocalTraining):
+        raise FedexitError(f"training must be a LocalTraining, not a {type(training).__name__}")
+    for name, own in {"depths": depths, "on_round": on_round}.items():
+        if not (own is None or callable(own)):
+            raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
     check_data(model, clients, dev, training, way.objective)
-    plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training)
+    regime = regime or Regime()
+    check_regime(regime, model)
+    plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
     state, kept = resumed(model, checkpoint, identity)
     state = continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint or "").name)
     with local_rounds(model, clients, Work(training, way.objective, way.local_round), workers) as run:
+        if regime.heads_rounds and not kept.ledger:
+            state = _heads_first(model, clients, plan, state, kept, checkpoint, identity)
         if state.round in due - {row[0] for row in state.evaluations}:
-            state = replace(state, evaluations=state.evaluations + evaluated(model, dev, state.round))
+            state = replace(state, evaluations=state.evaluations + _errors(model, kept, dev, state.round))
         for number in progress(range(state.round + 1, rounds + 1), f"{way.name}, seed {seed}"):
             drawn, hashes, rows = sample(clients, fraction, plan.seed, number), state.depths, len(kept.ledger)
             if depths is not None:
                 changed = _depths_in(number, depths, given)
                 drawn, hashes = _arriving(drawn, changed, model, way), [*hashes, hash_of(changed)]
             _train(number, drawn, plan, model, run, kept)
-            errors = evaluated(model, dev, number) if number in due else []
+            errors = _errors(model, kept, dev, number) if number in due else []
             state = RoundState(number, state.evaluations + errors, hashes, state.ledger_bytes)
+            stop = on_round and on_round(number, model, pd.DataFrame(state.evaluations, columns=CURVE)) is True
             if checkpoint is not None:
                 state = saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
+            if stop:
+                break
     table = pd.DataFrame(state.evaluations, columns=CURVE)
-    return Federation(model.eval(), table, pd.DataFrame(kept.ledger), kept.heads)
+    last = {name: tensor.clone() for name, tensor in model.trainable_weights().items()} if kept.average else {}
+    model.load_weights({**model.trainable_weights(), **kept.average})
+    return Federation(model.eval(), table, pd.DataFrame(kept.ledger), kept.heads, last)
+
+
+def _heads_first(
+    model: MultiExitModel,
+    clients: Sequence[Client],
+    plan: Plan,
+    state: RoundState,
+    kept: Kept,
+    checkpoint: str | Path | None,
+    identity: dict,
+) -> RoundState:
+    """Train the heads before round 1, and store them: a run that is interrupted meanwhile begins again."""
+    kept.ledger.extend(
+        train_heads(
+            model,
+            plan.regime,
+            lambda number: sample(clients, plan.fraction, plan.seed, number),
+            plan.training,
+            plan.seed,
+        )
+    )
+    return state if checkpoint is None else saved(state, kept, kept.ledger, model, checkpoint, identity)
+
+
+def _errors(model: MultiExitModel, kept: Kept, dev: Sequence[Example], number: int) -> list[list]:
+    """Return the errors after round `number` of the averaged model, or of the last one without an average."""
+    with as_average(model, kept.average):
+        return evaluated(model, dev, number)
 
 
 def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitModel, run: Round, kept: Kept) -> None:
@@ -124,7 +173,8 @@ def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitMod
     way, weights = plan.method, model.trainable_weights()
     server = make_aggregator(weights, way.rule, plan.depth_exponent, model.backbone.layers)
     drawn = [replace(client, own=kept.heads.get(client.name, {})) for client in drawn]
-    for client, update, report in run(drawn, (plan.seed, "round", number, "client")):
+    share = plan.regime.share(number, plan.rounds)
+    for client, update, report in run(drawn, (plan.seed, "round", number, "client"), share):
         server.add(update)
         if way.local_heads:
             kept.heads[client.name] = kept.heads.get(client.name, {}) | heads_in(update.weights)
@@ -135,6 +185,8 @@ def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitMod
         kept.ledger.append(ledger_row(number, client, report, kept.costs[kind]))
     averages = server.result()
     model.load_weights(way.server.step(weights, averages, kept.moments) if way.server else averages)
+    if plan.regime.average:
+        update_average(kept.average, model.trainable_weights(), plan.regime.average)
 
 
 def sample(clients: Sequence[Client], fraction: float, seed: int, number: int) -> list[Client]:

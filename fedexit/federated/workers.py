@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fedexit.federated.aggregation import Update
-from fedexit.federated.clients import Client, LocalRound, LocalTraining, RoundReport, local_round
+from fedexit.federated.clients import Client, LocalRound, LocalTraining, RoundReport, at_share, local_round
 from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
@@ -24,7 +24,7 @@ from fedexit.support.processes import one_thread, start_worker, worker_pool
 from fedexit.support.sharing import Shared, pickled
 
 Stream = tuple[str | int, ...]
-Round = Callable[[Iterable[Client], Stream], Iterator[tuple[Client, Update, RoundReport]]]
+Round = Callable[[Iterable[Client], Stream, float], Iterator[tuple[Client, Update, RoundReport]]]
 
 
 class Work(NamedTuple):
@@ -38,18 +38,22 @@ class Work(NamedTuple):
         """Return a model in which clients of `depth` train, one after the other."""
         return model.client_model(depth, self.objective.exits(depth, model.exits))
 
-    def run(self, scratch: MultiExitModel, weights: dict[str, Tensor], client: Client, stream: Stream) -> tuple:
-        """Return the update and the report of `client`."""
-        return self.train(scratch, weights, client, self.training, (*stream, client.name), self.objective)
+    def run(
+        self, scratch: MultiExitModel, weights: dict[str, Tensor], client: Client, stream: Stream, share: float
+    ) -> tuple[Update, RoundReport]:
+        """Return the update and the report of `client`, trained with a `share` of the full learning rates."""
+        training = at_share(self.training, share)
+        return self.train(scratch, weights, client, training, (*stream, client.name), self.objective)
 
 
 @contextmanager
 def local_rounds(model: MultiExitModel, clients: Sequence[Client], work: Work, workers: int) -> Iterator[Round]:
-    """Give a function `run(drawn, stream)` that yields (client, update, report) in the order of the clients `drawn`.
+    """Give a function `run(drawn, stream, share)` that yields (client, update, report) in the order of `drawn` clients.
 
     The tensors of an update are valid until the next update is requested. A client's random stream is `stream` and its
-    name. With one worker, this process does the work. Raises FedexitError for several workers on a GPU, clients that
-    cannot be sent to a process, too little shared memory, and a worker that dies.
+    name; `share` is that of the full learning rates. With one worker, this process does the work. Raises FedexitError
+    for several workers on a GPU, clients that cannot be sent to a process, too little shared memory, and a worker that
+    dies.
     """
     with one_thread():
         if workers == 1:
@@ -69,12 +73,14 @@ def local_rounds(model: MultiExitModel, clients: Sequence[Client], work: Work, w
 def _here(model: MultiExitModel, work: Work) -> Round:
     scratch: dict[int, MultiExitModel] = {}
 
-    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, RoundReport]]:
+    def run(
+        drawn: Iterable[Client], stream: Stream, share: float = 1.0
+    ) -> Iterator[tuple[Client, Update, RoundReport]]:
         weights = model.trainable_weights()
         for client in drawn:
             if client.depth not in scratch:
                 scratch[client.depth] = work.scratch(model, client.depth)
-            yield client, *work.run(scratch[client.depth], weights, client, stream)
+            yield client, *work.run(scratch[client.depth], weights, client, stream, share)
 
     return run
 
@@ -83,7 +89,9 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
     positions = {client.name: position for position, client in enumerate(clients)}
     sections = shared.split()
 
-    def run(drawn: Iterable[Client], stream: Stream) -> Iterator[tuple[Client, Update, RoundReport]]:
+    def run(
+        drawn: Iterable[Client], stream: Stream, share: float = 1.0
+    ) -> Iterator[tuple[Client, Update, RoundReport]]:
         for name, tensor in model.trainable_weights().items():
             sections[0][name].copy_(tensor)
         todo, free = deque(drawn), list(range(1, len(sections)))
@@ -93,7 +101,9 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
                 client, section = todo.popleft(), free.pop()
                 for name, tensor in client.own.items():
                     sections[section][name].copy_(tensor)
-                job = pool.submit(_train, positions[client.name], client.depth, list(client.own), stream, section)
+                job = pool.submit(
+                    _train, positions[client.name], client.depth, list(client.own), stream, share, section
+                )
                 running.append((client, section, job))
             client, section, job = running.popleft()
             names, depth, report = job.result()
@@ -126,7 +136,7 @@ def _start_inside(folder: str, clients: bytes, work: Work, shared: Shared) -> No
 
 
 def _train(
-    position: int, depth: int, own: list[str], stream: Stream, section: int
+    position: int, depth: int, own: list[str], stream: Stream, share: float, section: int
 ) -> tuple[list[str], int, RoundReport]:
     """Train a client, write its update to `section`, and return the update's names and depth and the report.
 
@@ -136,7 +146,7 @@ def _train(
     client = replace(_inside.clients[position], depth=depth, own={name: into[name] for name in own})
     if client.depth not in _inside.scratch:
         _inside.scratch[client.depth] = work.scratch(_inside.model, client.depth)
-    update, report = work.run(_inside.scratch[client.depth], _inside.sections[0], client, stream)
+    update, report = work.run(_inside.scratch[client.depth], _inside.sections[0], client, stream, share)
     for name, tensor in update.weights.items():
         into[name].copy_(tensor)
     return list(update.weights), update.depth, report

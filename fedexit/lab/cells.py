@@ -188,6 +188,7 @@ def _federate(
         evaluate_every=max(1, plan.rounds // plan.evaluations),
         checkpoint=checkpoint,
         depths=depths,
+        regime=plan.regime,
     )
 
 

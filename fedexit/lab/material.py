@@ -40,7 +40,7 @@ def has_folds(task: str) -> bool:
 def tiers_of(task: Task, setting: Setting, seed: int) -> dict[str, int]:
     """Return the depth of each device."""
     devices = [device_of(group) for group in client_groups(task, setting.data.min_clips)]
-    return assign_depths(devices, setting.model.depths, seed, setting.model.shares)
+    return assign_depths(devices, setting.model.depths, seed, setting.model.shares, setting.model.rotated)
 
 
 def groups_tested(task: Task) -> np.ndarray:

@@ -6,6 +6,7 @@ from fedexit.central.fine_tuning import Recipe
 from fedexit.devices.policy import Policy
 from fedexit.devices.profiles import profiles
 from fedexit.federated.clients import LocalTraining
+from fedexit.federated.regime import Regime
 from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 
@@ -69,6 +70,7 @@ class FederationPart:
     policy: sets the depths of clients anew in each round; None leaves them as they are.
     fleet: with a policy, the device (`fedexit.devices.profiles.profiles`) that each tier of `ModelPart.depths` is.
     evaluations: how often the model is evaluated on dev, spread over the rounds.
+    regime: heads first, falling rates, an averaged model.
     """
 
     rounds: int
@@ -80,6 +82,7 @@ class FederationPart:
     policy: Policy | None = None
     fleet: tuple[str, ...] = ()
     evaluations: int = 6
+    regime: Regime = field(default_factory=Regime)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fleet", tuple(self.fleet))
@@ -92,6 +95,7 @@ class ModelPart:
     backbone: a preset, a model that has a name, a folder or a hub id (`load_backbone`).
     depths: depths of the tiers.
     shares: share of the devices in each tier; empty for equal shares.
+    rotated: whether every device is equally often in each tier over a block of seeds (`assign_depths`).
     head: a head in place of the task's own; "" for the task's own.
     lora: rank of the adapters that are trained in place of the backbone's weights; 0 trains all weights.
     """
@@ -101,6 +105,7 @@ class ModelPart:
     shares: tuple[float, ...] = ()
     head: str = ""
     lora: int = 0
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(whole_number(depth, "a depth") for depth in self.depths))
