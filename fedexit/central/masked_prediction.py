@@ -196,7 +196,7 @@ class _Run:
         self.identity = {"claim": file_hash(work / "settings.json"), "codebooks": file_hash(work / _CODEBOOKS)}
         self._restore()
 
-    def batches(self, numbers: range) -> Iterator["_Batch"]:
+    def batches(self, numbers: range) -> Iterator[_Batch]:
         """Yield the training batches `numbers`. For a GPU they are prepared ahead, by threads."""
         if self.device.type == "cpu":
             yield from map(partial(self._prepared, "train"), numbers)
@@ -210,7 +210,7 @@ class _Run:
             while waiting:
                 yield waiting.popleft().result()
 
-    def update(self, number: int, batch: "_Batch") -> None:
+    def update(self, number: int, batch: _Batch) -> None:
         """Do one update on the training batch `number`."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(number, self.settings.updates)
@@ -273,7 +273,7 @@ class _Run:
             self.task.load_state_dict({name: tensors[name] for name in self.task.state_dict()})
             load_moments(self.task, self.optimiser, tensors)
 
-    def _prepared(self, part: str, number: int) -> "_Batch":
+    def _prepared(self, part: str, number: int) -> _Batch:
         """Return batch `number` of the training or development speech. It draws from its own streams only."""
         name = (self.settings.seed, part, number)
         clean = self.pools[part].batch(self.settings.seconds, *name, speeds=self.settings.speeds)
@@ -281,7 +281,7 @@ class _Run:
         wanted = [target.wanted(clean) for target in self.targets[part].values()]
         return _Batch(augmented(clean.waveforms, *name, "augmentation"), wanted)
 
-    def _predict(self, part: str, number: int, batch: "_Batch") -> Tensor:
+    def _predict(self, part: str, number: int, batch: _Batch) -> Tensor:
         """Return the measures (4, C) of batch `number` of the training or development speech."""
         settings, stream = self.settings, (self.settings.seed, part, number, "mask and dropout")
         clips, frames = batch.wanted[0].shape[:2]
