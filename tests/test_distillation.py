@@ -167,8 +167,8 @@ def distilled(model, tmp_path_factory):
     corpus = str(write_small_corpus(tmp_path_factory.mktemp("corpus") / "tones"))
     settings = Pretraining(
         backbone="nano", config={"num_hidden_layers": 3}, corpora=(corpus,), teacher=str(folder), updates=24, seed=1,
-        targets=("state0:8:1@1", "state2:16:0.5@3", "layer1:4:0.5@2"), seconds=4.0, speeds=(1.0,), log_every=4,
-        dev_every=12, learning_rate=3e-3,
+        distil=("state0:8:1@1", "state2:16:0.5@3"), codebooks=("layer1:4:0.5@2",), seconds=4.0, speeds=(1.0,),
+        log_every=4, dev_every=12, learning_rate=3e-3,
     )  # fmt: skip
     out = tmp_path_factory.mktemp("runs") / "student"
     assert pretrain(settings, out, checkpoint_every=4)

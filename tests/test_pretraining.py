@@ -29,7 +29,7 @@ from fedexit.data.batches import normalised
 from fedexit.model.backbone import PRESETS
 
 SMALL = dict(
-    backbone="nano", config={"num_hidden_layers": 2}, targets=("mfcc:8:1", "voice:4:0.5"),
+    backbone="nano", config={"num_hidden_layers": 2}, codebooks=("mfcc:8:1", "voice:4:0.5"),
     updates=8, seconds=2.0, log_every=2, dev_every=4, seed=3,
 )  # fmt: skip
 
@@ -379,7 +379,7 @@ def test_a_finished_run_is_not_changed_by_repeating_it(corpus, whole):
 
 def test_a_second_stage_starts_from_the_first_and_keeps_its_record(corpus, whole, tmp_path):
     second = tmp_path / "second"
-    books = {"targets": ("layer2:8:1",), "teacher": str(whole), "start": str(whole), "config": {}}
+    books = {"codebooks": ("layer2:8:1",), "teacher": str(whole), "start": str(whole), "config": {}}
     pretrain(small(corpus, updates=4, learning_rate=1e-9, **books), second)
     assert sorted(path.name for path in (second / "training").iterdir()) == [
         f"stage{number}.{kind}" for number in (1, 2) for kind in ("csv", "json")
@@ -443,7 +443,7 @@ def test_other_codebooks_and_damaged_files_do_not_resume_the_run(corpus, tmp_pat
     (other / "work").mkdir(parents=True)
     (other / "work/codebooks.safetensors").write_bytes(kept)
     with pytest.raises(FedexitError, match="hold no mfcc with 9 clusters"):
-        pretrain(small(corpus, targets=("mfcc:9:1",)), other)
+        pretrain(small(corpus, codebooks=("mfcc:9:1",)), other)
 
 
 def test_a_folder_with_something_else_is_left_alone(corpus, whole, tmp_path):
@@ -459,6 +459,13 @@ def test_a_folder_with_something_else_is_left_alone(corpus, whole, tmp_path):
 
 
 # ---- checks before the start -------------------------------------------------------------------------------------
+
+
+def test_codebooks_are_those_of_the_sound_unless_the_model_distils():
+    assert [book.feature for book in Pretraining().books] == ["mfcc", "content", "voice"]
+    assert Pretraining(distil=("state2:8:1@3",), teacher="nano").books == []
+    both = Pretraining(codebooks="mfcc:8:1", distil=("state2:8:1@3",), teacher="nano")
+    assert both.targets == ("mfcc:8:1", "state2:8:1@3") and both.teacher_layers == [2]
 
 
 def test_settings_by_name():
@@ -491,18 +498,23 @@ def test_settings_by_name():
         ({"corpora": [1]}, "setting corpora=[1]: input should be a valid string"),
         ({"start": ""}, "setting start='': string should have at least 1 character"),
         ({"config": "tiny"}, "setting config='tiny': input should be a valid dictionary"),
-        ({"targets": []}, "setting targets=[]: tuple should have at least 1 item"),
-        ({"targets": ["mfcc"]}, "target 'mfcc': write feature:size:weight"),
-        ({"targets": ["mfcc:many:1"]}, "target 'mfcc:many:1': write feature:size:weight"),
-        ({"targets": ["mfcc:0:1"]}, "target 'mfcc:0:1': give a size of at least 2"),
-        ({"targets": ["mfcc:8:nan"]}, "target 'mfcc:8:nan': give a size of at least 2 and a finite weight"),
-        ({"targets": ["mfc:8:1"]}, "unknown feature 'mfc'; expected mfcc, content, voice, or layerL"),
-        ({"targets": ["layer2:8:1"]}, "target layer2 comes from a teacher; name one with teacher="),
-        ({"targets": ["mfcc:8:1@0"]}, "target 'mfcc:8:1@0': layers of the model count from 1"),
-        ({"targets": ["mfcc:8:1@top"]}, "write feature:size:weight or feature:size:weight@layer"),
+        ({"codebooks": []}, "setting codebooks=[]: tuple should have at least 1 item"),
+        ({"codebooks": ["mfcc"]}, "codebook 'mfcc': write feature:clusters:weight"),
+        ({"codebooks": ["mfcc:many:1"]}, "codebook 'mfcc:many:1': write feature:clusters:weight"),
+        ({"codebooks": ["mfcc:0:1"]}, "codebook 'mfcc:0:1': give at least 2 clusters"),
+        ({"codebooks": ["mfcc:8:nan"]}, "codebook 'mfcc:8:nan': give at least 2 clusters and a finite weight"),
+        ({"codebooks": ["mfc:8:1"]}, "unknown codebook 'mfc': expected mfcc, content, voice, or layerL"),
+        ({"codebooks": ["layer2:8:1"]}, "layer2 is a layer of a teacher; name the teacher with teacher="),
+        ({"codebooks": ["mfcc:8:1@0"]}, "codebook 'mfcc:8:1@0': layers of the model count from 1"),
+        ({"codebooks": ["mfcc:8:1@top"]}, "write feature:clusters:weight or feature:clusters:weight@layer"),
+        ({"codebooks": ["state2:8:1"]}, "unknown codebook 'state2': expected mfcc"),
+        ({"distil": ["layer2:8:1"]}, "state 'layer2:8:1': name a layer of the teacher, for example state3"),
+        ({"distil": ["state2"]}, "state 'state2': write stateL:components:weight or stateL:components:weight@layer"),
+        ({"distil": ["state2:1:1"]}, "state 'state2:1:1': give at least 2 components"),
+        ({"distil": ["state2:8:1"]}, "state2 is a layer of a teacher; name the teacher with teacher="),
         ({"speeds": [0.95]}, "setting speeds: 0.95 is no multiple of 0.1"),
         ({"speeds": []}, "setting speeds=[]: tuple should have at least 1 item"),
-        ({"targets": ["mfcc:4:1", "mfcc:8:1"]}, "targets mfcc:4:1, mfcc:8:1 use one feature twice"),
+        ({"codebooks": ["mfcc:4:1", "mfcc:8:1"]}, "targets mfcc:4:1, mfcc:8:1 use one feature twice"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_one_sentence(given, message):
@@ -544,10 +556,10 @@ def test_a_start_that_cannot_be_trained_is_refused_at_once(corpus, tmp_path, sta
     ("changes", "message"),
     [
         ({"mask_frames": 49}, "mask_frames=49 would mask all 49 frames of a row; take fewer"),
-        ({"targets": ["mfcc:8:1@3"]}, "target mfcc is read from layer 3, but the model has layers 1 to 2"),
-        ({"targets": ["mfcc:8:1@1"], "config": {"num_hidden_layers": 2, "layerdrop": 0.1}}, "set layerdrop to 0"),
-        ({"targets": ["layer99:8:1"], "teacher": "nano"}, "teacher nano has layers 0 to 12, but no layer 99"),
-        ({"targets": ["state2:33:1"], "teacher": "nano"}, "asks for 33 components, but there are 32 of each layer"),
+        ({"codebooks": ["mfcc:8:1@3"]}, "target mfcc is read from layer 3, but the model has layers 1 to 2"),
+        ({"codebooks": ["mfcc:8:1@1"], "config": {"num_hidden_layers": 2, "layerdrop": 0.1}}, "set layerdrop to 0"),
+        ({"codebooks": ["layer99:8:1"], "teacher": "nano"}, "teacher nano has layers 0 to 12, but no layer 99"),
+        ({"distil": ["state2:33:1"], "teacher": "nano"}, "asks for 33 components, but there are 32 of each layer"),
         ({"teacher": "nowhere"}, "cannot load backbone 'nowhere'"),
         ({"start": "nowhere"}, "cannot start from 'nowhere' with config="),
         ({"config": {"num_hidden_layer": 2}}, "the config of hubert has no entry 'num_hidden_layer'"),

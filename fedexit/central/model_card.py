@@ -126,7 +126,7 @@ def write_card(folder: Path) -> None:
 def _teacher_of(stages: dict[str, dict]) -> str | None:
     """Return the teacher whose hidden states some stage learned, None for a self-supervised model."""
     for stage in reversed(stages.values()):
-        if any(target.startswith("state") for target in stage["targets"]):
+        if stage.get("distil"):
             return Path(stage["teacher"]).name
     return None
 
@@ -156,7 +156,7 @@ def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
     loss = curve.filter(regex="^dev_masked_loss_").iloc[-1].round(2)
     return {
         "stage": name,
-        "predicts": ", ".join(settings["targets"]),
+        "predicts": ", ".join([*settings["codebooks"], *settings.get("distil", [])]),
         "updates": settings["updates"],
         "seconds of speech per update": settings["seconds"],
         "masked loss on dev": ", ".join(map(str, loss)),

@@ -1,6 +1,7 @@
 """Define the settings of a pre-training run, and check everything that they name."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ from fedexit.support.paths import backbone_folders
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, Texts, check_fields, with_given
 from fedexit.support.streams import seeded
 
+_CODEBOOKS = ("mfcc:256:1", "content:256:1", "voice:128:0.2")
+_FORMS = {
+    "codebook": ("feature:clusters:weight", "mfcc:256:1"),
+    "state": ("stateL:components:weight", "state3:64:1"),
+}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,11 +57,13 @@ class Pretraining:
         backbone: preset whose geometry the model has.
         config: entries of the `transformers` config that differ from the preset's or the start's.
         corpora: names or folders of the corpora, each once.
-        targets: one text `feature:size:weight` or `feature:size:weight@layer` per target. Codes of the features `mfcc`,
-            `content`, `voice`, or `layerL` or `contentL` of the teacher, with `size` clusters; or `stateL`, the first
-            `size` principal components of the teacher's layer L itself (distillation). `weight` is that in the loss,
-            `layer` the layer of the model that must predict the target (default: the last).
-        teacher: name of the teacher (`load_teacher`); None without targets from its layers.
+        codebooks: one text `feature:clusters:weight` or `feature:clusters:weight@layer` per codebook, whose codes the
+            model predicts. The feature is `mfcc`, `content`, `voice`, or `layerL` or `contentL` of the teacher; the
+            weight is that in the loss; `layer` is the layer of the model that must predict them (default: the last).
+            None takes three codebooks of the sound itself, or none if the model distils.
+        distil: one text `stateL:components:weight` or `stateL:components:weight@layer` per layer L of the teacher,
+            whose first principal components the model predicts.
+        teacher: name of the teacher (`load_teacher`); None if nothing comes from its layers.
         start: model folder, name or hub id to start from, None for random weights.
         updates: number of updates, at least 1.
         seconds: speech per update, at least 1 (the shortest row).
@@ -76,7 +84,8 @@ class Pretraining:
     backbone: str = "tiny-random"
     config: dict[str, object] = field(default_factory=dict)
     corpora: Texts = ("unlabelled", "queen")
-    targets: Texts = ("mfcc:256:1", "content:256:1", "voice:128:0.2")
+    codebooks: Texts | None = None
+    distil: Annotated[tuple[str, ...], Field(strict=False)] = ()
     teacher: Annotated[str, Field(min_length=1)] | None = None
     start: Annotated[str, Field(min_length=1)] | None = None
     updates: AtLeastOne = 20_000
@@ -95,28 +104,35 @@ class Pretraining:
         check_fields(self)
         if self.backbone not in PRESETS:
             raise FedexitError(f"unknown backbone {self.backbone!r}; known: {', '.join(PRESETS)}")
+        if self.codebooks is None:
+            object.__setattr__(self, "codebooks", () if self.distil else _CODEBOOKS)
         features = [target.feature for target in self.parsed]
         if len(set(features)) < len(features):
             raise FedexitError(f"targets {', '.join(self.targets)} use one feature twice; use each once")
         if off := [speed for speed in self.speeds if abs(10 * speed - round(10 * speed)) > 1e-9]:
             raise FedexitError(f"setting speeds: {off[0]} is no multiple of 0.1")
         if self.teacher is None and (lone := [name for name in features if teacher_layer(name) is not None]):
-            raise FedexitError(f"target {lone[0]} comes from a teacher; name one with teacher=...")
+            raise FedexitError(f"{lone[0]} is a layer of a teacher; name the teacher with teacher=...")
 
     @property
-    def parsed(self) -> list[TargetText]:
-        """Return all targets. Raise FedexitError for one in another notation."""
-        return [_target(text) for text in self.targets]
+    def targets(self) -> tuple[str, ...]:
+        """Return the texts of all codebooks and states."""
+        return (*(self.codebooks or ()), *self.distil)
 
     @property
     def books(self) -> list[TargetText]:
-        """Return the targets that are codes."""
-        return [target for target in self.parsed if not target.feature.startswith("state")]
+        """Return the codebooks. Raise FedexitError for one in another notation."""
+        return [_target(text, "codebook") for text in self.codebooks or ()]
 
     @property
     def states(self) -> list[TargetText]:
-        """Return the targets that are states of the teacher."""
-        return [target for target in self.parsed if target.feature.startswith("state")]
+        """Return the states of the teacher. Raise FedexitError for one in another notation."""
+        return [_target(text, "state") for text in self.distil]
+
+    @property
+    def parsed(self) -> list[TargetText]:
+        """Return all targets."""
+        return [*self.books, *self.states]
 
     @property
     def teacher_layers(self) -> list[int]:
@@ -130,24 +146,29 @@ def pretraining_settings(given: dict[str, object]) -> Pretraining:
     return with_given(Pretraining(), given)
 
 
-def _target(text: str) -> TargetText:
+def _target(text: str, kind: str) -> TargetText:
     plain, _, layer = text.partition("@")
     try:
         name, size, weight = plain.split(":")
         target = TargetText(name.strip(), int(size), float(weight), int(layer) if layer else None)
     except ValueError:
+        form, example = _FORMS[kind]
+        raise FedexitError(f"{kind} {text!r}: write {form} or {form}@layer, for example {example}") from None
+    if kind == "state" and not re.fullmatch(r"state\d+", target.feature):
+        raise FedexitError(f"state {text!r}: name a layer of the teacher, for example state3")
+    if (
+        kind == "codebook"
+        and target.feature not in FEATURES
+        and not re.fullmatch(r"(layer|content)\d+", target.feature)
+    ):
         raise FedexitError(
-            f"target {text!r}: write feature:size:weight or feature:size:weight@layer, for example mfcc:256:1"
-        ) from None
-    if target.feature not in FEATURES and teacher_layer(target.feature) is None:
-        raise FedexitError(
-            f"target {text!r}: unknown feature {target.feature!r}; expected {', '.join(FEATURES)}, or layerL, contentL "
-            "or stateL of a teacher"
+            f"unknown codebook {target.feature!r}: expected {', '.join(FEATURES)}, or layerL or contentL with a teacher"
         )
     if target.layer is not None and target.layer < 1:
-        raise FedexitError(f"target {text!r}: layers of the model count from 1")
+        raise FedexitError(f"{kind} {text!r}: layers of the model count from 1")
     if target.size < 2 or not 0 < target.weight < float("inf"):
-        raise FedexitError(f"target {text!r}: give a size of at least 2 and a finite weight above 0")
+        size = "clusters" if kind == "codebook" else "components"
+        raise FedexitError(f"{kind} {text!r}: give at least 2 {size} and a finite weight above 0")
     return target
 
 
