@@ -1,6 +1,8 @@
 import json
 import os
+import tomllib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCTC, AutoModelForPreTraining
 
+import fedexit
 from fedexit.data.batches import collate
 from fedexit.model.backbone import PRESETS, default_exits, load_backbone
 from fedexit.model.exits import MultiExitModel
@@ -427,3 +430,32 @@ def test_reading_a_folder_is_recorded(tmp_path, monkeypatch):
     load_backbone(tmp_path / "own")
     noted = read_notes(tmp_path / "reads")["backbone"][str(tmp_path / "own")]
     assert noted["checksum"] == file_hash(tmp_path / "own" / "model.safetensors")
+
+
+# ---- backbones that come with the package --------------------------------------------------------------------------
+
+
+def test_shipped_backbones_load_outside_of_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDEXIT_ROOT", raising=False)
+    assert {"tiny", "tiny-ctc", "tiny-distilled"} <= set(backbone_folders())
+    assert load_backbone("tiny-distilled").pretrained
+
+
+def test_all_files_of_shipped_backbones_are_in_the_package():
+    patterns = tomllib.loads((project_root() / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = Path(fedexit.__file__).parent
+    packed = {file for pattern in patterns["fedexit"] for file in folder.glob(pattern) if file.is_file()}
+    assert packed == {file for file in (folder / "backbones").rglob("*") if file.is_file()}
+    sizes = {file.parent.name: file.stat().st_size for file in packed if file.name == "model.safetensors"}
+    assert max(sizes.values()) <= 8e6 and len(sizes) >= 3
+
+
+def test_a_backbone_of_the_project_has_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "nbs_ci.yml").touch()
+    monkeypatch.setenv("FEDEXIT_ROOT", str(tmp_path))
+    saved_model(tmp_path / "data/backbones/mine", "hubert", num_hidden_layers=1)
+    assert load_backbone("mine").layers == 1 and "mine" in backbone_folders()
+    saved_model(tmp_path / "data/backbones/tiny", "hubert", num_hidden_layers=1)
+    with pytest.raises(FedexitError, match="has the name of a backbone that comes with fedexit; rename the folder"):
+        load_backbone("mine")
