@@ -212,11 +212,11 @@ def test_only_the_layers_up_to_a_target_learn_from_it():
 def test_training_on_a_gpu_mixes_no_devices():
     """Run an update on tensors without values that claim to be on a GPU: every operation checks the devices."""
     book = fit_codebook(mfcc, [torch.randn(4, 16_000)], 6, seed=0)
-    states = TeacherStates([3], np.zeros((50, 1, 4), np.float16), np.array([50]), torch.ones(1, 4))
+    states = TeacherStates({3: np.zeros((50, 4), np.float16)}, np.array([50]), {3: torch.ones(4)})
     parts = {"mfcc": CodeTarget(book, 1.0, 3), "state3": StateTarget(states, 3, 4, 1.0, 12)}
     task = MaskedPrediction(load_backbone("nano").model, parts)
     with FakeTensorMode():
-        states.variances = torch.ones(1, 4)
+        states.variances = {3: torch.ones(4)}
         for module in task.modules():
             for name, value in list(module._parameters.items()):
                 if value is not None:

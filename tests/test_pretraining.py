@@ -27,6 +27,7 @@ from fedexit.central.targets import CodeTarget
 from fedexit.data.audio import write_audio
 from fedexit.data.batches import normalised
 from fedexit.model.backbone import PRESETS
+from fedexit.support.processes import on_workers
 
 SMALL = dict(
     backbone="nano", config={"num_hidden_layers": 2}, codebooks=("mfcc:8:1", "voice:4:0.5"),
@@ -124,7 +125,7 @@ def test_stored_states_of_a_row_are_those_of_the_teacher_for_the_whole_clip(stat
     expected = load_backbone("nano").hidden_states(rows.waveforms)[0][6][0]
     assert found.shape == expected.shape == (12, 32)
     # All components together are the standardised states, up to a rotation: distances between frames are kept.
-    scaled = (found * stored.variances[1].sqrt()).double()
+    scaled = (found * stored.variances[6].sqrt()).double()
     raw = torch.cat([load_backbone("nano").hidden_states(normalised(torch.from_numpy(
         pool.clip(clip).astype(np.float32)))[None])[0][6][0] for clip in range(len(pool.lengths))])  # fmt: skip
     standard = ((expected - raw.mean(0)) / raw.std(0)).double()
@@ -134,7 +135,7 @@ def test_stored_states_of_a_row_are_those_of_the_teacher_for_the_whole_clip(stat
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
 def test_a_row_takes_the_frames_that_are_closest_in_time(states, speed):
     stored, _ = states
-    whole = stored.frames[stored.starts[3] : stored.starts[3] + stored.counts[3], 1].astype(np.float32)
+    whole = stored.frames[6][stored.starts[3] :][: stored.counts[3]].astype(np.float32)
     rows = Rows(torch.zeros(1, 2_000), np.array([3]), np.array([650]), speed)
     found = stored.rows(rows, 6)[0].numpy()
     for frame in range(len(found)):
@@ -152,10 +153,12 @@ def test_rows_that_start_with_zeros_repeat_the_first_frame(states):
 
 def test_an_interrupted_computation_of_states_keeps_whole_pieces(corpus, monkeypatch):
     pool = open_pool(open_speech([corpus]), "train")
-    expected = teachers.open_states("nano", [3], pool, pool).frames
+    whole = teachers.open_states("nano", [3, 9], pool, pool).frames
+    expected = {layer: np.array(frames) for layer, frames in whole.items()}
+    folder = pathlib.Path(whole[3].filename).parent
+    for frames in whole.values():
+        pathlib.Path(frames.filename).unlink()
     monkeypatch.setattr(teachers, "_PIECE_CLIPS", 10)
-    folder = pathlib.Path(expected.filename).parent
-    pathlib.Path(expected.filename).unlink()
 
     def interrupted(function, jobs, workers, desc):
         for job in jobs[:2]:
@@ -165,10 +168,24 @@ def test_an_interrupted_computation_of_states_keeps_whole_pieces(corpus, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(teachers, "on_workers", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            teachers.open_states("nano", [3], pool, pool)
-    assert len(list(folder.glob("*.*.f16"))) == 2
-    assert np.array_equal(teachers.open_states("nano", [3], pool, pool).frames, expected)
-    assert not list(folder.glob("*.*.f16"))
+            teachers.open_states("nano", [3, 9], pool, pool)
+    assert len(list(folder.glob("*.3-9.*.f16"))) == 2
+    again = teachers.open_states("nano", [3, 9], pool, pool, workers=2).frames
+    assert all(np.array_equal(again[layer], expected[layer]) for layer in (3, 9))
+    assert not list(folder.glob("*.3-9.*.f16"))
+
+
+def test_stored_layers_are_not_computed_again(corpus, monkeypatch):
+    pool = open_pool(open_speech([corpus]), "train")
+    one = teachers.open_states("nano", [2], pool, pool).frames[2]
+    asked = []
+    monkeypatch.setattr(teachers, "on_workers", lambda function, jobs, *rest: asked.extend(jobs) or on_workers(
+        function, jobs, *rest))  # fmt: skip
+    both = teachers.open_states("nano", [2, 4], pool, pool).frames
+    assert [list(job.bases) for job, *_ in asked] == [[4]]
+    assert np.array_equal(both[2], one) and both[4].shape == one.shape
+    alone = teachers.open_states("nano", [4], pool, pool).frames[4]
+    assert np.array_equal(both[4], alone)
 
 
 def test_long_clips_are_cut_without_a_lost_frame(monkeypatch):

@@ -97,7 +97,7 @@ class StateTarget(NamedTuple):
 
     def measures(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share of the variance that is not predicted, and that which is, (B, F), for (B, F, size)."""
-        variances = self.states.variances[self.states.layers.index(self.teacher_layer), : self.size]
+        variances = self.states.variances[self.teacher_layer][: self.size]
         importance = (variances.sqrt() / variances.sqrt().sum()).to(predicted.device)
         loss = ((predicted - wanted).square() * importance).sum(-1)
         return loss, 1 - loss.detach()

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from fedexit.central.whisper import WHISPER_BASE, whisper_base, whisper_from
 from fedexit.data.batches import normalised
 from fedexit.data.constants import SAMPLE_RATE
 from fedexit.model.backbone import Backbone, load_backbone
+from fedexit.support.cache import lock
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import read_json_object, replacing
 from fedexit.support.paths import data_dir
@@ -90,14 +91,13 @@ class TeacherStates:
     """Principal components of a teacher's hidden states for every frame of a pool.
 
     Attributes:
-        layers: the stored layers.
-        frames: (N, layers, K) float16, of all clips end to end; each of the K components has variance 1.
+        frames: by layer: (N, K) float16, of all clips end to end; each of the K components has variance 1.
         counts: number of frames of each clip.
-        variances: (layers, K) variance of each component before it was scaled, largest first.
+        variances: by layer: (K,) variance of each component before it was scaled, largest first.
     """
 
-    def __init__(self, layers: Sequence[int], frames: np.ndarray, counts: np.ndarray, variances: Tensor):
-        self.layers, self.frames, self.counts, self.variances = list(layers), frames, counts, variances
+    def __init__(self, frames: dict[int, np.ndarray], counts: np.ndarray, variances: dict[int, Tensor]):
+        self.frames, self.counts, self.variances = frames, counts, variances
         self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
 
     def rows(self, rows: Rows, layer: int) -> Tensor:
@@ -109,7 +109,7 @@ class TeacherStates:
         centres = rows.offsets[:, None] + rows.speed * (HOP * frames + FRAME / 2)
         places = np.rint((centres - FRAME / 2) / HOP).astype(np.int64)
         places = places.clip(0, self.counts[rows.clips][:, None] - 1) + self.starts[rows.clips][:, None]
-        return torch.from_numpy(self.frames[places, self.layers.index(layer)].astype(np.float32))
+        return torch.from_numpy(self.frames[layer][places].astype(np.float32))
 
 
 def open_states(
@@ -133,21 +133,23 @@ def open_states(
         workers: processes that compute side by side.
     """
     assert pool.file and like.file, "pools of open_pool"
-    encoder = load_teacher(teacher)
-    name = [like.file.stem, teacher_hash(encoder), sorted(layers), COMPONENTS, _FIT_CLIPS, str(precision)]
+    encoder, counts = load_teacher(teacher), np.maximum(1, (pool.lengths - FRAME) // HOP + 1)
+    name = [like.file.stem, teacher_hash(encoder), COMPONENTS, _FIT_CLIPS, str(precision)]
     folder = data_dir() / "cache" / f"teacher-{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:12]}"
-    basis = folder / "basis.safetensors"
-    if not basis.is_file():
-        with _in(precision):
-            tensors = _basis(encoder, sorted(layers), like)
-        with replacing(basis) as part:
-            save_file(tensors, part)
-    file = folder / f"{pool.file.stem}.f16"
-    if not file.is_file():
-        _compute(teacher, sorted(layers), pool, precision, basis, file, workers)
-    counts, variances = _counts(pool), load_file(basis)["variances"]
-    frames = np.memmap(file, np.float16, mode="r").reshape(counts.sum(), *variances.shape)
-    return TeacherStates(sorted(layers), frames, counts, variances)
+    bases = {layer: folder / f"layer{layer}.safetensors" for layer in layers}
+    files = {layer: folder / f"{pool.file.stem}.layer{layer}.f16" for layer in layers}
+    with lock(folder / "states"):
+        if missing := [layer for layer in layers if not bases[layer].is_file()]:
+            _fit_bases(encoder, {layer: bases[layer] for layer in missing}, like, precision)
+        if missing := [layer for layer in layers if not files[layer].is_file()]:
+            job = _Job(teacher, precision, pool.file, {layer: bases[layer] for layer in missing})
+            _compute(job, {layer: files[layer] for layer in missing}, counts, workers)
+    variances = {layer: load_file(bases[layer])["variances"] for layer in layers}
+    frames = {
+        layer: np.memmap(files[layer], np.float16, mode="r").reshape(counts.sum(), len(variances[layer]))
+        for layer in layers
+    }
+    return TeacherStates(frames, counts, variances)
 
 
 def teacher_hash(teacher: Teacher) -> str:
@@ -158,76 +160,64 @@ def teacher_hash(teacher: Teacher) -> str:
     return digest.hexdigest()
 
 
-def _counts(pool: SpeechPool) -> np.ndarray:
-    return np.maximum(1, (pool.lengths - FRAME) // HOP + 1)
+class _Job(NamedTuple):
+    """What a process needs to compute states of a pool: the teacher, its precision, the pool and a basis per layer."""
+
+    teacher: str
+    precision: torch.dtype
+    pool: Path
+    bases: dict[int, Path]
 
 
-def _compute(
-    teacher: str,
-    layers: Sequence[int],
-    pool: SpeechPool,
-    precision: torch.dtype,
-    basis: Path,
-    file: Path,
-    workers: int,
-) -> None:
-    """Write the components of all clips of `pool` to `file`, by pieces that are kept until all are there."""
-    pieces = [file.with_suffix(f".{start}.f16") for start in range(0, len(pool.lengths), _PIECE_CLIPS)]
-    jobs = [
-        (
-            teacher,
-            layers,
-            precision,
-            pool.file,
-            range(len(pool.lengths))[number * _PIECE_CLIPS :][:_PIECE_CLIPS],
-            basis,
-            piece,
-        )
-        for number, piece in enumerate(pieces)
-        if not piece.is_file()
-    ]
-    on_workers(_compute_piece, jobs, workers, f"layers of {teacher}")
-    with replacing(file) as part, part.open("wb") as out:
-        for piece in pieces:
-            out.write(piece.read_bytes())
+def _compute(job: _Job, files: dict[int, Path], counts: np.ndarray, workers: int) -> None:
+    """Write the components of all clips to one file per layer, by pieces that are kept until all are there."""
+    clips, some = range(len(counts)), "-".join(map(str, files))
+    parts = [clips[start : start + _PIECE_CLIPS] for start in range(0, len(clips), _PIECE_CLIPS)]
+    pieces = [next(iter(files.values())).with_name(f"{job.pool.stem}.{some}.{part.start}.f16") for part in parts]
+    waiting = [(job, *pair) for pair in zip(parts, pieces, strict=True) if not pair[1].is_file()]
+    on_workers(_compute_piece, waiting, workers, f"layers of {job.teacher}")
+    for place, file in enumerate(files.values()):
+        with replacing(file) as part, part.open("wb") as out:
+            for own, piece in zip(parts, pieces, strict=True):
+                stored = np.fromfile(piece, np.float16).reshape(len(files), counts[own].sum(), -1)
+                out.write(stored[place].tobytes())
     for piece in pieces:
         piece.unlink()
 
 
-def _compute_piece(
-    teacher: str, layers: Sequence[int], precision: torch.dtype, pool: Path, clips: range, basis: Path, piece: Path
-) -> None:
-    """Write the components of the `clips` of the pool in the file `pool` to `piece`."""
-    encoder, stored, speech = load_teacher(teacher), load_file(basis), SpeechPool.open(pool)
-    with replacing(piece) as part, part.open("wb") as out:
-        for clip in clips:
-            with _in(precision):
-                states = torch.stack(_states(encoder, layers, speech, clip), 1)  # (F, layers, D)
-            found = torch.einsum("fld,ldk->flk", states - stored["mean"], stored["matrix"])
-            out.write(found.half().numpy().tobytes())
+def _compute_piece(job: _Job, clips: range, piece: Path) -> None:
+    """Write the components (layers, frames, K) of `clips` to `piece`."""
+    encoder, speech = load_teacher(job.teacher), SpeechPool.open(job.pool)
+    bases = {layer: load_file(file) for layer, file in job.bases.items()}
+    found: list[list[Tensor]] = [[] for _ in bases]
+    for clip in clips:
+        with _in(job.precision):
+            states = _states(encoder, list(bases), speech, clip)
+        for own, state, basis in zip(found, states, bases.values(), strict=True):
+            own.append(((state - basis["mean"]) @ basis["matrix"]).half())
+    with replacing(piece) as part:
+        torch.stack([torch.cat(own) for own in found]).numpy().tofile(part)
 
 
-def _basis(teacher: Teacher, layers: Sequence[int], pool: SpeechPool) -> dict[str, Tensor]:
-    """Return mean (layers, D), matrix (layers, D, K) and variances (layers, K) of the standardised states' components.
+def _fit_bases(teacher: Teacher, bases: dict[int, Path], pool: SpeechPool, precision: torch.dtype) -> None:
+    """Write mean (D,), matrix (D, K) and variances (K,) of the principal components of each layer.
 
-    The matrix scales every component to variance 1.
+    States are standardised before. The matrix scales every component to variance 1.
     """
     clips = numpy_stream("teacher", "basis").permutation(len(pool.lengths))[:_FIT_CLIPS]
-    found = [_states(teacher, layers, pool, int(clip)) for clip in progress(clips, "components of the teacher")]
-    means, matrices, variances = [], [], []
-    for states in zip(*found, strict=True):
+    with _in(precision):
+        found = [
+            _states(teacher, list(bases), pool, int(clip)) for clip in progress(clips, "components of the teacher")
+        ]
+    for states, file in zip(zip(*found, strict=True), bases.values(), strict=True):
         frames = torch.cat(states).double()
         mean, std = frames.mean(0), frames.std(0) + 1e-6
         values, vectors = torch.linalg.eigh(torch.cov(((frames - mean) / std).T))
         values, vectors = values.flip(0)[:COMPONENTS].clamp(min=1e-6), vectors.flip(1)[:, :COMPONENTS]
-        means.append(mean)
-        variances.append(values)
-        matrices.append(vectors / std[:, None] / values.sqrt())
-    return {
-        "mean": torch.stack(means).float(),
-        "matrix": torch.stack(matrices).float().contiguous(),
-        "variances": torch.stack(variances).float(),
-    }
+        matrix = vectors / std[:, None] / values.sqrt()
+        with replacing(file) as part:
+            tensors = {"mean": mean, "matrix": matrix.contiguous(), "variances": values.contiguous()}
+            save_file({name: tensor.float() for name, tensor in tensors.items()}, part)
 
 
 @torch.no_grad()
