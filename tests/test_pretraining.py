@@ -480,7 +480,8 @@ def test_a_folder_with_something_else_is_left_alone(corpus, whole, tmp_path):
 
 def test_codebooks_are_those_of_the_sound_unless_the_model_distils():
     assert [book.feature for book in Pretraining().books] == ["mfcc", "content", "voice"]
-    assert Pretraining(distil=("state2:8:1@3",), teacher="nano").books == []
+    given = {"distil": ["state2:8:1@3"], "teacher": "nano"}
+    assert Pretraining(**given).books == pretraining_settings(given).books == []
     both = Pretraining(codebooks="mfcc:8:1", distil=("state2:8:1@3",), teacher="nano")
     assert both.targets == ("mfcc:8:1", "state2:8:1@3") and both.teacher_layers == [2]
 

@@ -260,7 +260,8 @@ class _Run:
         if self.settings.start and (earlier := start_folder(self.settings.start) / "training").is_dir():
             shutil.copytree(earlier, record, dirs_exist_ok=True)
             stage += len(read_stages(earlier))
-        facts = {"minutes": round(self.seconds / 60, 1), "threads": torch.get_num_threads()}
+        facts: dict[str, Any] = {"minutes": round(self.seconds / 60, 1), "threads": torch.get_num_threads()}
+        facts |= {"codebooks": list(self.settings.chosen)}
         text = json.dumps(asdict(self.settings) | facts, indent=1, sort_keys=True) + "\n"
         write_text(record / f"stage{stage}.csv", (self.work / "curve.csv").read_text())
         write_text(record / f"stage{stage}.json", text)

@@ -154,14 +154,15 @@ def _stage(name: str, settings: dict, record: Path) -> dict[str, object]:
     """Return the row of the card about one stage."""
     curve = pd.read_csv(record / f"{name}.csv")
     loss = curve.filter(regex="^dev_masked_loss_").iloc[-1].round(2)
+    threads = "one CPU thread" if settings["threads"] == 1 else f"{settings['threads']} CPU threads"
     return {
         "stage": name,
         "predicts": ", ".join([*settings["codebooks"], *settings.get("distil", [])]),
         "updates": settings["updates"],
         "seconds of speech per update": settings["seconds"],
         "masked loss on dev": ", ".join(map(str, loss)),
-        "mask": f"{settings['mask_probability']:.0%} of the frames",
-        "compute": f"{settings['minutes']:.0f} minutes on {settings['threads']} CPU threads",
+        "mask": f"probability {settings['mask_probability']}, spans of {settings['mask_frames']} frames",
+        "compute": f"{settings['minutes']:.0f} minutes on {threads}",
     }
 
 

@@ -104,8 +104,6 @@ class Pretraining:
         check_fields(self)
         if self.backbone not in PRESETS:
             raise FedexitError(f"unknown backbone {self.backbone!r}; known: {', '.join(PRESETS)}")
-        if self.codebooks is None:
-            object.__setattr__(self, "codebooks", () if self.distil else _CODEBOOKS)
         features = [target.feature for target in self.parsed]
         if len(set(features)) < len(features):
             raise FedexitError(f"targets {', '.join(self.targets)} use one feature twice; use each once")
@@ -115,14 +113,21 @@ class Pretraining:
             raise FedexitError(f"{lone[0]} is a layer of a teacher; name the teacher with teacher=...")
 
     @property
+    def chosen(self) -> tuple[str, ...]:
+        """Return the texts of the codebooks, also where `codebooks` is None."""
+        if self.codebooks is None:
+            return () if self.distil else _CODEBOOKS
+        return self.codebooks
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Return the texts of all codebooks and states."""
-        return (*(self.codebooks or ()), *self.distil)
+        return (*self.chosen, *self.distil)
 
     @property
     def books(self) -> list[TargetText]:
         """Return the codebooks. Raise FedexitError for one in another notation."""
-        return [_target(text, "codebook") for text in self.codebooks or ()]
+        return [_target(text, "codebook") for text in self.chosen]
 
     @property
     def states(self) -> list[TargetText]:
