@@ -16,8 +16,8 @@ from sklearn.metrics import roc_curve
 from fedexit.data.tasks import paralinguistic
 from fedexit.federated import aggregation, objectives
 from fedexit.federated.aggregation import Aggregator
+from fedexit.lab import verification
 from fedexit.model import ctc, metrics
-from fedexit.model import metrics as verification
 from fedexit.model.backbone import Backbone
 
 

@@ -73,6 +73,14 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
     return model
 
 
+def model_folder(name_or_path: str | Path) -> Path:
+    """Return the folder `name_or_path`, or the folder in the hub's cache that holds the model with this id."""
+    if isinstance(name_or_path, Path) or Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    weights = [cached_file(name_or_path, file) for file in ("config.json", "model.safetensors")][-1]
+    return Path(weights).parent  # type: ignore[arg-type]  # `cached_file` raises rather than give None
+
+
 def _check_files(folder: Path) -> None:
     """Raise FedexitError for a folder without a readable config of our families, and for weights not downloaded."""
     settings = folder / "config.json"
