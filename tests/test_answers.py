@@ -2,6 +2,7 @@
 
 import json
 from io import StringIO
+from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
@@ -15,6 +16,7 @@ from fedexit.data.batches import collate
 from fedexit.data.text import characters
 from fedexit.federated.clients import Client
 from fedexit.federated.rounds import federate
+from fedexit.model import pretrained
 from fedexit.model.backbone import load_backbone
 from fedexit.model.early_exit import run
 from fedexit.model.exits import MultiExitModel
@@ -212,9 +214,16 @@ def test_a_model_is_loaded_by_its_hub_id(model, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     again = MultiExitModel.from_pretrained("ann/keywords")
     pd.testing.assert_frame_equal(again.predict(CLIPS, rate=16000), model.predict(CLIPS, rate=16000))
-    with pytest.raises(FedexitError, match=r"^ben/keywords is not a multi-exit model") as caught:
+    with pytest.raises(FedexitError, match=r"^ben/keywords is not .*: there is no such folder, and as a hub") as caught:
         MultiExitModel.from_pretrained("ben/keywords")
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(pretrained, "cached_file", None)
+    for name in ("my_model", "./my_model", "../models/mine", "a/b/c", Path("ann/keywords")):
+        with pytest.raises(FedexitError, match=r"is not a multi-exit model .*No such file"):
+            MultiExitModel.from_pretrained(name)
 
 
 # ---- command line and notebooks -----------------------------------------------------------------------------------
@@ -256,7 +265,7 @@ def test_a_federation_is_shown_with_its_last_errors():
     model = MultiExitModel(load_backbone("nano"), LABELS)
     result = federate(model, [Client("ann", data, 3), Client("ben", data, 6)], rounds=2, dev=data)
     shown = result._repr_html_()
-    assert "2 rounds, 2 clients" in shown and "<table" in shown and len(shown) < 2000
+    assert "2 rounds, 4 local rounds" in shown and "<table" in shown and len(shown) < 2000
     for value in result.table.query("round == 2")["value"]:
         assert f"{value:.3f}" in shown
     assert "<table" not in federate(model, [Client("ann", data, 3)], rounds=1)._repr_html_()
