@@ -115,7 +115,7 @@ def test_start_heads_for_a_to_z_are_not_loaded_for_another_alphabet(tmp_path):
     assert load_start_heads(same, str(tmp_path)) and not load_start_heads(other, str(tmp_path))
 
 
-def test_words_are_cut_at_the_blank_of_the_models_own_labels():
+def test_words_are_cut_at_the_blank_of_own_labels():
     labels = list(" abcdefghijklmnopqrstuvwxyz'")
     model = MultiExitModel(load_backbone("nano"), labels, [3], head="ctc")
     table = predict(model, [(torch.randn(32000), characters("hello my world", labels))])
