@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCTC, AutoModelForPreTraining
 
 import fedexit
-from fedexit.data.batches import collate
+from fedexit.data.batches import collate, standardised
 from fedexit.model.backbone import PRESETS, default_exits, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import predict
@@ -43,11 +43,9 @@ def saved_model(folder, family, **changes):
 
 
 def padded_batch():
+    """Return normalised clips: a backbone normalises its input, the models of `transformers` do not."""
     generator = torch.Generator().manual_seed(1)
-    waveforms = torch.randn(len(LENGTHS), max(LENGTHS), generator=generator)
-    for row, length in zip(waveforms, LENGTHS, strict=True):
-        row[length:] = 0
-    return waveforms, torch.tensor(LENGTHS)
+    return collate([(torch.randn(length, generator=generator), 0) for length in LENGTHS])[:2]
 
 
 @pytest.fixture
@@ -88,6 +86,32 @@ def test_7_equals_transformers_on_the_padded_batch_itself(family, padded, tmp_pa
     for layer in range(13):
         for i, count in enumerate(frames):
             torch.testing.assert_close(states[layer][i, :count], expected[layer][i, :count], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_loudness_and_offset_change_no_logits(norm, padded, tmp_path):
+    """Compare clips at -10 and at -70 dBFS, with an offset, with the clips as `collate` normalises them."""
+    waveforms, lengths = padded
+    saved_model(tmp_path, "wav2vec2", feat_extract_norm=norm, conv_bias=norm == "layer")
+    model = MultiExitModel(load_backbone(tmp_path), ["a", "b", "c"]).eval()
+    with torch.no_grad():
+        expected = model(waveforms, lengths)
+        for gain in (10 ** (-10 / 20), 10 ** (-70 / 20)):
+            found = model(gain * (waveforms + 0.3), lengths)
+            for depth, logits in found.items():
+                torch.testing.assert_close(logits, expected[depth], rtol=0, atol=2e-4)
+
+
+def test_normalised_clips_stay_bit_identical(padded):
+    waveforms, lengths = padded
+    quiet = collate([(1e-3 * waveforms[0] + 0.1, 0), (3e-3 * waveforms[1, :9000], 0)])
+    for clips, sizes in ((waveforms, lengths), quiet[:2]):
+        assert torch.equal(standardised(clips, sizes), clips)
+    half, sizes = (waveforms.half() * 40), torch.tensor(LENGTHS)
+    assert standardised(half, sizes).dtype == torch.float16
+    torch.testing.assert_close(standardised(half, sizes).float(), waveforms, rtol=1e-2, atol=1e-2)
+    silent = standardised(torch.zeros(1, 400), torch.tensor([400]))
+    assert torch.equal(silent, torch.zeros(1, 400))
 
 
 def test_padding_changes_no_hidden_state(padded):

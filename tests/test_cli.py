@@ -13,6 +13,7 @@ from fedexit.support.errors import FedexitError
 COMMANDS = (
     ["run"],
     ["status"],
+    ["predict"],
     ["pretrain"],
     ["ctc"],
     ["bench"],

@@ -26,7 +26,7 @@ from fedexit.devices.dynamics import Faults
 from fedexit.devices.policy import Need, Policy
 from fedexit.devices.profiles import MIB
 from fedexit.federated.clients import LocalTraining
-from fedexit.lab import cells, checks, grid, kept
+from fedexit.lab import beam, cells, checks, grid, kept
 from fedexit.lab.cells import Measured, run_cell
 from fedexit.lab.grid import run_grid, run_grids, with_owners
 from fedexit.lab.kept import is_finished, key_of, origin_of, read_cell, write_cell
@@ -73,8 +73,8 @@ def quick():
     """Use a known code hash, a decoder without a library, and no other processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fingerprint, "code_hash", lambda module: CODE, raising=False)
-        patch.setattr(ctc, "beam_search_available", lambda: True, raising=False)
-        patch.setattr(ctc, "beam_decoder", lambda words: ctc.greedy)
+        patch.setattr(beam, "beam_search_available", lambda: True, raising=False)
+        patch.setattr(beam, "beam_decoder", lambda words, labels: ctc.greedy)
         patch.setattr(grid, "on_workers", here)
         kept.present_code.cache_clear()
         yield
@@ -543,8 +543,8 @@ def test_training_in_bfloat16_warns_where_the_processor_lacks_it(capability, war
 
 
 def test_asr_cells_run_without_the_library_of_beam_search(folder, small, monkeypatch):
-    monkeypatch.setattr(ctc, "beam_search_available", lambda: False, raising=False)
-    monkeypatch.setattr(ctc, "beam_decoder", None)
+    monkeypatch.setattr(beam, "beam_search_available", lambda: False, raising=False)
+    monkeypatch.setattr(beam, "beam_decoder", None)
     corpus = corpus_like(folder, small / "spoken", people)
     with pytest.warns(UserWarning, match="flashlight-text is not installed: error rates by beam search are left out"):
         measured = run_cell(Cell("asr", "central", 0, 3), settings(corpus, "asr"), small / "state")

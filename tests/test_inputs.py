@@ -20,9 +20,10 @@ from fedexit.federated import checks
 from fedexit.federated.aggregation import FedAdam, make_aggregator
 from fedexit.federated.clients import local_round
 from fedexit.federated.objectives import Objective
+from fedexit.lab.verification import verify
 from fedexit.model import early_exit
 from fedexit.model.lora import with_lora
-from fedexit.model.metrics import predict, verify
+from fedexit.model.metrics import predict
 
 CLIPS = tones(0, 3)
 PAIRS = pd.DataFrame({"first": ["a", "a"], "second": ["b", "c"], "same": [True, False]})

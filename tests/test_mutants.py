@@ -1,9 +1,11 @@
 """Test that the property tests can fail: each rule of Eq. (1), of heads and of measures is broken on purpose."""
 
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import pytest
 import test_aggregation as properties
+import test_alphabets
 import test_backbone
 import test_ctc
 import test_methods
@@ -14,10 +16,11 @@ import test_verification
 from sklearn.metrics import roc_curve
 
 from fedexit.data.tasks import paralinguistic
+from fedexit.data.text import spell
 from fedexit.federated import aggregation, objectives
 from fedexit.federated.aggregation import Aggregator
-from fedexit.model import ctc, metrics
-from fedexit.model import metrics as verification
+from fedexit.lab import verification
+from fedexit.model import backbone, ctc, metrics
 from fedexit.model.backbone import Backbone
 
 
@@ -139,6 +142,15 @@ def a_fold_that_tests_its_development_speakers(name, corpus, rows, column):
     return true_set(name, corpus, rows.assign(split=rows["split"].replace("dev", "test")), column)
 
 
+def a_fixed_alphabet(codes, labels):
+    return spell(codes)
+
+
+def quiet_clips():
+    with TemporaryDirectory() as folder:
+        test_backbone.test_loudness_and_offset_change_no_logits("layer", test_backbone.padded_batch(), folder)
+
+
 true_dcf, true_set = verification.min_dcf, paralinguistic.closed_set
 perfect_and_blind = test_verification.test_perfect_inverted_and_constant_scores
 deepest = test_objectives.test_the_deepest_exit_teaches_without_being_taught_and_weighs_twice
@@ -147,6 +159,8 @@ mutual = partial(test_objectives.test_mutual_teaching_has_the_gradients_computed
 LATER = [
     (ctc, "_SURE", 0.0, lambda: test_ctc.test_padding_changes_neither_loss_nor_text(False)),
     (ctc, "frames_needed", len, test_ctc.test_frames_needed_is_the_smallest_number_that_spells_the_text),
+    (metrics, "spell", a_fixed_alphabet, test_alphabets.test_words_are_cut_at_the_blank_of_own_labels),
+    (backbone, "standardised", lambda waveforms, lengths: waveforms, quiet_clips),
     (verification, "equal_error_rate", no_line_between_thresholds, perfect_and_blind),
     (verification, "min_dcf", cost_of_no_system_is_one, perfect_and_blind),
     (metrics, "error_rates", mean_of_rates, test_metrics.test_error_rates_are_pooled_counts_and_not_means_of_rates),

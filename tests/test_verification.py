@@ -19,7 +19,7 @@ from fedexit import FedexitError, MultiExitModel, cli, load_backbone, open_corpu
 from fedexit.data import trials as trial_lists
 from fedexit.data.batches import collate
 from fedexit.data.tasks import make_task
-from fedexit.model import metrics as verification
+from fedexit.lab import verification
 
 ROOT = Path(__file__).parents[1]
 LISTS = ("queen", "speechocean")

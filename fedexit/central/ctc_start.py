@@ -21,6 +21,7 @@ from fedexit.data.corpora import open_corpus
 from fedexit.data.tasks import make_task
 from fedexit.data.tasks.asr import played
 from fedexit.data.tasks.contract import Clips
+from fedexit.data.text import CHARACTERS
 from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
@@ -117,10 +118,10 @@ def load_start_heads(model: MultiExitModel, backbone: str) -> bool:
     """Load the heads that are stored beside the `backbone` (name or folder) into a CTC `model`.
 
     Returns:
-        False if the model has other heads or the backbone comes without CTC heads.
+        False if the model has other heads or another alphabet, or the backbone comes without CTC heads.
     """
     folder = backbone_folders().get(backbone, Path(backbone))
-    if model.head != "ctc" or not (folder / HEADS_FILE).is_file():
+    if model.head != "ctc" or model.labels != list(CHARACTERS) or not (folder / HEADS_FILE).is_file():
         return False
     model.load_heads(folder / HEADS_FILE)
     return True

@@ -15,6 +15,7 @@ groups      groups of clips, their devices and depths
 trials      pairs of clips for speaker verification
 text        characters for CTC
 batches     normalise, pad and batch clips
+recordings  files and waveforms to predict
 checks, inspection  checks of batches, and of all clips before training
 constants   the sample rate and the shortest clip
 """

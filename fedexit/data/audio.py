@@ -94,6 +94,14 @@ def read_clip(source: Path | bytes, name: str | None = None) -> torch.Tensor:
     """
     name = name or ("audio" if isinstance(source, bytes) else str(source))
     samples, rate = decode_audio(source, name)
+    return as_clip(samples, rate, name)
+
+
+def as_clip(samples: torch.Tensor, rate: int, name: str) -> torch.Tensor:
+    """Return samples (channels, T) at `rate` Hz as a waveform (T',) at 16 kHz.
+
+    Raises FedexitError, with `name`, if the channels cancel out or fewer than `MIN_SAMPLES` samples remain.
+    """
     if _cancel_out(samples):
         raise FedexitError(
             f"{name}: its {len(samples)} channels cancel out, their mean is nearly silent (one is inverted); "
@@ -102,8 +110,7 @@ def read_clip(source: Path | bytes, name: str | None = None) -> torch.Tensor:
     waveform = to_16k_mono(samples, rate)
     if len(waveform) < MIN_SAMPLES:
         raise FedexitError(
-            f"{name}: {len(waveform)} samples at 16 kHz are too short, a clip needs {MIN_SAMPLES} (25 ms); "
-            "leave the file out"
+            f"{name}: {len(waveform)} samples at 16 kHz are too short, a clip needs {MIN_SAMPLES} (25 ms); leave it out"
         )
     return waveform
 

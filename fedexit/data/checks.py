@@ -63,8 +63,11 @@ def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
     return least
 
 
-def checked_labels(labels: Iterable[object]) -> list:
-    """Return the labels as Python objects. Raises FedexitError for none, no list, and what JSON cannot keep."""
+def checked_labels(labels: Iterable[object], spelling: bool) -> list:
+    """Return the labels as Python objects; if `spelling`, they are the characters of texts.
+
+    Raises FedexitError for none, no list, what JSON cannot keep, and characters that are no texts or are listed twice.
+    """
     if isinstance(labels, bytes | Set) or not isinstance(labels, Iterable):  # a set has no fixed order
         raise FedexitError(f"labels must be a list of names in the order of the logits, not {labels!r}")
     found = [label.item() if isinstance(label, np.generic) else label for label in labels]
@@ -73,4 +76,6 @@ def checked_labels(labels: Iterable[object]) -> list:
     for label in found:
         if not isinstance(label, str | int | float | None):
             raise FedexitError(f"label {label!r} is a {type(label).__name__}; give strings or numbers")
+        if spelling and (not isinstance(label, str) or not label or found.count(label) > 1):
+            raise FedexitError(f"label {label!r} cannot spell texts; give each character once, as a string")
     return found

@@ -42,6 +42,13 @@ class Federation:
     heads: Heads = field(default_factory=dict)  # heads that clients kept, by client (`local_heads`)
     last: dict[str, Tensor] = field(default_factory=dict)  # weights after the last round, if `model` is an average
 
+    def _repr_html_(self) -> str:
+        """Return for a notebook how much was trained, and the errors at every exit after the last round."""
+        last = self.table[self.table["round"] == self.table["round"].max()]
+        rounds = self.clients["round"].max() if len(self.clients) else 0
+        errors = last.pivot(index="metric", columns="exit", values="value").to_html(float_format="{:.3f}".format)
+        return f"<p>{rounds} rounds, {len(self.clients)} local rounds; errors on dev:</p>{errors if len(last) else ''}"
+
 
 def federate(
     model: MultiExitModel,

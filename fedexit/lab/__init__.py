@@ -7,6 +7,7 @@ cells       one cell, from its task and start to its errors; `material` opens it
 kept        finished cells on disk, with a record of what made them
 statistics  intervals over seeds and clips, and tests
 exit_study  early exit: saved work against added errors
+beam, verification, own_heads  other ways to decode, to compare and to predict
 heterofl    a baseline: narrow clients instead of shallow ones
 paper       the published tables
 plots, looks  figures and their common style

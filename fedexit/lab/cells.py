@@ -21,20 +21,22 @@ from fedexit.data.trials import trials_of
 from fedexit.devices.policy import depths_of_round
 from fedexit.devices.profiles import profiles
 from fedexit.federated.clients import Client
-from fedexit.federated.local_heads import Heads, with_own_heads
+from fedexit.federated.local_heads import Heads
 from fedexit.federated.methods import find_method
 from fedexit.federated.partition import device_of, make_clients, tier_of
 from fedexit.federated.rounds import Federation, drop_outs, federate
+from fedexit.lab import beam
 from fedexit.lab.checks import check_cell, warn
 from fedexit.lab.heterofl import federate_by_width, widths_for
 from fedexit.lab.material import groups_tested, task_of, tiers_of
+from fedexit.lab.own_heads import with_own_heads
 from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
-from fedexit.model import ctc
+from fedexit.lab.verification import verify
 from fedexit.model.backbone import Backbone, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.lora import with_lora
-from fedexit.model.metrics import all_rates, error_rates, item_errors, predict, verify
+from fedexit.model.metrics import all_rates, error_rates, item_errors, predict
 from fedexit.support.streams import numpy_stream
 
 COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric", "value", "n"]
@@ -121,8 +123,8 @@ def _after(
 ) -> pd.DataFrame:
     """Return errors on all test clips, for texts also by beam search, and for voices also on the trial list."""
     rates = [all_rates(predictions).assign(split="test")]
-    if task.head == "ctc" and ctc.beam_search_available():
-        searched = all_rates(predict(model, parts["test"], decode=ctc.beam_decoder(_words(task))))
+    if task.head == "ctc" and beam.beam_search_available():
+        searched = all_rates(predict(model, parts["test"], decode=beam.beam_decoder(_words(task), task.labels)))
         rates.append(searched.assign(metric=searched["metric"] + " beam", split="test"))
     if task.verification and (trials := trials_of(task.corpus)) is not None:
         ids = sorted({*trials["first"], *trials["second"]})
@@ -207,7 +209,7 @@ def _depths(setting: Setting, clients: Sequence[Client], seed: int) -> Callable[
 def _words(task: Task) -> list[str]:
     """Return the words of the texts that may be used for training."""
     texts = task.rows.query("split in ('train', 'public')")["target"]
-    return sorted({word for target in texts for word in spell(target).split()})
+    return sorted({word for target in texts for word in spell(target, task.labels).split()})
 
 
 def fine_tuned_error(

@@ -11,10 +11,10 @@ from fedexit.data.tasks.contract import Task
 from fedexit.federated.methods import everyone, find_method
 from fedexit.federated.partition import PARTITIONS
 from fedexit.federated.regime import Regime
+from fedexit.lab import beam
 from fedexit.lab.heterofl import widths_for
 from fedexit.lab.material import has_folds, task_of, tiers_of
 from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
-from fedexit.model import ctc
 from fedexit.model.backbone import Backbone, load_backbone
 from fedexit.model.heads import HEADS
 from fedexit.model.lora import with_lora
@@ -115,7 +115,7 @@ def warn(cell: Cell, setting: Setting, task: Task) -> None:
     training = setting.study.central if cell.method == CENTRAL else setting.federation.training
     if training.bfloat16 and lacks_bfloat16():
         warnings.warn("this processor lacks bfloat16, so training in it is very slow; turn it off", stacklevel=2)
-    if task.head == "ctc" and not ctc.beam_search_available():
+    if task.head == "ctc" and not beam.beam_search_available():
         warnings.warn(
             "flashlight-text is not installed: error rates by beam search are left out, all others are measured",
             stacklevel=2,

@@ -21,7 +21,7 @@ from fedexit.data.tasks.contract import Clips, Task, majority_error
 from fedexit.lab.statistics import Pairs
 from fedexit.model.backbone import load_backbone
 from fedexit.model.costs import clip_macs
-from fedexit.model.early_exit import RULES, run, stops
+from fedexit.model.early_exit import RULES, run
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.metrics import answers, forward, item_errors
@@ -175,9 +175,9 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
         seen = []
         for depth, logits in outputs.items():
             seen.append(logits)
-            pairs = answers(logits, targets)
+            pairs = answers(logits, targets, model.labels)
             predicted += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
-            rules = {name: rule(seen).tolist() for name, rule in RULES.items()}
+            rules = {name: rule(seen, model.labels).tolist() for name, rule in RULES.items()}
             sure.append(pd.DataFrame({"item": group, "exit": depth, **rules}))
     errors = item_errors(pd.DataFrame(predicted, columns=["item", "exit", "predicted", "label"])).query(
         "metric != 'WER'"
@@ -196,6 +196,13 @@ def _work(model: MultiExitModel, samples: Sequence[int]) -> pd.DataFrame:
             heads += asked - bare.trained
             rows.append((item, depth, bare.frozen, bare.frozen + asked, bare.frozen + bare.trained + heads))
     return pd.DataFrame(rows, columns=["item", "exit", "convolutions", "macs_alone", "macs_early"])
+
+
+def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the position (N,) of the first exit that is at least `threshold` confident (N, exits), else the last."""
+    enough = sure >= threshold
+    enough[:, -1] = True
+    return enough.argmax(1)
 
 
 def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import cached_file
 
+from fedexit.data.batches import standardised
 from fedexit.data.checks import checked_batch
 from fedexit.model.pretrained import MASK_VECTOR, check_family, pretrained_model
 from fedexit.support.errors import FedexitError
@@ -119,10 +120,11 @@ class Backbone(nn.Module):
 
         The states are depth + 1 tensors (B, F, D): index 0 is the input of layer 1, index l the output of layer l.
         Frames beyond a clip's length are padding without meaning. The others do not depend on the rest of the batch,
-        and equal `hidden_states[l]` of the full `transformers` model on that clip alone.
+        and equal `hidden_states[l]` of the full `transformers` model on that normalised clip alone.
 
         Args:
-            waveforms: (B, T) at 16 kHz, normalised as by `collate` and zero-padded; or features of `convolve`.
+            waveforms: (B, T) at 16 kHz, zero-padded, of any loudness: each clip is normalised as by `collate`, unless
+                it is already; or features of `convolve`.
             lengths: (B,) samples of each clip, or frames of features; default all of T or F.
             depth: 1..layers, default all.
 
@@ -200,7 +202,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()  # frozen: no graph, no activations kept
     def _convolved(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        features = waveforms[:, None].to(self.model.dtype)
+        features = standardised(waveforms, lengths)[:, None].to(self.model.dtype)
         for layer in self.model.feature_extractor.conv_layers:
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):

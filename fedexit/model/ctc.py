@@ -1,11 +1,10 @@
-"""Recognise characters by CTC (Graves et al. 2006): head, loss and decoders. This is the paper's ASR head (sec. 3).
+"""Recognise characters by CTC (Graves et al. 2006): head, loss and decoder. This is the paper's ASR head (sec. 3).
 
 Frames beyond a clip's end get the blank with certainty: they change neither loss nor decoding, so only the head needs
 to know where a clip in a padded batch ends.
 """
 
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -80,45 +79,13 @@ def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
     for position in too_long(own, texts):
         raise FedexitError(
             f"clip {position} of the batch (from 0) has {own[position]} frames, too few to spell its "
-            f"{len(texts[position])} characters {spell(texts[position])[:20]!r}...; give longer clips or drop it"
+            f"{len(texts[position])} characters; give longer clips or drop it"
         )
     log_probs = logits.log_softmax(-1).transpose(0, 1)
     frames = torch.full((len(logits),), logits.shape[1])
     return nn.functional.ctc_loss(log_probs, targets, frames, lengths, BLANK)
 
 
-def greedy(logits: Tensor) -> list[str]:
-    """Return the texts for logits (B, F, C): the best character of each frame, without repetitions and blanks."""
-    return [spell(best.unique_consecutive().tolist()).strip() for best in logits.argmax(-1)]
-
-
-def beam_search_available() -> bool:
-    """Return whether `beam_decoder` works: it needs flashlight-text, an optional library."""
-    return _ctc_decoder() is not None
-
-
-def _ctc_decoder() -> Callable | None:
-    """Return torchaudio's decoder, or None without flashlight-text."""
-    try:
-        from torchaudio.models.decoder import ctc_decoder  # compiled, and optional
-    except (ImportError, RuntimeError):
-        return None
-    return ctc_decoder
-
-
-def beam_decoder(words: Sequence[str]) -> Callable[[Tensor], list[str]]:
-    """Return a decoder by beam search (torchaudio's, on flashlight-text) that knows only `words`.
-
-    There is no language model: every word is equally likely. Raises FedexitError without flashlight-text.
-    """
-    ctc_decoder = _ctc_decoder()
-    if ctc_decoder is None:
-        raise FedexitError('beam search needs flashlight-text; under Python 3.11 or 3.12: pip install "fedexit[beam]"')
-    tokens = ["-", *CHARACTERS[:-1], "|"]
-    with tempfile.NamedTemporaryFile("w", suffix=".lexicon") as lexicon:
-        lexicon.writelines(f"{word} {' '.join(word)} |\n" for word in words)
-        lexicon.flush()
-        search = ctc_decoder(lexicon.name, tokens, beam_size=50, word_score=0.0, log_add=True)
-    return lambda logits: [
-        " ".join(found[0].words) if found else "" for found in search(logits.log_softmax(-1).float().cpu())
-    ]
+def greedy(logits: Tensor, labels: Sequence[str] = CHARACTERS) -> list[str]:
+    """Return the texts for logits (B, F, C): the best of `labels` in each frame, without repetitions and blanks."""
+    return [spell(best.unique_consecutive().tolist(), labels).strip() for best in logits.argmax(-1)]

@@ -10,44 +10,45 @@ import numbers
 from collections.abc import Callable, Sequence
 
 import jiwer
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedexit.data.batches import collate
-from fedexit.data.text import BLANK
+from fedexit.data.text import BLANK, CHARACTERS
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
 
 
-def entropy(seen: Sequence[Tensor]) -> Tensor:
+def entropy(seen: Sequence[Tensor], labels: Sequence[str] = CHARACTERS) -> Tensor:
     """Return the negative entropy of the last exit's answer, relative to the largest: -1 is a guess, 0 is certain."""
     log_probs = seen[-1].log_softmax(-1)
     return _where_it_speaks((log_probs.exp() * log_probs).sum(-1) / math.log(log_probs.shape[-1]), seen[-1])
 
 
-def probability(seen: Sequence[Tensor]) -> Tensor:
+def probability(seen: Sequence[Tensor], labels: Sequence[str] = CHARACTERS) -> Tensor:
     """Return the probability of the last exit's answer; for a text, the mean over the frames that are not blank."""
     return _where_it_speaks(seen[-1].softmax(-1).amax(-1), seen[-1])
 
 
-def agreement(seen: Sequence[Tensor]) -> Tensor:
+def agreement(seen: Sequence[Tensor], labels: Sequence[str] = CHARACTERS) -> Tensor:
     """Return how well the last answer agrees with the earlier ones, per clip.
 
-    For labels it is the number of exits in a row that repeat the answer; for texts minus the edits per character since
-    the exit before. A first answer, a label that just changed and two empty texts give -inf.
+    For labels it is the number of exits in a row that repeat the answer; for texts, spelled by `labels`, minus the
+    edits per character since the exit before. A first answer, a label that just changed and two empty texts give -inf.
     """
     if len(seen) < 2:
         return torch.full((len(seen[-1]),), -math.inf)
     if seen[-1].dim() == 3:
-        return torch.tensor([-_edit_rate(*texts) for texts in zip(*map(greedy, seen[-2:]), strict=True)])
+        before, last = (greedy(logits, labels) for logits in seen[-2:])
+        return torch.tensor([-_edit_rate(*texts) for texts in zip(before, last, strict=True)])
     said = torch.stack([logits.argmax(-1) for logits in reversed(seen)])  # (exits so far, B), the last one first
     stayed = (said[1:] == said[:-1]).long().cumprod(0).sum(0).float()
     return torch.where(stayed > 0, stayed, -math.inf)
 
 
-RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
+# Rules, from the logits of the exits so far and the names of the outputs; only `agreement` of texts reads the names.
+RULES: dict[str, Callable[[Sequence[Tensor], Sequence[str]], Tensor]] = {
     "entropy": entropy,
     "probability": probability,
     "agreement": agreement,
@@ -80,24 +81,23 @@ def run(model: MultiExitModel, clip: Tensor, rule: str, threshold: float) -> tup
     The model is put into evaluation mode. Raises FedexitError for an unknown rule, a threshold that is not a number,
     and a clip that a batch refuses.
     """
-    if rule not in list(RULES):
-        raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
-    if not isinstance(threshold, numbers.Real) or math.isnan(threshold):
-        raise FedexitError(f"threshold must be a number, not {threshold!r}")
+    check_rule(rule, threshold)
     model.eval()
+    device = next(model.parameters()).device
     waveforms, lengths, _ = collate([(clip, 0)])
-    states, frames = model.backbone.layer_by_layer(waveforms, lengths)
+    states, frames = model.backbone.layer_by_layer(waveforms.to(device), lengths)
     seen = []
     for depth, state in enumerate(states):
         if depth in model.exits:
             seen.append(model.head_at(depth)(state, frames))
-            if depth == model.exits[-1] or RULES[rule](seen).item() >= threshold:
+            if depth == model.exits[-1] or RULES[rule](seen, model.labels).item() >= threshold:
                 break
     return depth, seen[-1]
 
 
-def stops(sure: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the position (N,) of the first exit that is at least `threshold` confident (N, exits), else the last."""
-    enough = sure >= threshold
-    enough[:, -1] = True
-    return enough.argmax(1)
+def check_rule(rule: object, threshold: object) -> None:
+    """Raise FedexitError for an unknown rule and a threshold that is not a number."""
+    if rule not in list(RULES):
+        raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or math.isnan(threshold):
+        raise FedexitError(f"threshold must be a number, not {threshold!r}")

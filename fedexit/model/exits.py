@@ -4,22 +4,30 @@ import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fedexit import __version__
 from fedexit.data.batches import Example
 from fedexit.data.checks import checked_labels
+from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.inspection import check_clips
+from fedexit.data.recordings import Recordings
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
 from fedexit.model.heads import HEADS, AnyHead
 from fedexit.model.lora import merged, with_lora
+from fedexit.model.pretrained import model_folder
 from fedexit.support.checks import check_exits, misfits
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import replacing, write_text
 from fedexit.support.streams import seeded
+
+_INPUT = {"sampling_rate": SAMPLE_RATE, "do_normalize": True}  # as `transformers` calls them: mean 0, variance 1
 
 
 class MultiExitModel(nn.Module):
@@ -58,7 +66,8 @@ class MultiExitModel(nn.Module):
             raise FedexitError(f"the backbone is a {type(backbone).__name__}; give one of load_backbone")
         if head not in list(HEADS):
             raise FedexitError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
-        self.backbone, self.labels, self.head, self.shared_head = backbone, checked_labels(labels), head, shared_head
+        self.backbone, self.head, self.shared_head = backbone, head, shared_head
+        self.labels = checked_labels(labels, head != "pooled")
         exits = default_exits(backbone.layers) if exits is None else exits
         self.exits = check_exits(exits, range(1, backbone.layers + 1), backbone.name)
         with seeded(seed, "heads"):
@@ -99,6 +108,48 @@ class MultiExitModel(nn.Module):
         states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
         heads = {depth: self.head_at(depth) for depth in asked}
         return {d: (head.reads(states[d], frames) - head.centre) / head.scale for d, head in heads.items()}
+
+    def predict(
+        self,
+        recordings: Any,
+        exit: int | None = None,
+        rule: str | None = None,
+        threshold: float | None = None,
+        rate: int | None = None,
+        batch_size: int = 8,
+    ) -> pd.DataFrame:
+        """Return the label or text of each recording, at one exit or at the first that is confident enough.
+
+        The model normalises its input, so loudness does not matter. It is put into evaluation mode.
+
+        Args:
+            recordings: one or a list of: audio files of any format and rate; waveforms (T,), tensors or arrays.
+            exit: the exit that answers; default the deepest.
+            rule: in place of `exit`: a confidence rule in `fedexit.model.early_exit.RULES`.
+            threshold: confidence, in the unit of `rule`, at which a clip stops.
+            rate: rate of the waveforms in Hz; files state their own.
+            batch_size: clips per batch; with a rule they run one by one.
+
+        Returns:
+            A row per recording: `clip` (path, or position of a waveform), `label` or `text`, `confidence` (probability
+            of the label, or mean over the frames that are not blank; 0 for an empty text) and `exit`.
+
+        Raises:
+            FedexitError: before any answer, for recordings that cannot be read (all are named), and wrong options.
+
+        Example:
+            >>> model.predict(["yes.mp3", "no.wav"], rule="probability", threshold=0.9)
+        """
+        from fedexit.model.answers import answered  # it imports this module
+
+        clips = Recordings(recordings, rate, 0 if self.head == "pooled" else [])
+        return answered(self, clips, exit, rule, threshold, batch_size)
+
+    def transcribe(self, recordings: Any, **options: Any) -> pd.DataFrame:
+        """Return `predict(recordings, **options)` of a CTC model. Raises FedexitError for a model of labels."""
+        if self.head == "pooled":
+            raise FedexitError("the model predicts labels, not texts; use predict")
+        return self.predict(recordings, **options)
 
     def _asked(self, exits: Iterable[int] | None) -> list[int]:
         return self.exits if exits is None else check_exits(exits, self.exits, self.backbone.name)
@@ -194,20 +245,24 @@ class MultiExitModel(nn.Module):
             "head": self.head,
             "shared_head": self.shared_head,
             "lora": self.backbone.lora,
+            "fedexit_version": __version__,
+            **_INPUT,
         }
         text = json.dumps(config, indent=2) + "\n"
         _save_tensors(self.state_dict(), Path(folder) / "model.safetensors")
         write_text(Path(folder) / "config.json", text)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "MultiExitModel":
-        """Read a folder of `save_pretrained`, in evaluation mode.
+    def from_pretrained(cls, name: str | Path) -> "MultiExitModel":
+        """Read a folder of `save_pretrained`, or a model with this hub id, in evaluation mode.
 
-        Raises FedexitError for a missing, foreign or damaged folder and for weights that do not fit its config.
+        Raises FedexitError for a missing, foreign or damaged model, weights that do not fit its config and other input.
         """
         try:
-            folder = Path(folder)
+            folder = model_folder(name)
             config = json.loads((folder / "config.json").read_text())
+            if other := {key: config[key] for key, own in _INPUT.items() if config.get(key, own) != own}:
+                raise ValueError(f"it reads other waveforms than fedexit's: {other}")
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
             if config.get("lora"):
                 with_lora(backbone, *config["lora"])
@@ -223,7 +278,7 @@ class MultiExitModel(nn.Module):
             model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
         except Exception as error:  # the libraries raise many kinds of error for a damaged or foreign folder
             raise FedexitError(
-                f"{folder} is not a multi-exit model written by save_pretrained: {first_line(error)}"
+                f"{name} is not a multi-exit model written by save_pretrained: {first_line(error)}"
             ) from error
         return model.eval()
 

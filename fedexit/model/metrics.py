@@ -4,16 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jiwer
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from fedexit.data.batches import WINDOW, Example, by_length, collate
 from fedexit.data.inspection import check_sized, example_at
 from fedexit.data.text import spell
-from fedexit.data.trials import check_trials
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.checks import check_exits, whole_number
@@ -28,7 +25,7 @@ def predict(
     data: Sequence[Example],
     exits: Iterable[int] | None = None,
     batch_size: int = 32,
-    decode: Callable[[Tensor], list[str]] = greedy,
+    decode: Callable[[Tensor], list[str]] | None = None,
 ) -> pd.DataFrame:
     """Return the predictions of every exit for every clip, from one pass over `data`.
 
@@ -37,7 +34,7 @@ def predict(
         data: pairs (clip (T,) at 16 kHz, target).
         exits: some of the model's exits; default all.
         batch_size: clips per batch; it changes memory and speed only.
-        decode: makes texts of a CTC head's logits (B, F, C).
+        decode: makes texts of a CTC head's logits (B, F, C); default greedy, with the model's labels.
 
     Returns:
         One row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`. The last two are indices
@@ -46,15 +43,18 @@ def predict(
     rows = []
     for group, outputs, targets in forward(model, data, exits, batch_size):
         for depth, logits in outputs.items():
-            pairs = answers(logits, targets, decode)
+            pairs = answers(logits, targets, model.labels, decode)
             rows += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
     return pd.DataFrame(sorted(rows), columns=["item", "exit", "predicted", "label"])
 
 
-def answers(logits: Tensor, targets: Tensor, decode: Callable[[Tensor], list[str]] = greedy) -> list[tuple]:
-    """Return the pairs (predicted, true) of each clip: indices of labels, or texts."""
+def answers(
+    logits: Tensor, targets: Tensor, labels: Sequence[str], decode: Callable[[Tensor], list[str]] | None = None
+) -> list[tuple]:
+    """Return the pairs (predicted, true) of each clip: indices of labels, or texts in the characters `labels`."""
     if logits.dim() == 3:
-        return list(zip(decode(logits), map(spell, targets.tolist()), strict=True))
+        predicted = decode(logits) if decode else greedy(logits, labels)
+        return [(text, spell(codes, labels)) for text, codes in zip(predicted, targets.tolist(), strict=True)]
     return list(zip(logits.argmax(1).tolist(), targets.tolist(), strict=True))
 
 
@@ -68,10 +68,7 @@ def forward(
     """
     check_sized(data, "evaluation")
     exits = None if exits is None else check_exits(exits, model.exits, "the model")
-    batch_size, exits = (
-        whole_number(batch_size, "batch_size", 1),
-        None if exits is None else check_exits(exits, model.exits, "the model"),
-    )
+    batch_size = whole_number(batch_size, "batch_size", 1)
     model.eval()
     device = next(model.parameters()).device
     for start in range(0, len(data), WINDOW * batch_size):
@@ -131,46 +128,3 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
         "errors": [one.substitutions + one.deletions + one.insertions for one in found],
         "n": [one.substitutions + one.deletions + one.hits for one in found],
     }
-
-
-def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], trials: pd.DataFrame) -> pd.DataFrame:
-    """Return EER and minDCF of every exit on `trials`: columns `exit, metric, value, n` (trials).
-
-    The score of a trial is the cosine between the embeddings of its clips. `data` are the clips called `ids`, targets
-    ignored. `trials` has the columns `first`, `second` (ids) and `same` (whether one speaker says both). Raises
-    FedexitError for ids that are not one per clip, trials of other clips, and trials of one kind only.
-    """
-    check_trials(trials, ids, len(data))
-    embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
-    model.eval()
-    device = next(model.parameters()).device
-    for clip, _ in data:  # one by one: trial lists are short
-        waveforms, lengths, _ = collate([(clip, 0)])
-        for depth, embedding in model.embeddings(waveforms.to(device), lengths).items():
-            embedded[depth].append(torch.nn.functional.normalize(embedding[0].cpu(), dim=0))
-    place = {clip: position for position, clip in enumerate(ids)}
-    first, second = (trials[side].map(place).to_numpy() for side in ("first", "second"))
-    same, rows = trials["same"].to_numpy(bool), []
-    for depth, vectors in embedded.items():
-        matrix = torch.stack(vectors).numpy()
-        scores = (matrix[first] * matrix[second]).sum(1)
-        rows += [(depth, "EER", equal_error_rate(scores, same)), (depth, "minDCF", min_dcf(scores, same))]
-    return pd.DataFrame(rows, columns=["exit", "metric", "value"]).assign(n=len(trials))
-
-
-def equal_error_rate(scores: np.ndarray, same: np.ndarray) -> float:
-    """Return the rate at which misses and false alarms are equal, interpolated between the two nearest thresholds."""
-    alarms, hits, _ = roc_curve(same, scores, drop_intermediate=False)
-    gap = (1 - hits) - alarms  # falls from 1 to -1
-    after = int(np.argmax(gap <= 0))
-    share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return float(alarms[after - 1] + share * (alarms[after] - alarms[after - 1]))
-
-
-def min_dcf(scores: np.ndarray, same: np.ndarray, prior: float = 0.05) -> float:
-    """Return the least detection cost over thresholds, divided by that of a system that always answers the same.
-
-    A miss and a false alarm cost 1 each (NIST SRE); `prior` is the probability that one speaker says both clips.
-    """
-    alarms, hits, _ = roc_curve(same, scores, drop_intermediate=False)
-    return float((prior * (1 - hits) + (1 - prior) * alarms).min() / min(prior, 1 - prior))

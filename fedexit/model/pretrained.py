@@ -21,6 +21,7 @@ from fedexit.support.streams import seeded
 
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
 MASK_VECTOR = "masked_spec_embed"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
 # Tensors that a file may hold beyond the encoder: the heads for CTC, classification, speaker verification and
 # pre-training, the adapter above the last layer, and a mask vector that the config does not use.
 _EXTRA = re.compile(
@@ -71,6 +72,17 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
     _check_weights(model, report, str(name_or_path))
     _check_input(name_or_path)
     return model
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """Return the folder `name_or_path`, or the one in the hub's cache with the model OWNER/NAME, which is fetched."""
+    if isinstance(name_or_path, Path) or Path(name_or_path).is_dir() or not _HUB_ID.fullmatch(name_or_path):
+        return Path(name_or_path)
+    try:
+        weights = [cached_file(name_or_path, file) for file in ("config.json", "model.safetensors")][-1]
+    except OSError as error:
+        raise FedexitError(f"there is no such folder, and as a hub id: {first_line(error)}") from error
+    return Path(weights).parent  # type: ignore[arg-type]  # `cached_file` raises rather than give None
 
 
 def _check_files(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Speech recognition (ASR in the paper): predict the characters of a line by CTC."""
 
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -8,21 +10,27 @@ from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.corpora import Corpus
 from fedexit.data.folder import split_groups
 from fedexit.data.tasks.contract import FRAME, Clips, Task, can_spell, check_spelling
-from fedexit.data.text import CHARACTERS, characters, unspelled
+from fedexit.data.text import CHARACTERS, alphabet_of, characters, checked_alphabet, unspelled
 from fedexit.support.errors import FedexitError
 from fedexit.support.streams import numpy_stream
 
 PUBLIC = {"queen": "JOE"}  # a voice that no client holds; a server may train on it before the federation
+LEARNED = "learned"  # not an alphabet itself: it holds an e twice
 
 
 def asr_task(
-    corpus: Corpus, max_seconds: float = 10.0, min_clips: int = 8, known: float = 0.1, frame: int = FRAME
+    corpus: Corpus,
+    max_seconds: float = 10.0,
+    min_clips: int = 8,
+    known: float = 0.1,
+    frame: int = FRAME,
+    alphabet: Iterable[str] | None = None,
 ) -> Task:
     """Predict the characters of every clip of a known voice; voices are clients, each in one of train, dev and test.
 
     Clips whose text has no characters are left out, then voices with fewer than `min_clips` clips. The clips of the
-    corpus's public voice, if it has one, have the split `public`. Letters that cannot be spelled are named in a
-    warning.
+    corpus's public voice, if it has one, have the split `public`. Characters that cannot be spelled are counted and
+    named in a warning.
 
     Args:
         corpus: a corpus with transcripts and speakers.
@@ -31,14 +39,33 @@ def asr_task(
         known: share of each training voice's clips that is held out as the split `known`. It measures the gain on a
             client's own voice.
         frame: samples per frame of the backbone (640 for one with 25 frames a second).
+        alphabet: the characters, in the order of the model's outputs, with the blank between words; or `learned`:
+            those of the training texts (`fedexit.data.text.alphabet_of`). Default a-z, apostrophe and blank.
+            `fedexit.data.text.characters` states how texts are spelled.
 
     Raises:
-        FedexitError: the corpus has no transcripts in letters a-z, or a clip is too short for its text; the message
-            names the clip.
+        FedexitError: the alphabet is unusable, the corpus has no transcripts that it can spell, or a clip is too short
+            for its text; the message names the clip.
     """
     rows = corpus.manifest.query("text != '' and speaker != ''")
-    rows = rows.assign(target=[characters(text) for text in rows["text"]], group=rows["speaker"])
-    _name_other_letters(corpus.name, rows)
+    rows = rows.assign(group=rows["speaker"])
+    if isinstance(alphabet, str) and alphabet == LEARNED:
+        whole = _divided(corpus, rows, alphabet_of(rows["text"]), min_clips)
+        letters = alphabet_of(whole.query("split in ('train', 'public')")["text"])
+    else:
+        letters = checked_alphabet(CHARACTERS if alphabet is None else alphabet)
+    _name_other_characters(corpus.name, rows["text"], letters)
+    rows = _divided(corpus, rows, letters, min_clips)
+    check_spelling(rows, max_seconds, frame=frame)
+    for speaker, own in rows.query("split == 'train'").groupby("speaker", sort=True):
+        held_out = numpy_stream("known voices", speaker).permutation(own.index)[: round(known * len(own))]
+        rows.loc[held_out, "split"] = "known"
+    return Task("asr", corpus, letters, rows, head="ctc", max_seconds=max_seconds)
+
+
+def _divided(corpus: Corpus, rows: pd.DataFrame, letters: Sequence[str], min_clips: int) -> pd.DataFrame:
+    """Return the rows that take part, with their targets in the characters `letters` and the split of their voice."""
+    rows = rows.assign(target=[characters(text, letters) for text in rows["text"]])
     rows = rows[rows["target"].map(len) > 0]
     rows = rows[rows.groupby("speaker")["id"].transform("size") >= min_clips]
     if rows.empty:
@@ -46,14 +73,9 @@ def asr_task(
             f"corpus {corpus.name} has no transcribed clips of known voices for task asr; "
             f"it needs speakers with {min_clips} transcripts each"
         )
-    check_spelling(rows, max_seconds, frame=frame)
     public = PUBLIC.get(corpus.name)
     split = split_groups(rows.loc[rows["speaker"] != public, "speaker"]) | {public: "public"}
-    rows = rows.assign(split=rows["speaker"].map(split)).reset_index(drop=True)
-    for speaker, own in rows.query("split == 'train'").groupby("speaker", sort=True):
-        held_out = numpy_stream("known voices", speaker).permutation(own.index)[: round(known * len(own))]
-        rows.loc[held_out, "split"] = "known"
-    return Task("asr", corpus, list(CHARACTERS), rows, head="ctc", max_seconds=max_seconds)
+    return rows.assign(split=rows["speaker"].map(split)).reset_index(drop=True)
 
 
 def played(clips: Clips, speed: float) -> Clips:
@@ -68,18 +90,19 @@ def played(clips: Clips, speed: float) -> Clips:
     return Clips(clips.corpus, rows[fits], clips.max_samples / SAMPLE_RATE, speed)
 
 
-def _name_other_letters(name: str, rows: pd.DataFrame) -> None:
-    """Warn of transcripts with letters that cannot be spelled; raise FedexitError if no other letters are left."""
-    other = rows["text"].map(unspelled)
+def _name_other_characters(name: str, texts: pd.Series, letters: Sequence[str]) -> None:
+    """Warn of transcripts with characters that cannot be spelled; raise FedexitError if they hold nothing else."""
+    other = texts.map(lambda text: unspelled(text, letters))
     if not other.any():
         return
-    letters, empty = "".join(dict.fromkeys("".join(other))), int((rows["target"].map(len) == 0).sum())
-    shown = " ".join(letters[:10]) + (" ..." if len(letters) > 10 else "")
-    found = f"corpus {name}: task asr spells a-z only, and {(other != '').sum()} of {len(rows)} transcripts hold"
-    if empty == len(rows):
-        raise FedexitError(f"{found} other letters only ({shown}); write them in Latin letters")
+    counts = Counter("".join(other)).most_common()
+    shown = ", ".join(f"{one} in {count}" for one, count in counts[:10]) + (" ..." if len(counts) > 10 else "")
+    empty = sum(not characters(text, letters) for text in texts)
+    found = f"corpus {name}: the alphabet of task asr ({len(letters)} characters) lacks"
+    if empty == len(texts):
+        raise FedexitError(f"{found} all characters of all {empty} transcripts ({shown}); give alphabet='learned'")
     warnings.warn(
-        f"{found} other letters ({shown}), which become blanks; {empty} clips without a-z are left out; "
-        "write the transcripts in Latin letters",
+        f"{found} characters of {(other != '').sum()} of {len(texts)} transcripts ({shown}), which become blanks; "
+        f"{empty} clips without any other are left out; give alphabet='learned', or write them in the alphabet",
         stacklevel=3,
     )
