@@ -3,7 +3,6 @@
 import os
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from fedexit import FedexitError, load_backbone
-from fedexit.central import masked_prediction, targets, teachers, whisper
+from fedexit.central import masked_prediction, targets, whisper
 from fedexit.central.codes import fit_codebook, frames_of, mfcc
 from fedexit.central.masked_prediction import MaskedPrediction, pretrain
 from fedexit.central.pretraining import Pretraining
@@ -48,7 +47,7 @@ def test_whisper_states_of_thirty_seconds_are_those_of_transformers(model):
     wave = (wave - wave.mean()) / wave.std(correction=0)
     mel = WhisperFeatureExtractor()(0.1 * wave.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]
     expected = model.encoder(mel, output_hidden_states=True).hidden_states
-    found = WhisperTeacher(model.encoder, "small").hidden_states(wave[None])
+    found = WhisperTeacher(model.encoder).hidden_states(wave[None])
     assert len(found) == len(expected) == 3
     for own, theirs in zip(found, expected, strict=True):
         assert own.shape == (1, frames_of(len(wave)), 16)
@@ -58,7 +57,7 @@ def test_whisper_states_of_thirty_seconds_are_those_of_transformers(model):
 @pytest.mark.parametrize("samples", [400, 480, 719, 720, 3_999, 16_000, 16_100])
 def test_whisper_has_the_frames_of_a_backbone(model, samples):
     frames = int(load_backbone("nano").frame_lengths(samples))
-    states = WhisperTeacher(model.encoder, "small").hidden_states(torch.randn(2, samples))
+    states = WhisperTeacher(model.encoder).hidden_states(torch.randn(2, samples))
     assert {state.shape for state in states} == {(2, frames, 16)}
 
 
@@ -118,7 +117,7 @@ def packages(tmp_path, monkeypatch):
 def test_the_packages_give_the_encoder(model, packages):
     packages(ctranslate2(model))
     wave = torch.randn(1, 8_000)
-    expected = WhisperTeacher(model.encoder, "small").hidden_states(wave)
+    expected = WhisperTeacher(model.encoder).hidden_states(wave)
     for found, state in zip(load_teacher("whisper-base").hidden_states(wave), expected, strict=True):
         torch.testing.assert_close(found, state, atol=0.02, rtol=0.02)  # the packages hold half precision
 
@@ -257,4 +256,3 @@ def test_an_unusable_device_is_refused_before_anything_is_written(distilled, tmp
 def test_the_real_packages_hold_whisper_base():
     teacher = whisper_base()
     assert teacher.layers == 6 and sum(p.numel() for p in teacher.parameters()) == 20_590_592
-    assert Path(teachers.__file__).is_file()

@@ -136,6 +136,21 @@ def test_a_round_of_heads_by_hand(model, clients):
         torch.testing.assert_close(trained.get_parameter(name).detach(), tensor / totals[name], atol=1e-5, rtol=1e-4)
 
 
+def test_dropout_does_not_touch_the_statistics(clients):
+    """A model with dropout that was left in training mode gives the same heads twice."""
+    backbone = load_backbone("nano").truncated(2)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    made = MultiExitModel(backbone, ["low", "high"], exits=[2]).train()
+    found = []
+    for _ in range(2):
+        own = copy.deepcopy(made)
+        regimes.train_heads(own, Regime(heads_rounds=1), lambda number: clients[:1], TRAINING, seed=0)
+        found.append(own.checksum())
+    assert found[0] == found[1]
+
+
 def test_statistics_are_in_the_order_of_the_clips(model, clients):
     model.eval()
     read = pooled_statistics(model, clients[1], TRAINING)

@@ -39,27 +39,17 @@ _MOVED = {
 
 
 class WhisperTeacher(nn.Module):
-    """The encoder of a Whisper model, with the frames of a wav2vec 2.0 model.
+    """The encoder of a Whisper model, with the frames of a wav2vec 2.0 model."""
 
-    Attributes:
-        encoder: the encoder of `transformers`.
-        name: name, folder or hub id.
-    """
-
-    def __init__(self, encoder: WhisperEncoder, name: str):
+    def __init__(self, encoder: WhisperEncoder):
         super().__init__()
-        self.encoder, self.name = encoder.eval().requires_grad_(False), name
+        self.encoder = encoder.eval().requires_grad_(False)
         self.extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
 
     @property
     def layers(self) -> int:
         """Return the number of Transformer layers."""
         return len(self.encoder.layers)
-
-    @property
-    def longest(self) -> float:
-        """Return the longest clip in seconds."""
-        return 2 * self.encoder.config.max_source_positions * self.extractor.hop_length / SAMPLE_RATE
 
     def hidden_states(self, waveforms: Tensor) -> list[Tensor]:
         """Return layers + 1 hidden states (B, F, D); F is that of a wav2vec 2.0 model for the same clips.
@@ -68,7 +58,7 @@ class WhisperTeacher(nn.Module):
         through the final normalisation. Frame f of the result is the encoder's frame f + 1, which is closest in time.
 
         Args:
-            waveforms: (B, T) at 16 kHz, each of zero mean and unit variance, at most `longest` seconds.
+            waveforms: (B, T) at 16 kHz, each of zero mean and unit variance, at most 30 seconds.
         """
         clips = [clip.numpy() for clip in _LEVEL * waveforms.float().cpu()]
         with torch.autocast("cpu", enabled=False):
@@ -97,12 +87,12 @@ def whisper_base() -> WhisperTeacher:
         raise FedexitError(
             f"{' and '.join(PACKAGES)} do not hold Whisper base ({first_line(error)}); install version 1.0.0 of both"
         ) from error
-    return WhisperTeacher(encoder, WHISPER_BASE)
+    return WhisperTeacher(encoder)
 
 
 def whisper_from(folder: str | Path) -> WhisperTeacher:
     """Return the encoder of a Whisper model folder or hub id of `transformers`; raises its errors."""
-    return WhisperTeacher(WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder, str(folder))
+    return WhisperTeacher(WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder)
 
 
 def _part(package: str, number: int) -> Path:

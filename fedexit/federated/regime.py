@@ -96,6 +96,7 @@ def train_heads(
         training: options of local training.
         seed: names the random streams.
     """
+    model.eval()  # dropout would make the statistics depend on what ran before
     known: dict[str, Statistics] = {}
     rows: list[dict] = []
     for place in progress(range(1, regime.heads_rounds + 1), "heads"):

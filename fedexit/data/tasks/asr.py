@@ -101,8 +101,9 @@ def _name_other_characters(name: str, texts: pd.Series, letters: Sequence[str]) 
     found = f"corpus {name}: the alphabet of task asr ({len(letters)} characters) lacks"
     if empty == len(texts):
         raise FedexitError(f"{found} all characters of all {empty} transcripts ({shown}); give alphabet='learned'")
+    left_out = f"; {empty} clips without any other character are left out" if empty else ""
     warnings.warn(
-        f"{found} characters of {(other != '').sum()} of {len(texts)} transcripts ({shown}), which become blanks; "
-        f"{empty} clips without any other are left out; give alphabet='learned', or write them in the alphabet",
+        f"{found} characters of {(other != '').sum()} of {len(texts)} transcripts ({shown}), which become blanks"
+        f"{left_out}; give alphabet='learned', or write them in the alphabet",
         stacklevel=3,
     )
