@@ -15,9 +15,12 @@ from fedexit.support.errors import FedexitError
 
 
 def check_run(
-    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
+    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1, least: int = 1
 ) -> None:
-    """Raise FedexitError for an empty federation, names that are equal or not texts, and numbers out of range."""
+    """Raise FedexitError for an empty federation, names that are equal or not texts, and numbers out of range.
+
+    `rounds` must be at least `least`.
+    """
     if not clients:
         raise FedexitError("a federation needs at least one client; the list is empty")
     for client in clients:
@@ -31,7 +34,8 @@ def check_run(
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
-    for name, number in (("rounds", rounds), ("workers", workers), ("evaluate_every", evaluate_every)):
+    whole_number(rounds, "rounds", least)
+    for name, number in (("workers", workers), ("evaluate_every", evaluate_every)):
         whole_number(number, name, 1)
     if not isinstance(fraction, numbers.Real) or not 0 < fraction <= 1:
         raise FedexitError(f"fraction must be in (0, 1], not {fraction}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedexit.data.batches import collate
 from fedexit.federated.aggregation import Aggregator, Update
-from fedexit.federated.clients import OPTIMISERS, Client, LocalTraining, RoundReport, at_share
+from fedexit.federated.clients import Client, LocalTraining, RoundReport, at_share, optimiser_of, take_step
 from fedexit.federated.ledger import heads_costs, ledger_row
 from fedexit.federated.objectives import Objective, objective_loss
 from fedexit.model.exits import MultiExitModel
@@ -40,6 +40,11 @@ class Regime:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def fewest_rounds(self) -> int:
+        """Return the least number of rounds after those of heads: 1, or 0 where the heads learn first."""
+        return 0 if self.heads_rounds else 1
 
     def share(self, number: int, rounds: int) -> float:
         """Return the share of the full learning rates in round `number` (from 1) of `rounds`."""
@@ -97,11 +102,12 @@ def train_heads(
         seed: names the random streams.
     """
     model.eval()  # dropout would make the statistics depend on what ran before
+    heads = {f"heads.{name}": parameter.detach() for name, parameter in model.heads.named_parameters()}
     known: dict[str, Statistics] = {}
+    costs: dict[tuple[str, bool], dict] = {}
     rows: list[dict] = []
     for place in progress(range(1, regime.heads_rounds + 1), "heads"):
         number, local = place - regime.heads_rounds, at_share(training, regime.share(place, regime.heads_rounds))
-        heads = {name: tensor for name, tensor in model.trainable_weights().items() if name.startswith("heads.")}
         server = Aggregator(heads, layers=model.backbone.layers)
         for client in sampled(number):
             since, first = time.perf_counter(), client.name not in known
@@ -111,8 +117,11 @@ def train_heads(
             update, loss = _round_of_heads(model, client, read, local, (seed, "heads", number, client.name))
             server.add(update)
             report = RoundReport(loss, time.perf_counter() - since, read.lengths, read.cached)
-            rows.append(ledger_row(number, client, report, heads_costs(model, client.depth, report, training, first)))
-        model.load_weights({**model.trainable_weights(), **server.result()})
+            if (client.name, first) not in costs:
+                costs[client.name, first] = heads_costs(model, client.depth, report, training, first)
+            rows.append(ledger_row(number, client, report, costs[client.name, first]))
+        for name, tensor in server.result().items():
+            heads[name].copy_(tensor)
     return rows
 
 
@@ -158,7 +167,7 @@ def _round_of_heads(
     shared = model.shared_head
     heads = nn.ModuleDict({"shared" if shared else str(exit): model.head_at(exit) for exit in read.by_exit})
     linears = nn.ModuleDict({name: copy.deepcopy(head.get_submodule("linear")) for name, head in heads.items()})
-    optimiser = OPTIMISERS[training.optimiser](linears.parameters(), training.head_learning_rate)
+    optimiser = optimiser_of([(list(linears.parameters()), training.head_learning_rate)], training)
     targets = torch.tensor([client.data[index][1] for index in range(len(client.data))])
     targets = targets.to(next(linears.parameters()).device)
     losses: list[float] = []
@@ -170,9 +179,7 @@ def _round_of_heads(
             loss = objective_loss(logits, targets[batch], Objective(losses="all"))
             optimiser.zero_grad()
             loss.backward()
-            if math.isfinite(training.clip_norm):
-                nn.utils.clip_grad_norm_(linears.parameters(), training.clip_norm)
-            optimiser.step()
+            take_step(optimiser, training)
             losses.append(loss.item() * len(batch))
     weights = {
         f"heads.{name}.linear.{part}": parameter.detach()
