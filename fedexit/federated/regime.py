@@ -3,7 +3,6 @@
 The paper is silent about all three, and the defaults leave them out.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,11 +39,6 @@ class Regime:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    @property
-    def fewest_rounds(self) -> int:
-        """Return the least number of rounds after those of heads: 1, or 0 where the heads learn first."""
-        return 0 if self.heads_rounds else 1
 
     def share(self, number: int, rounds: int) -> float:
         """Return the share of the full learning rates in round `number` (from 1) of `rounds`."""
@@ -114,7 +108,7 @@ def train_heads(
             if first:
                 known[client.name] = pooled_statistics(model, client, training)
             read = known[client.name]
-            update, loss = _round_of_heads(model, client, read, local, (seed, "heads", number, client.name))
+            update, loss = _round_of_heads(model, client.depth, read, local, (seed, "heads", number, client.name))
             server.add(update)
             report = RoundReport(loss, time.perf_counter() - since, read.lengths, read.cached)
             if (client.name, first) not in costs:
@@ -130,11 +124,13 @@ class Statistics(NamedTuple):
 
     Attributes:
         by_exit: standardised pooled statistics (N, 2D) at each exit up to L_i.
+        targets: labels (N,).
         lengths: lengths of the clips in samples, or in frames if `cached`.
         cached: whether the clips are frozen features.
     """
 
     by_exit: dict[int, Tensor]
+    targets: Tensor
     lengths: list[int]
     cached: bool
 
@@ -157,33 +153,34 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
                 found[exit].append((head.reads(states[exit].float(), frames) - head.centre) / head.scale)
     back = torch.tensor(order, device=device).argsort()
     by_exit = {exit: torch.cat(parts)[back] for exit, parts in found.items()}
-    return Statistics(by_exit, lengths, clips[0][0].dim() == 2)
+    targets = torch.tensor([target for _, target in clips], device=device)
+    return Statistics(by_exit, targets, lengths, clips[0][0].dim() == 2)
 
 
 def _round_of_heads(
-    model: MultiExitModel, client: Client, read: Statistics, training: LocalTraining, stream: tuple
+    model: MultiExitModel, depth: int, read: Statistics, training: LocalTraining, stream: tuple
 ) -> tuple[Update, float]:
     """Train copies of the heads on a client's statistics; return its update and the mean loss of the last epoch."""
-    shared = model.shared_head
-    heads = nn.ModuleDict({"shared" if shared else str(exit): model.head_at(exit) for exit in read.by_exit})
-    linears = nn.ModuleDict({name: copy.deepcopy(head.get_submodule("linear")) for name, head in heads.items()})
-    optimiser = optimiser_of([(list(linears.parameters()), training.head_learning_rate)], training)
-    targets = torch.tensor([client.data[index][1] for index in range(len(client.data))])
-    targets = targets.to(next(linears.parameters()).device)
+    places = {exit: f"heads.{'shared' if model.shared_head else exit}.linear." for exit in read.by_exit}
+    own = {
+        places[exit] + part: parameter.detach().clone().requires_grad_()
+        for exit in places
+        for part, parameter in model.head_at(exit).get_submodule("linear").named_parameters()
+    }
+    optimiser = optimiser_of([(list(own.values()), training.head_learning_rate)], training)
     losses: list[float] = []
     for epoch in range(training.epochs):
         losses.clear()
-        order = torch.from_numpy(numpy_stream(*stream, epoch).permutation(len(targets)))
+        order = torch.from_numpy(numpy_stream(*stream, epoch).permutation(len(read.targets)))
         for batch in order.split(training.batch_size):
-            logits = {exit: linears["shared" if shared else str(exit)](z[batch]) for exit, z in read.by_exit.items()}
-            loss = objective_loss(logits, targets[batch], Objective(losses="all"))
+            logits = {
+                exit: nn.functional.linear(read.by_exit[exit][batch], own[place + "weight"], own[place + "bias"])
+                for exit, place in places.items()
+            }
+            loss = objective_loss(logits, read.targets[batch], Objective(losses="all"))
             optimiser.zero_grad()
             loss.backward()
             take_step(optimiser, training)
             losses.append(loss.item() * len(batch))
-    weights = {
-        f"heads.{name}.linear.{part}": parameter.detach()
-        for name, linear in linears.items()
-        for part, parameter in linear.named_parameters()
-    }
-    return Update(weights, len(targets), client.depth), sum(losses) / len(targets)
+    weights = {name: tensor.detach() for name, tensor in own.items()}
+    return Update(weights, len(read.targets), depth), sum(losses) / len(read.targets)

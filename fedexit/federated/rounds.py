@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -107,7 +108,7 @@ def federate(
     check_trainable(model)
     regime = regime or Regime()
     check_regime(regime, model)
-    check_run(given, rounds, fraction, workers, evaluate_every, regime.fewest_rounds)
+    check_run(given, rounds, fraction, workers, evaluate_every, least=0 if regime.heads_rounds else 1)
     clients = way.enlist(given)
     _check_method(model, way)
     check_depths(model, clients)
@@ -157,15 +158,8 @@ def _heads_first(
     identity: dict,
 ) -> RoundState:
     """Train the heads before round 1, and store them: a run that is interrupted meanwhile begins again."""
-    kept.ledger.extend(
-        train_heads(
-            model,
-            plan.regime,
-            lambda number: sample(clients, plan.fraction, plan.seed, number),
-            plan.training,
-            plan.seed,
-        )
-    )
+    sampled = partial(sample, clients, plan.fraction, plan.seed)
+    kept.ledger.extend(train_heads(model, plan.regime, sampled, plan.training, plan.seed))
     return state if checkpoint is None else saved(state, kept, kept.ledger, model, checkpoint, identity)
 
 
