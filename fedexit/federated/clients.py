@@ -187,7 +187,7 @@ def make_optimiser(model: MultiExitModel, training: LocalTraining) -> torch.opti
     return optimiser_of([(backbone, training.learning_rate), (heads, training.head_learning_rate)], training)
 
 
-def optimiser_of(groups: Sequence[tuple[list[Tensor], float]], training: LocalTraining) -> torch.optim.Optimizer:
+def optimiser_of(groups: Sequence[tuple[Sequence[Tensor], float]], training: LocalTraining) -> torch.optim.Optimizer:
     """Return a fresh optimiser of the `groups`: pairs of parameters and their learning rate."""
     rates = [{"params": parameters, "lr": rate} for parameters, rate in groups]
     fused = groups[-1][0][0].device.type == "cpu"  # in one pass over each tensor; elsewhere torch chooses well itself
