@@ -9,8 +9,10 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -19,14 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedexit.lab.cells import Measured
-from fedexit.lab.kept import finished_cells, noted_name, present_code, read_cell, read_entry, table_hashes
-from fedexit.lab.setting import Cell
+from fedexit.lab.kept import finished_cells, in_words, noted_name, present_code, read_cell, read_entry, table_hashes
+from fedexit.lab.setting import FederationPart, Setting
 from fedexit.runner.cell_index import INDEX, read_index, refusing_damage, trusted_codes
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import json_hash, replacing
 from fedexit.support.reads import note_read
 
-Place = tuple[str, str]  # key and name of a cell
+Identity = tuple[str, str]  # key and name of a cell
 NAME, WHOLE, LARGE, REAL = pa.dictionary(pa.int32(), pa.string()), pa.int32(), pa.int64(), pa.float64()
 PLACE = {"key": NAME, "name": NAME}
 ABOUT = {"method": NAME, "task": NAME, "seed": WHOLE}
@@ -90,9 +92,9 @@ def publish(state: Path, target: Path) -> int:
     return len(entries)
 
 
-def _newest(state: Path) -> tuple[dict[Place, dict], dict[Place, dict[str, pa.Table]]]:
+def _newest(state: Path) -> tuple[dict[Identity, dict], dict[Identity, dict[str, pa.Table]]]:
     """Return the index entries and the tables of the finished cells below `state`, of each cell the newest."""
-    entries: dict[Place, dict] = {}
+    entries: dict[Identity, dict] = {}
     tables = {}
     for folder, cell in finished_cells(state):
         place, entry = (folder.name, cell.name), read_entry(folder, cell.name)
@@ -108,7 +110,7 @@ def _newest(state: Path) -> tuple[dict[Place, dict], dict[Place, dict[str, pa.Ta
     return entries, tables
 
 
-def _as_arrow(table: pd.DataFrame, kind: str, place: Place) -> pa.Table:
+def _as_arrow(table: pd.DataFrame, kind: str, place: Identity) -> pa.Table:
     """Return a table of the cell at `place` in the published columns."""
     schema = SCHEMAS[kind]
     if table.empty:
@@ -144,7 +146,7 @@ def _joined(parts: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _index_row(place: Place, entry: Mapping[str, Any], checksum: str) -> dict:
+def _index_row(place: Identity, entry: Mapping[str, Any], checksum: str) -> dict:
     """Return the row of a cell in the index, from its index entry in the state folder."""
     flat = {name: entry[name] for name in ("code", "python", "seconds", "weights", "finished")}
     sources = {source: entry[source]["name"] for source in ("corpus", "backbone")}
@@ -163,7 +165,7 @@ def _index_row(place: Place, entry: Mapping[str, Any], checksum: str) -> dict:
     }
 
 
-def read_published(folder: Path, wanted: Collection[Place]) -> dict[Place, tuple[Measured, bool]]:
+def read_published(folder: Path, wanted: Collection[Identity]) -> dict[Identity, tuple[Measured, bool]]:
     """Return the tables of those `wanted` cells that are published in `folder`, and whether each cell is verified.
 
     Every file is read once. Each cell is noted for the provenance, with a checksum of its rows.
@@ -188,7 +190,7 @@ def read_published(folder: Path, wanted: Collection[Place]) -> dict[Place, tuple
     return found
 
 
-def _read_table(folder: Path, kind: str, places: Iterable[Place]) -> pa.Table:
+def _read_table(folder: Path, kind: str, places: Iterable[Identity]) -> pa.Table:
     """Return the rows of all cells that share a key with one of `places`."""
     file, keys = _file(folder, kind), sorted({key for key, _ in places})
     with refusing_damage(file):
@@ -196,7 +198,7 @@ def _read_table(folder: Path, kind: str, places: Iterable[Place]) -> pa.Table:
         return _joined([table.select(SCHEMAS[kind].names).cast(SCHEMAS[kind])], SCHEMAS[kind])
 
 
-def _bounds(table: pa.Table) -> dict[Place, tuple[int, int]]:
+def _bounds(table: pa.Table) -> dict[Identity, tuple[int, int]]:
     """Return the first row of each cell and the row after its last; the rows of a cell lie together."""
     codes = [_only(table[name]).indices.to_numpy() for name in PLACE]
     changes = np.flatnonzero((codes[0][1:] != codes[0][:-1]) | (codes[1][1:] != codes[1][:-1])) + 1
@@ -210,10 +212,10 @@ def _bounds(table: pa.Table) -> dict[Place, tuple[int, int]]:
 
 
 def _checksums(
-    tables: Mapping[str, pa.Table], bounds: Mapping[str, Mapping[Place, tuple[int, int]]], places: Iterable[Place]
-) -> dict[Place, str]:
+    tables: Mapping[str, pa.Table], bounds: Mapping[str, Mapping[Identity, tuple[int, int]]], places: Iterable[Identity]
+) -> dict[Identity, str]:
     """Return a checksum of the rows of each cell. It depends on values and their order, not on how they are packed."""
-    found: dict[Place, list[str]] = {place: [] for place in places}
+    found: dict[Identity, list[str]] = {place: [] for place in places}
     for kind, table in tables.items():
         packed = _packed(table)
         for place, sums in found.items():
@@ -263,3 +265,38 @@ def _only(column: pa.ChunkedArray) -> pa.Array:
 
 def _file(folder: Path, kind: str) -> Path:
     return folder / (INDEX if kind == "cells" else f"{kind}.parquet")
+
+
+def setting_from(text: str) -> Setting:
+    """Return the setting whose parts are the JSON object `text`, as the column `setting` of the index has them.
+
+    A central cell has no part `federation`, because it does not use one; it gets a federation of one round.
+
+    Raises:
+        FedexitError: an option is unknown, missing or out of range.
+    """
+    words = {"federation": in_words(FederationPart(1, "iid", 1.0)), **json.loads(text)}
+    return _rebuilt(Setting, words, "the setting")
+
+
+def _rebuilt(kind: Any, words: Any, where: str) -> Any:
+    """Return a value of the type `kind` from `words`, which `in_words` made of it."""
+    inner, origin = get_args(kind), get_origin(kind)
+    if origin in (Union, UnionType):  # X | None
+        [other] = {*inner} - {NoneType}
+        return None if words is None else _rebuilt(other, words, where)
+    if is_dataclass(kind) or hasattr(kind, "_fields"):
+        hints = get_type_hints(kind)
+        if unknown := words.keys() - hints.keys():
+            raise FedexitError(f"{where} has an unknown option {min(unknown)!r}; get the code that made the cell")
+        try:
+            return kind(**{name: _rebuilt(hints[name], own, name) for name, own in words.items()})
+        except TypeError as error:
+            raise FedexitError(
+                f"{where} lacks an option ({first_line(error)}); get the code that made the cell"
+            ) from error
+    if origin is Mapping:
+        return {inner[0](name): _rebuilt(inner[1], own, where) for name, own in words.items()}
+    if origin is tuple:
+        return tuple(_rebuilt(inner[0], own, where) for own in words)
+    return float(words) if kind is float and isinstance(words, str) else words  # "inf" is a number as text
