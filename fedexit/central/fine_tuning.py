@@ -5,7 +5,7 @@ weight decay, label smoothing and a learning rate that falls to zero.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +73,7 @@ def fine_tune(
     recipe: Recipe,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    on_epoch: Callable[[int, MultiExitModel], object] | None = None,
 ) -> None:
     """Train `model` in place on `data`, with the loss at one exit or the mean loss over several.
 
@@ -85,6 +86,9 @@ def fine_tune(
         seed: names the random streams of order, crops, dropout and masks.
         checkpoint: a file that keeps the state after every epoch. If it exists, training resumes from it with
             bit-identical results, but only with the same start, data (by content and order), exits, recipe and seed.
+        on_epoch: a function that is called with 0 before training, and after every epoch with its number, and with the
+            model. If it returns True, training stops there. It is called before the epoch is stored, so a resumed run
+            calls it again for an epoch that was not stored.
 
     Raises:
         FedexitError: for no clips, an unusable clip or target (named by its position), unknown or no exits, crops with
@@ -110,6 +114,8 @@ def fine_tune(
         identity = {**settings, "start": model.checksum(), "data": data_digest(data)}
         done = _resume(model, optimiser, identity, checkpoint)
     steps = -(-len(data) // recipe.batch_size)
+    if on_epoch and not done:
+        on_epoch(0, model)
     for epoch in progress(range(done, recipe.epochs), f"fine-tuning to exit {max(exits)}"):
         model.train()
         rng = numpy_stream(seed, "central", epoch)
@@ -119,8 +125,11 @@ def fine_tune(
                 for group in optimiser.param_groups:
                     group["lr"] = group["full"] * schedule(epoch * steps + step, recipe.epochs * steps)
                 _step(model, optimiser, batch, exits, recipe)
+        stop = on_epoch and on_epoch(epoch + 1, model) is True
         if checkpoint is not None:
             _save(model, optimiser, identity, epoch + 1, checkpoint)
+        if stop:
+            break
     model.eval()
 
 

@@ -15,6 +15,7 @@ from scipy.linalg import LinAlgWarning
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import mutual_info_score
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -145,6 +146,20 @@ def _scores(features: np.ndarray, labels: np.ndarray, split: Split) -> list[tupl
         warnings.simplefilter("ignore", LinAlgWarning)  # of the weakest ridges; dev decides which one counts
         probes = [RidgeClassifier(alpha).fit(known, labels[train]) for alpha in ALPHAS]
     return [(probe.score(held_out[0], labels[dev]), probe.score(held_out[1], labels[test])) for probe in probes]
+
+
+def fitted_probe(features: np.ndarray, labels: np.ndarray, dev: tuple[np.ndarray, np.ndarray]) -> Pipeline:
+    """Return the linear probe of `profile` on one layer, with the strength that is best on dev.
+
+    Args:
+        features: (N, F) of the training clips.
+        labels: (N,) of the training clips.
+        dev: features and labels of the dev clips.
+    """
+    probes = [make_pipeline(StandardScaler(), RidgeClassifier(alpha)) for alpha in ALPHAS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinAlgWarning)
+        return max((probe.fit(features, labels) for probe in probes), key=lambda probe: probe.score(*dev))
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:

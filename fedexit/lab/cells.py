@@ -24,14 +24,16 @@ from fedexit.federated.clients import Client
 from fedexit.federated.local_heads import Heads
 from fedexit.federated.methods import find_method
 from fedexit.federated.partition import device_of, make_clients, tier_of
-from fedexit.federated.rounds import Federation, drop_outs, federate
+from fedexit.federated.rounds import CURVE, Federation, drop_outs, evaluated, federate
 from fedexit.lab import beam
 from fedexit.lab.checks import check_cell, warn
 from fedexit.lab.heterofl import federate_by_width, widths_for
-from fedexit.lab.material import groups_tested, task_of, tiers_of
+from fedexit.lab.material import task_of, tiers_of
 from fedexit.lab.own_heads import with_own_heads
-from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
+from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, YARDSTICKS, Cell, Setting
+from fedexit.lab.spots import Spots
 from fedexit.lab.verification import verify
+from fedexit.lab.yardsticks import predicted_without_backbone
 from fedexit.model.backbone import Backbone, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
@@ -40,6 +42,7 @@ from fedexit.model.metrics import all_rates, error_rates, item_errors, predict
 from fedexit.support.streams import numpy_stream
 
 COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric", "value", "n"]
+ITEMS = ["method", "task", "seed", "split", "exit", "item", "clip", "cluster", "tier", "metric", "errors", "n"]
 
 
 class Measured(NamedTuple):
@@ -48,64 +51,105 @@ class Measured(NamedTuple):
     errors: columns `COLUMNS`. They hold the error of every trained exit on dev during training (tier `all`) and on test
         after it, for all clips and for the devices of each tier. Where the task has held-out clips of the clients' own
         voices, these give the split `known`, before and after training. Where the corpus has a trial list, EER and
-        minDCF give the split `trials`. Texts are also decoded by beam search.
-    ledger: one row per local round (`Federation.clients`); no rows for central cells.
-    items: `exit, item, metric, errors, n` of each test clip, for paired intervals.
+        minDCF give the split `trials`. Texts are also decoded by beam search. The exit of a yardstick is 0.
+    ledger: one row per local round (`Federation.clients`); no rows for cells without clients.
+    items: `split, exit, item, clip, cluster, tier, metric, errors, n` of each dev and test clip after training: `clip`
+        is its id in the corpus, `cluster` its dialogue or speaker, `tier` that of the device of the cluster.
+    spot: what a spot check compares: `round, weights, exit, clip, answer`, after round `SPOT_ROUND` and after the last.
+        `weights` is the checksum of the trained model; the answers are those to the first `SPOT_CLIPS` dev clips. For
+        `central` a round is an epoch. Yardsticks have no rows.
     """
 
     errors: pd.DataFrame
     ledger: pd.DataFrame
     items: pd.DataFrame
+    spot: pd.DataFrame
 
 
-def run_cell(cell: Cell, setting: Setting, state: Path) -> Measured:
+def run_cell(cell: Cell, setting: Setting, state: Path, stop_after: int | None = None) -> Measured:
     """Run one cell, or resume it from its checkpoint with bit-identical results.
 
     Args:
         cell: the cell.
         setting: the options that it shares with the other cells of its grid.
         state: folder of its checkpoint.
+        stop_after: stop after this round (or epoch) and return only the rows of `spot` until there.
 
     Raises:
         FedexitError: as `check_cell`; the corpus cannot express the task; the training fails.
     """
     check_cell(cell, setting)
-    seconds, checkpoint = setting.data.max_seconds, state / f"{cell.name}.safetensors"
     task = task_of(cell, setting)
     warn(cell, setting, task)
-    tiers = tiers_of(task, setting, cell.seed)
+    used = task.rows.query("split != 'public'")  # cells do not use the server's own clips
+    clips = {
+        split: Clips(task.corpus, used.query("split == @split"), setting.data.max_seconds)
+        for split in ("train", "dev", "test", "known")
+    }
+    drawn = _drawn(clips["dev"], setting.study.dev_clips, task.name)
+    if cell.method in YARDSTICKS:
+        found = predicted_without_backbone(cell.method, {split: clips[split] for split in ("train", "dev", "test")})
+        found["dev"] = found["dev"].iloc[drawn]
+        return _measured(cell, task, setting, clips, found, [], pd.DataFrame(), pd.DataFrame())
     model = _start(cell, setting, task)
     backbone = model.backbone  # its convolutions stay frozen; models of several widths (heterofl) have no backbone
-    used = task.rows.query("split != 'public'")  # cells do not use the server's own clips
-    frozen = freezer(Clips(task.corpus, used, seconds), backbone)
-    clips = {s: Clips(task.corpus, used.query("split == @s"), seconds) for s in ("train", "dev", "test", "known")}
+    frozen = freezer(Clips(task.corpus, used, setting.data.max_seconds), backbone)
     parts = {split: frozen(own) for split, own in clips.items()}
-    trained_on = _at_speeds(clips["train"], setting.data.speeds, frozen, backbone)
-    dev = _drawn(parts["dev"], setting.study.dev_clips, task.name)
+    dev = [parts["dev"][place] for place in drawn]
     set_heads(model, setting.model.backbone, dev)
     before = _known_voices(model, parts, task, {}, 0)
-    if cell.method == CENTRAL:
-        fine_tune(model, trained_on(clips["train"]), [cell.depth], setting.study.central, cell.seed, checkpoint)
-        done, ledger, heads = setting.study.central.epochs, pd.DataFrame(), {}
-        curve = all_rates(predict(model, dev)).assign(round=done)
-    else:
-        depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
-        federation = setting.federation
-        dealt = federation.partition, setting.data.min_clips, seconds, cell.seed, federation.alpha
-        clients = make_clients(task, depths, *dealt)
-        clients = [replace(client, data=trained_on(client.data)) for client in clients]
-        result = _federate(cell, setting, model, clients, dev, checkpoint)
-        model, done, ledger, curve = result.model, federation.rounds, result.clients, result.table
-        heads = result.heads
-    predictions = _predicted(model, parts, task, "test", heads)
-    predictions["tier"] = [tier_of(group, tiers) for group in groups_tested(task)[predictions["item"]]]
-    by_tier = all_rates(predictions, ["tier", "exit"]).assign(split="test", round=done)
-    after = _after(model, backbone, task, parts, predictions, seconds).assign(round=done)
-    known = _known_voices(model, parts, task, heads, done)
-    errors = pd.concat([curve.assign(split="dev"), after, before, known, by_tier])
-    about = dict(method=cell.method, task=cell.task, seed=cell.seed)
-    errors = errors.assign(**about, tier=errors["tier"].fillna("all"))
-    return Measured(errors[COLUMNS], ledger.assign(**about), item_errors(predictions).assign(**about))
+    trained_on = _at_speeds(clips["train"], setting.data.speeds, frozen, backbone)
+    spots = Spots(task.labels, dev, [clips["dev"].ids[place] for place in drawn], state / f"{cell.name}.spot.csv")
+    train = _federate if cell.federated else _centralised
+    result = train(cell, setting, task, model, trained_on, dev, state / f"{cell.name}.safetensors", spots, stop_after)
+    if stop_after is not None:
+        nothing = pd.DataFrame()
+        return Measured(nothing, nothing, nothing, spots.rows().assign(**_about(cell)))
+    model, done = result.model, int(result.table["round"].max())
+    spots.last(done, model)
+    found = {"test": _predicted(model, parts, task, "test", result.heads), "dev": predict(model, dev)}
+    found["dev"]["item"] = [drawn[item] for item in found["dev"]["item"]]
+    after = _after(model, backbone, task, parts, found["test"], setting.data.max_seconds).assign(round=done)
+    known = _known_voices(model, parts, task, result.heads, done)
+    errors = [result.table.assign(split="dev"), after, before, known]
+    return _measured(cell, task, setting, clips, found, errors, result.clients, spots.rows())
+
+
+def _about(cell: Cell) -> dict[str, object]:
+    return dict(method=cell.method, task=cell.task, seed=cell.seed)
+
+
+def _measured(
+    cell: Cell,
+    task: Task,
+    setting: Setting,
+    clips: Mapping[str, Clips],
+    found: Mapping[str, pd.DataFrame],
+    errors: Sequence[pd.DataFrame],
+    ledger: pd.DataFrame,
+    spot: pd.DataFrame,
+) -> Measured:
+    """Return the tables of a cell, given its predictions by split and other tables of its errors.
+
+    Without other tables the predictions give the errors, as round 0.
+    """
+    tiers, groups = tiers_of(task, setting, cell.seed), task.rows.set_index("id")["group"]
+    parts = []
+    for split, predictions in found.items():
+        ids = [clips[split].ids[item] for item in predictions["item"]]
+        owners = groups[ids].to_numpy()
+        about = predictions[["item", "exit"]].assign(clip=ids, cluster=owners, split=split)
+        about["tier"] = [tier_of(owner, tiers) for owner in owners]
+        predictions = predictions.assign(tier=about["tier"])
+        parts.append(item_errors(predictions).merge(about, on=["item", "exit"], sort=False))
+        if not errors:
+            errors = [all_rates(own, ["exit"]).assign(split=name, round=0) for name, own in found.items()]
+        if split == "test":
+            by_tier = all_rates(predictions, ["tier", "exit"]).assign(split=split, round=errors[0]["round"].max())
+    rows = pd.concat([*errors, by_tier]).assign(**_about(cell))
+    rows["tier"] = rows["tier"].fillna("all")
+    items = pd.concat(parts, ignore_index=True).assign(**_about(cell))
+    return Measured(rows[COLUMNS], ledger.assign(**_about(cell)), items[ITEMS], spot.assign(**_about(cell)))
 
 
 def _at_speeds(train: Clips, speeds: Sequence[float], frozen: Callable, backbone: Backbone) -> Callable:
@@ -165,19 +209,53 @@ def _known_voices(
     return all_rates(_predicted(model, parts, task, "known", heads)).assign(split="known", round=number)
 
 
-def _drawn(dev: Sequence[Example], size: int, task: str) -> list[Example]:
-    """Return at most `size` dev clips, the same for every cell of the task."""
-    chosen = sorted(numpy_stream("dev", task).permutation(len(dev))[:size])
-    return [dev[int(index)] for index in chosen]
+def _drawn(dev: Clips, size: int, task: str) -> list[int]:
+    """Return the positions of at most `size` dev clips, the same for every cell of the task."""
+    return sorted(int(index) for index in numpy_stream("dev", task).permutation(len(dev))[:size])
+
+
+def _centralised(
+    cell: Cell, setting: Setting, task: Task, model: MultiExitModel, trained_on: Callable, dev: list[Example],
+    checkpoint: Path, spots: Spots, stop_after: int | None,
+) -> Federation:  # fmt: skip
+    """Fine-tune the model on the clips of all clients; its curve has epochs as rounds."""
+    recipe, rows = setting.study.central, list[list]()
+    due = _due(recipe.epochs, setting.study.evaluations)
+
+    def on_epoch(number: int, trained: MultiExitModel) -> bool:
+        if number in due and stop_after is None:
+            rows.extend(evaluated(trained, dev, number))
+        spots.early(number, recipe.epochs, trained)
+        return number == stop_after
+
+    train = trained_on(Clips(task.corpus, task.rows.query("split == 'train'"), setting.data.max_seconds))
+    fine_tune(model, train, [cell.depth], recipe, cell.seed, checkpoint, on_epoch)
+    return Federation(model, pd.DataFrame(rows, columns=CURVE), pd.DataFrame())
+
+
+def _due(rounds: int, evaluations: int) -> set[int]:
+    """Return the rounds that are evaluated: the start, the last one, and others evenly between them."""
+    every = max(1, rounds // evaluations)
+    return {number for number in range(rounds + 1) if number % every == 0 or number == rounds}
 
 
 def _federate(
-    cell: Cell, setting: Setting, model: MultiExitModel, clients: list[Client], dev: list[Example], checkpoint: Path
-) -> Federation:
-    plan, depths = setting.federation, _depths(setting, clients, cell.seed)
+    cell: Cell, setting: Setting, task: Task, model: MultiExitModel, trained_on: Callable, dev: list[Example],
+    checkpoint: Path, spots: Spots, stop_after: int | None,
+) -> Federation:  # fmt: skip
+    """Train the model by the federation of the cell."""
+    plan, tiers = setting.federation, tiers_of(task, setting, cell.seed)
+    depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
+    dealt = plan.partition, setting.data.min_clips, setting.data.max_seconds, cell.seed, plan.alpha
+    clients = [replace(client, data=trained_on(client.data)) for client in make_clients(task, depths, *dealt)]
     if find_method(cell.method).narrow:
         widths = widths_for(setting.model.depths, model.backbone)
         return federate_by_width(model, clients, widths, plan.rounds, cell.seed, plan.fraction, plan.training, dev, dev)
+
+    def on_round(number: int, trained: MultiExitModel, curve: pd.DataFrame) -> bool:
+        spots.early(number, plan.rounds, trained)
+        return number == stop_after
+
     return federate(
         model,
         clients,
@@ -186,11 +264,12 @@ def _federate(
         seed=cell.seed,
         fraction=plan.fraction,
         training=plan.training,
-        dev=dev,
+        dev=[] if stop_after is not None else dev,
         evaluate_every=max(1, plan.rounds // plan.evaluations),
         checkpoint=checkpoint,
-        depths=depths,
+        depths=_depths(setting, clients, cell.seed),
         regime=plan.regime,
+        on_round=on_round,
     )
 
 

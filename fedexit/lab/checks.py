@@ -37,7 +37,7 @@ def check_cell(cell: Cell, setting: Setting) -> None:
         raise FedexitError("depths are empty; give the depth of at least one tier")
     if cell.method in (CENTRAL, HOMOGENEOUS) and cell.depth < 1:
         raise FedexitError(f"a {cell.method} cell needs a depth >= 1, not {cell.depth}")
-    if cell.method != CENTRAL:
+    if cell.federated:
         _check_federation(cell, setting)
     place_of(setting.data.corpus)
 
@@ -81,7 +81,7 @@ def check_grids(grids: Iterable[tuple[Iterable[Cell], Setting]]) -> None:
             made = cell.task, cell.seed if has_folds(cell.task) else 0, setting.data.corpus, setting.data.max_seconds
             tasks[made] = task = tasks.get(made) or task_of(cell, setting)
             tiers_of(task, setting, cell.seed)
-            if cell.method != CENTRAL and setting.federation.partition == "dirichlet" and task.head == "ctc":
+            if cell.federated and setting.federation.partition == "dirichlet" and task.head == "ctc":
                 raise FedexitError(f"partition dirichlet needs a task with labels, not {cell.task}")
             warn(cell, setting, task)
 
@@ -94,7 +94,7 @@ def _check_backbone(cells: Iterable[Cell], setting: Setting, backbone: Backbone)
                     f"cell {cell.name}: exit {depth} does not exist; {setting.model.backbone} has layers 1 to "
                     f"{backbone.layers}"
                 )
-        if cell.method != CENTRAL and find_method(cell.method).narrow:
+        if cell.federated and find_method(cell.method).narrow:
             widths_for(setting.model.depths, backbone)
     if setting.model.lora:
         with_lora(backbone.truncated(1), setting.model.lora)
@@ -112,7 +112,7 @@ def check_writable(folder: Path) -> None:
 
 def warn(cell: Cell, setting: Setting, task: Task) -> None:
     """Warn about training in bfloat16 on a processor without it, and about a missing library for beam search."""
-    training = setting.study.central if cell.method == CENTRAL else setting.federation.training
+    training = setting.federation.training if cell.federated else setting.study.central
     if training.bfloat16 and lacks_bfloat16():
         warnings.warn("this processor lacks bfloat16, so training in it is very slow; turn it off", stacklevel=2)
     if task.head == "ctc" and not beam.beam_search_available():

@@ -17,7 +17,7 @@ from fedexit.lab.checks import check_grids, check_writable
 from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, write_cell
 from fedexit.lab.material import groups_tested, has_folds, task_of, tiers_of
 from fedexit.lab.published import read_published
-from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
+from fedexit.lab.setting import HOMOGENEOUS, Cell, Setting
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import on_workers
 
@@ -72,7 +72,7 @@ def run_grids(
         source = setting.data.corpus, setting.model.backbone
         origins[source] = origin = origins.get(source) or origin_of(setting)
         folders = {kind: state / key_of(setting, origin, kind) for kind in (True, False)}
-        places[name] = [(folders[cell.method == CENTRAL], cell) for cell in cells]
+        places[name] = [(folders[not cell.federated], cell) for cell in cells]
         jobs |= {place: (place[1], setting, place[0], origin) for place in places[name]}
     found = _published(jobs, published)
     left = [
@@ -150,7 +150,7 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _cost(cell: Cell, setting: Setting) -> float:
     """Return a rough cost: layers that run, times seconds and passes over the clips."""
     depth = cell.depth or sum(setting.model.depths) / len(setting.model.depths)
-    if cell.method == CENTRAL:
+    if not cell.federated:
         passes: float = setting.study.central.epochs
     else:
         passes = setting.federation.rounds * setting.federation.fraction * setting.federation.training.epochs

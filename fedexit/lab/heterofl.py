@@ -22,7 +22,7 @@ from fedexit.federated.clients import Client, LocalTraining, local_round
 from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.objectives import Objective
 from fedexit.federated.rounds import CURVE, Federation, evaluated, sample
-from fedexit.model.backbone import Backbone, backbone_from_config, config_of
+from fedexit.model.backbone import Backbone, backbone_from_config, config_of, state_hash
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
@@ -116,6 +116,10 @@ class WidthModels(nn.Module):
     ) -> dict[int, Tensor]:
         """Return `MultiExitModel.embeddings` of the model of each of `exits` (default all)."""
         return self._asked("embeddings", waveforms, lengths, exits)
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of all weights and their names."""
+        return state_hash(self)
 
     def check_clips(self, data: Sequence[Example], owner: str, start: int = 0) -> tuple[list[int], bool]:
         """Check that the models can read all clips and targets. See `MultiExitModel.check_clips`."""

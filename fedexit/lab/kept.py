@@ -23,7 +23,7 @@ import pandas as pd
 from fedexit.devices.profiles import profiles
 from fedexit.lab.cells import Measured
 from fedexit.lab.material import opened
-from fedexit.lab.setting import CENTRAL, Cell, Setting
+from fedexit.lab.setting import Cell, Setting
 from fedexit.model.backbone import PRESETS, load_backbone, state_hash
 from fedexit.model.training import lacks_bfloat16
 from fedexit.runner import fingerprint
@@ -131,7 +131,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
     """
     contents = dict(zip(_tables(folder, cell), map(_packed, measured), strict=True))
     hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
-    used = {"data", "model", "study", *(() if cell.method == CENTRAL else ("federation",))}
+    used = {"data", "model", "study", *(("federation",) if cell.federated else ())}
     entry = {
         "cell": in_words(cell),
         "setting": {part: words for part, words in in_words(setting).items() if part in used},
@@ -177,9 +177,8 @@ def finished_cells(state: Path) -> list[tuple[Path, Cell]]:
 
 
 def final_weights(measured: Measured) -> str:
-    """Return the checksum of a cell's weights after its last round."""
-    spot = measured.spot
-    return spot.loc[spot["round"] == spot["round"].max(), "weights"].iloc[0]
+    """Return the checksum of a cell's weights after its last round; "" if the cell trains no weights."""
+    return "" if measured.spot.empty else measured.spot["weights"].iloc[-1]
 
 
 def today() -> str:

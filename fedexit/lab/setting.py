@@ -11,6 +11,7 @@ from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 
 HOMOGENEOUS, CENTRAL = "homogeneous", "central"
+YARDSTICKS = GUESSING, LOG_MEL = "guessing", "log-mel"  # no model is trained
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Cell:
     """One trained model of a grid.
 
     task: a name of `fedexit.data.tasks.TASKS`.
-    method: a name of `METHODS`, or `central`: all clips in one place.
+    method: a name of `METHODS`; `central`, all clips in one place; `guessing`, the most frequent label of the training
+        clips; or `log-mel`, a ridge classifier on log-mel features.
     seed: an integer; for a task with folds it is also the number of the fold.
     depth: the exit of `central` and `homogeneous` models; 0 for the other methods, whose clients differ in depth.
     """
@@ -31,6 +33,11 @@ class Cell:
     def __post_init__(self) -> None:
         for name in ("seed", "depth"):
             object.__setattr__(self, name, whole_number(getattr(self, name), name))
+
+    @property
+    def federated(self) -> bool:
+        """Return whether clients train the model."""
+        return self.method not in (CENTRAL, *YARDSTICKS)
 
     @property
     def name(self) -> str:
@@ -118,10 +125,12 @@ class StudyPart:
 
     central: the recipe of central cells; federations do not use it.
     dev_clips: number of dev clips that are evaluated, drawn once per task.
+    evaluations: how often a central model is evaluated on dev, spread over the epochs.
     """
 
     central: Recipe = field(default_factory=Recipe)
     dev_clips: int = 200
+    evaluations: int = 4
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,18 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedexit.data.places import place_of
+from fedexit.federated.methods import find_method
 from fedexit.lab.cells import run_cell
 from fedexit.lab.kept import origin_of, present_code, processor, today
 from fedexit.lab.published import read_published, setting_from
 from fedexit.lab.setting import Cell
+from fedexit.lab.spots import SPOT_ROUND
 from fedexit.runner.cell_index import SAME_CODE, SAME_COLUMNS, read_index, read_same_code, trusted_codes
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
 from fedexit.support.processes import one_thread
 
 ALIKE = 0.97  # share of the answers that must be alike on another processor
-FIRST = 2  # rounds, or epochs of central cells, that a check trains unless it trains cells whole
 
 
 class Checked(NamedTuple):
@@ -65,7 +66,8 @@ def check_cells(
     Args:
         folder: the published cells.
         number: number of cells; None takes one of every experiment, i.e. of every key.
-        whole: train the cells to the end; otherwise their first two rounds (of central cells, epochs).
+        whole: train the cells to the end; otherwise until `SPOT_ROUND`, except models of several widths, which cannot
+            stop early. Cells that train no weights are never checked.
         say: gets a line for each cell, and for each corpus that is not there.
 
     Raises:
@@ -73,7 +75,7 @@ def check_cells(
             one the cell was made from; or as `run_cell`.
     """
     index = read_index(folder)
-    rows = _with_corpus(index.values(), say)
+    rows = _with_corpus([row for row in index.values() if row["weights"]], say)
     if not rows:
         raise FedexitError(f"{folder} has no cell to check; publish cells, or fetch their corpora")
     chosen = _chosen(rows, len({row["key"] for row in rows}) if number is None else number)
@@ -125,14 +127,16 @@ def _trained(row: dict, whole: bool) -> pd.DataFrame:
                 f"{row['name']} was made from another content of the {kind} {row[kind]}; get that one, or measure the "
                 "cell again"
             )
+    to_the_end = whole or (cell.federated and find_method(cell.method).narrow)
     with tempfile.TemporaryDirectory() as state, one_thread():
-        return run_cell(cell, setting, Path(state), stop_after=None if whole else FIRST).spot
+        return run_cell(cell, setting, Path(state), stop_after=None if to_the_end else SPOT_ROUND).spot
 
 
 def _compared(row: dict, old: pd.DataFrame, new: pd.DataFrame) -> Checked:
     """Compare the answers of a cell that was trained again with the published ones after the same rounds."""
-    old = old[old["round"].isin(new["round"])]
-    both = old.merge(new, on=["round", "exit", "clip"], suffixes=("", "_new"))
+    answers = ["round", "exit", "clip"]
+    old, new = old[old["round"].isin(new["round"])].drop_duplicates(answers), new.drop_duplicates(answers)
+    both = old.merge(new.astype(old[answers].dtypes), on=answers, suffixes=("", "_new"))
     alike = int((both["answer"] == both["answer_new"]).sum())
     same_weights = bool((both["weights"] == both["weights_new"]).all())
     identical = 0 < len(old) == len(new) == alike and same_weights
