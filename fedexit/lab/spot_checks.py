@@ -104,16 +104,21 @@ def _with_corpus(rows: Iterable[dict], say: Callable[[str], object]) -> list[dic
 
 
 def _chosen(rows: Sequence[dict], number: int) -> list[dict]:
-    """Return `number` rows: each time one whose key, then whose method and task, were chosen least often so far."""
+    """Return `number` rows: each time one whose key, and then whose method, were chosen least often so far."""
     left = sorted(rows, key=lambda row: (row["key"], row["name"]))
     chosen: list[dict] = []
-    used: Counter[str] = Counter()
+    used: Counter[tuple[str, ...]] = Counter()
     while left and len(chosen) < number:
-        row = min(left, key=lambda row: [used[row[part]] for part in ("key", "method", "task")])
-        used.update(row[part] for part in ("key", "method", "task"))
+        row = min(left, key=lambda row: [used[part] for part in _parts(row)])
+        used.update(_parts(row))
         left.remove(row)
         chosen.append(row)
     return chosen
+
+
+def _parts(row: dict) -> list[tuple[str, ...]]:
+    """Return what is counted when cells are chosen."""
+    return [("key", row["key"]), ("both", row["key"], row["method"]), ("method", row["method"])]
 
 
 def _trained(row: dict, whole: bool) -> pd.DataFrame:
