@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_corpus import write_small_corpus
+from test_recompute import rate_with_interval
 
 from fedexit import FedexitError, cli
 from fedexit.central.fine_tuning import Recipe
@@ -23,7 +24,9 @@ from fedexit.federated.regime import Regime
 from fedexit.lab import grid, kept, published, spot_checks
 from fedexit.lab.cells import Measured
 from fedexit.lab.grid import run_grid, run_grids
+from fedexit.lab.inference import difference
 from fedexit.lab.kept import Origin, in_words, key_of, read_cell, write_cell
+from fedexit.lab.layouts import Layout
 from fedexit.lab.published import SCHEMAS, publish, read_published, setting_from
 from fedexit.lab.setting import Cell, DataPart, FederationPart, ModelPart, Setting, StudyPart
 from fedexit.runner import fingerprint, provenance
@@ -419,3 +422,19 @@ def test_commands_publish_and_list(trained, tmp_path, capsys, monkeypatch):
     assert cli.main(["cells", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[0].split() == ["key", "task", "corpus", "backbone", "cells", "verified", "hours"]
+
+
+# ---- recomputing without fedexit ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("tested", [1.0, 0.6])
+def test_the_interval_without_fedexit_is_that_of_the_package(seeds, tested):
+    rng = np.random.default_rng(seeds)
+    n = rng.integers(1, 9, (seeds, 7)) * (rng.random((seeds, 7)) <= tested)
+    n[:, 0], n[0] = 3, 4  # no seed and no cluster is without clips
+    errors = rng.binomial(n, 0.3)
+    rows = [(s, c, errors[s, c], n[s, c]) for s in range(seeds) for c in range(7) if n[s, c]]
+    found = rate_with_interval(pd.DataFrame(rows, columns=["seed", "cluster", "errors", "n"]))
+    expected = difference(Layout(errors.astype(float), n.astype(float)))
+    assert found == pytest.approx((expected.difference, expected.low, expected.high), nan_ok=True)

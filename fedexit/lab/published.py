@@ -195,7 +195,7 @@ def _read_table(folder: Path, kind: str, places: Iterable[Identity]) -> pa.Table
     file, keys = _file(folder, kind), sorted({key for key, _ in places})
     with refusing_damage(file):
         table = pq.read_table(file, filters=pc.field("key").cast(TEXT).isin(pa.array(keys)))
-        return _joined([table.select(SCHEMAS[kind].names).cast(SCHEMAS[kind])], SCHEMAS[kind])
+        return table.select(SCHEMAS[kind].names).cast(SCHEMAS[kind]).unify_dictionaries()
 
 
 def _bounds(table: pa.Table) -> dict[Identity, tuple[int, int]]:
@@ -217,26 +217,22 @@ def _checksums(
     """Return a checksum of the rows of each cell. It depends on values and their order, not on how they are packed."""
     found: dict[Identity, list[str]] = {place: [] for place in places}
     for kind, table in tables.items():
-        packed = _packed(table)
+        columns = [_packed(_only(table[field.name]), field.type) for field in table.schema]
         for place, sums in found.items():
             start, end = bounds[kind].get(place, (0, 0))
-            sums.append(hashlib.sha256(packed[start:end]).hexdigest())
+            digest = hashlib.sha256()
+            for column in columns:
+                digest.update(column[start:end])
+            sums.append(digest.hexdigest())
     return {place: json_hash(sums) for place, sums in found.items()}
 
 
-def _packed(table: pa.Table) -> np.ndarray:
+def _packed(column: pa.Array, kind: pa.DataType) -> np.ndarray:
     """Return eight bytes for every value: those of a number, or a hash of a text."""
-    columns = []
-    for field in table.schema:
-        column = _only(table[field.name])
-        if field.type == NAME:
-            hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in column.dictionary.to_pylist()]
-            columns.append(np.frombuffer(b"".join(hashes), np.uint64)[column.indices.to_numpy()])
-        elif field.type == REAL:
-            columns.append(column.fill_null(np.nan).to_numpy(zero_copy_only=False).view(np.uint64))
-        else:
-            columns.append(column.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64))
-    return np.stack(columns, axis=1)
+    if kind == NAME:
+        hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in column.dictionary.to_pylist()]
+        return np.frombuffer(b"".join(hashes), np.int64)[column.indices.to_numpy()]
+    return column.to_numpy(zero_copy_only=False).astype(np.float64 if kind == REAL else np.int64)
 
 
 def _as_frame(table: pa.Table) -> pd.DataFrame:
@@ -254,7 +250,8 @@ def _as_frame(table: pa.Table) -> pd.DataFrame:
 
 def _cut(table: pd.DataFrame, rows: tuple[int, int]) -> pd.DataFrame:
     """Return some rows, without the optional column if they have none."""
-    own = table.iloc[slice(*rows)].reset_index(drop=True)
+    own = table.iloc[slice(*rows)]
+    own.index = pd.RangeIndex(len(own))  # reset_index would copy every column
     return own.drop(columns=OPTIONAL) if OPTIONAL in own and own[OPTIONAL].isna().all() else own
 
 
