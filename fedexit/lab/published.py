@@ -71,6 +71,8 @@ def publish(state: Path, target: Path) -> int:
             is damaged.
     """
     entries, added = _newest(state)
+    if not entries:
+        return 0
     old = read_index(target)
     stays = {place: row for place, row in old.items() if place not in entries}
     tables, bounds = {}, {}
@@ -78,8 +80,8 @@ def publish(state: Path, target: Path) -> int:
         parts = {place: own[kind] for place, own in added.items()}
         if stays:
             table = _read_table(target, kind, stays)
-            rows = _bounds(table)
-            parts |= {place: table[slice(*rows[place])] for place in stays if place in rows}
+            places = _bounds(table)
+            parts |= {place: table[slice(*places[place])] for place in stays if place in places}
         tables[kind] = _joined((parts[place] for place in sorted(parts)), SCHEMAS[kind])
         bounds[kind] = _bounds(tables[kind])
     sums = _checksums(tables, bounds, entries)
@@ -222,7 +224,7 @@ def _checksums(
             start, end = bounds[kind].get(place, (0, 0))
             digest = hashlib.sha256()
             for column in columns:
-                digest.update(column[start:end])
+                digest.update(column[start:end].data)
             sums.append(digest.hexdigest())
     return {place: json_hash(sums) for place, sums in found.items()}
 
