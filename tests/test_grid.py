@@ -97,7 +97,7 @@ def whole(folder, stored):
 
 
 def test_tables_hold_every_exit_tier_and_method(whole):
-    errors, traffic, _ = whole
+    errors, traffic, items, spot = whole
     test = errors[errors["split"] == "test"]
     assert set(test.query("method == 'layerwise'")["exit"]) == {3, 6}
     assert set(test.query("method == 'homogeneous'")["exit"]) == {3}
@@ -106,6 +106,10 @@ def test_tables_hold_every_exit_tier_and_method(whole):
     assert counts["all"] == counts["depth 3"] + counts["depth 6"] == 40
     assert set(errors.query("split == 'dev' and method == 'stale'")["round"]) == {0, 2}
     assert set(traffic["method"]) == {"homogeneous", "stale", "layerwise"}
+    assert set(items["split"]) == {"dev", "test"} and set(items["tier"]) == {"depth 3", "depth 6"}
+    tested = items.query("split == 'test' and method == 'stale' and exit == 3")
+    assert len(tested) == tested["clip"].nunique() == 40 and tested["cluster"].nunique() > 1
+    assert set(spot["round"]) == {2} and spot.groupby("method")["weights"].nunique().max() == 2  # last and average
 
 
 def test_results_do_not_depend_on_the_number_of_workers(whole, folder, tmp_path, monkeypatch):
@@ -273,7 +277,7 @@ def test_names_of_clients_survive_storing(names, folder, tmp_path):
     numbers = [0.1 + 0.2, np.nan, 1 / 3, 5e-324, np.inf, 123456789.12345678]
     rates = pd.DataFrame({"tier": "all", "value": numbers, "n": range(6)})
     ledger = pd.DataFrame({"client": names, "loss": [1 / 3, np.nan]})
-    measured = Measured(rates, ledger, rates)
+    measured = Measured(rates, ledger, rates, rates)
     write_cell(tmp_path, CELLS[0], measured, setting(folder), origin_of(setting(folder)), 1.0)
     found, verified = read_cell(tmp_path, CELLS[0])
     assert_same(found, measured)
@@ -284,10 +288,10 @@ def test_equal_tables_give_equal_bytes(folder, tmp_path):
     table = pd.DataFrame({"value": [1.0]})
     for name in ("one", "two"):
         write_cell(
-            tmp_path / name, CELLS[0], Measured(table, table, table), setting(folder), origin_of(setting(folder)), 1.0
+            tmp_path / name, CELLS[0], Measured(table, table, table, table), setting(folder), origin_of(setting(folder)), 1.0
         )
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
-    assert one == two and len(one) == 4
+    assert one == two and len(one) == 5
 
 
 # ---- in this process: what cells do ------------------------------------------------------------------------------
@@ -383,8 +387,8 @@ POLICED = dict(policy=Policy(NEEDS), fleet=("phone low", "server"))
             "all-shallow sets the depths of its clients itself",
         ),
         (("voice", "heterofl", 0), POLICED, "heterofl has no depths by round"),
-        (("voice", "masked", 0), dict(evaluations=0), "rounds and evaluations must be >= 1, not 2 and 0"),
-        (("voice", "masked", 0), dict(rounds=0), "rounds and evaluations must be >= 1, not 0 and 1"),
+        (("voice", "masked", 0), dict(evaluations=0), "rounds must be >= 1 and evaluations >= 1, not 2 and 0"),
+        (("voice", "masked", 0), dict(rounds=0), "rounds must be >= 1 and evaluations >= 1, not 0 and 1"),
         (("voice", "masked", 0), dict(partition="deal"), "unknown partition 'deal'; known: group"),
         (("voice", "masked", 0), dict(fraction=0.0), r"fraction must be in \(0, 1\]"),
         (("voice", "masked", 0), dict(depths=()), "depths are empty"),

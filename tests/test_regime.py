@@ -16,6 +16,8 @@ from fedexit.federated import rounds
 from fedexit.federated.clients import at_share
 from fedexit.federated.ledger import heads_costs
 from fedexit.federated.regime import Regime, pooled_statistics
+from fedexit.lab.checks import check_cell
+from fedexit.lab.setting import Cell, DataPart, FederationPart, ModelPart, Setting
 
 FULL = Regime(heads_rounds=3, falling_rates=True, average=0.8)
 TRAINING = LocalTraining(batch_size=4, learning_rate=1e-3, head_learning_rate=1e-2)
@@ -111,6 +113,46 @@ def test_heads_learn_first_on_a_frozen_backbone(model, clients):
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
     assert found.table.query("round == 0")["value"].max() < 0.5  # before round 1, after the heads
     assert sorted(found.clients["round"].unique()) == list(range(-29, 2))
+
+
+def test_heads_alone_are_a_federation_without_rounds(model, clients, tmp_path):
+    """It ends with the model after the heads, which a run with rounds evaluates at round 0."""
+    by_hand, file = copy.deepcopy(model), tmp_path / "run.safetensors"
+    regimes.train_heads(by_hand, FULL, lambda number: clients, TRAINING, seed=0)
+    found = run(model, clients, rounds=0)
+    assert found.model.checksum() == by_hand.checksum() != model.checksum() and found.last == {}
+    assert sorted(found.clients["round"].unique()) == [-2, -1, 0]
+    pd.testing.assert_frame_equal(found.table, run(model, clients, rounds=1).table.query("round == 0"))
+    assert len(found.table) == 3 and "0 rounds, 9 local rounds" in found._repr_html_()
+    for _ in range(2):  # a new run and a resumed one
+        same(run(model, clients, rounds=0, checkpoint=file), found)
+    same(run(model, clients, rounds=0, workers=2), found)
+
+
+def test_frozen_backbone_becomes_a_whole_federation(model, clients, tmp_path):
+    regime, file = Regime(heads_rounds=2, average=0.8), tmp_path / "run.safetensors"
+    run(model, clients, rounds=0, regime=regime, checkpoint=file)
+    same(run(model, clients, regime=regime, checkpoint=file), run(model, clients, regime=regime))
+
+
+def test_no_rounds_without_heads_are_refused(model, clients):
+    for regime in (None, Regime(average=0.9)):
+        with pytest.raises(FedexitError, match="rounds must be >= 1, not 0"):
+            run(model, clients, rounds=0, regime=regime)
+    with pytest.raises(FedexitError, match="rounds must be >= 0, not -1"):
+        run(model, clients, rounds=-1)
+
+
+def test_a_cell_may_train_heads_alone():
+    def setting(rounds, regime):
+        federation = FederationPart(rounds, "group", 1.0, regime=regime)
+        return Setting(DataPart("no-such-corpus", 1.0), federation, ModelPart("nano", (3, 6)))
+
+    cell = Cell("keyword", "layerwise", 0)
+    with pytest.raises(FedexitError, match="rounds must be >= 1 and evaluations >= 1, not 0 and 6"):
+        check_cell(cell, setting(0, Regime()))
+    with pytest.raises(FedexitError, match="corpus 'no-such-corpus' is not there"):  # the last check of a cell
+        check_cell(cell, setting(0, FULL))
 
 
 def test_a_round_of_heads_by_hand(model, clients):

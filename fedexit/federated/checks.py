@@ -15,9 +15,9 @@ from fedexit.support.errors import FedexitError
 
 
 def check_run(
-    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1
+    clients: Sequence[Client], rounds: int, fraction: float, workers: int = 1, evaluate_every: int = 1, least: int = 1
 ) -> None:
-    """Raise FedexitError for an empty federation, names that are equal or not texts, and numbers out of range."""
+    """Raise FedexitError for an empty federation, bad names, `rounds` below `least` and other numbers out of range."""
     if not clients:
         raise FedexitError("a federation needs at least one client; the list is empty")
     for client in clients:
@@ -31,8 +31,8 @@ def check_run(
     names = [client.name for client in clients]
     if len(set(names)) < len(names):
         raise FedexitError(f"client {next(n for n in names if names.count(n) > 1)} is listed twice; names must differ")
-    for name, number in (("rounds", rounds), ("workers", workers), ("evaluate_every", evaluate_every)):
-        whole_number(number, name, 1)
+    for name, n, low in (("rounds", rounds, least), ("workers", workers, 1), ("evaluate_every", evaluate_every, 1)):
+        whole_number(n, name, low)
     if not isinstance(fraction, numbers.Real) or not 0 < fraction <= 1:
         raise FedexitError(f"fraction must be in (0, 1], not {fraction}")
 

@@ -3,7 +3,6 @@
 The paper is silent about all three, and the defaults leave them out.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from fedexit.data.batches import collate
 from fedexit.federated.aggregation import Aggregator, Update
-from fedexit.federated.clients import OPTIMISERS, Client, LocalTraining, RoundReport, at_share
+from fedexit.federated.clients import Client, LocalTraining, RoundReport, at_share, optimiser_of, take_step
 from fedexit.federated.ledger import heads_costs, ledger_row
 from fedexit.federated.objectives import Objective, objective_loss
 from fedexit.model.exits import MultiExitModel
@@ -97,22 +96,26 @@ def train_heads(
         seed: names the random streams.
     """
     model.eval()  # dropout would make the statistics depend on what ran before
+    heads = {f"heads.{name}": parameter.detach() for name, parameter in model.heads.named_parameters()}
     known: dict[str, Statistics] = {}
+    costs: dict[tuple[str, bool], dict] = {}
     rows: list[dict] = []
     for place in progress(range(1, regime.heads_rounds + 1), "heads"):
         number, local = place - regime.heads_rounds, at_share(training, regime.share(place, regime.heads_rounds))
-        heads = {name: tensor for name, tensor in model.trainable_weights().items() if name.startswith("heads.")}
         server = Aggregator(heads, layers=model.backbone.layers)
         for client in sampled(number):
             since, first = time.perf_counter(), client.name not in known
             if first:
                 known[client.name] = pooled_statistics(model, client, training)
             read = known[client.name]
-            update, loss = _round_of_heads(model, client, read, local, (seed, "heads", number, client.name))
+            update, loss = _round_of_heads(model, client.depth, read, local, (seed, "heads", number, client.name))
             server.add(update)
             report = RoundReport(loss, time.perf_counter() - since, read.lengths, read.cached)
-            rows.append(ledger_row(number, client, report, heads_costs(model, client.depth, report, training, first)))
-        model.load_weights({**model.trainable_weights(), **server.result()})
+            if (client.name, first) not in costs:
+                costs[client.name, first] = heads_costs(model, client.depth, report, training, first)
+            rows.append(ledger_row(number, client, report, costs[client.name, first]))
+        for name, tensor in server.result().items():
+            heads[name].copy_(tensor)
     return rows
 
 
@@ -121,11 +124,13 @@ class Statistics(NamedTuple):
 
     Attributes:
         by_exit: standardised pooled statistics (N, 2D) at each exit up to L_i.
+        targets: labels (N,).
         lengths: lengths of the clips in samples, or in frames if `cached`.
         cached: whether the clips are frozen features.
     """
 
     by_exit: dict[int, Tensor]
+    targets: Tensor
     lengths: list[int]
     cached: bool
 
@@ -148,35 +153,34 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
                 found[exit].append((head.reads(states[exit].float(), frames) - head.centre) / head.scale)
     back = torch.tensor(order, device=device).argsort()
     by_exit = {exit: torch.cat(parts)[back] for exit, parts in found.items()}
-    return Statistics(by_exit, lengths, clips[0][0].dim() == 2)
+    targets = torch.tensor([target for _, target in clips], device=device)
+    return Statistics(by_exit, targets, lengths, clips[0][0].dim() == 2)
 
 
 def _round_of_heads(
-    model: MultiExitModel, client: Client, read: Statistics, training: LocalTraining, stream: tuple
+    model: MultiExitModel, depth: int, read: Statistics, training: LocalTraining, stream: tuple
 ) -> tuple[Update, float]:
     """Train copies of the heads on a client's statistics; return its update and the mean loss of the last epoch."""
-    shared = model.shared_head
-    heads = nn.ModuleDict({"shared" if shared else str(exit): model.head_at(exit) for exit in read.by_exit})
-    linears = nn.ModuleDict({name: copy.deepcopy(head.get_submodule("linear")) for name, head in heads.items()})
-    optimiser = OPTIMISERS[training.optimiser](linears.parameters(), training.head_learning_rate)
-    targets = torch.tensor([client.data[index][1] for index in range(len(client.data))])
-    targets = targets.to(next(linears.parameters()).device)
+    places = {exit: f"heads.{'shared' if model.shared_head else exit}.linear." for exit in read.by_exit}
+    own = {
+        places[exit] + part: parameter.detach().clone().requires_grad_()
+        for exit in places
+        for part, parameter in model.head_at(exit).get_submodule("linear").named_parameters()
+    }
+    optimiser = optimiser_of([(list(own.values()), training.head_learning_rate)], training)
     losses: list[float] = []
     for epoch in range(training.epochs):
         losses.clear()
-        order = torch.from_numpy(numpy_stream(*stream, epoch).permutation(len(targets)))
+        order = torch.from_numpy(numpy_stream(*stream, epoch).permutation(len(read.targets)))
         for batch in order.split(training.batch_size):
-            logits = {exit: linears["shared" if shared else str(exit)](z[batch]) for exit, z in read.by_exit.items()}
-            loss = objective_loss(logits, targets[batch], Objective(losses="all"))
+            logits = {
+                exit: nn.functional.linear(read.by_exit[exit][batch], own[place + "weight"], own[place + "bias"])
+                for exit, place in places.items()
+            }
+            loss = objective_loss(logits, read.targets[batch], Objective(losses="all"))
             optimiser.zero_grad()
             loss.backward()
-            if math.isfinite(training.clip_norm):
-                nn.utils.clip_grad_norm_(linears.parameters(), training.clip_norm)
-            optimiser.step()
+            take_step(optimiser, training)
             losses.append(loss.item() * len(batch))
-    weights = {
-        f"heads.{name}.linear.{part}": parameter.detach()
-        for name, linear in linears.items()
-        for part, parameter in linear.named_parameters()
-    }
-    return Update(weights, len(targets), client.depth), sum(losses) / len(targets)
+    weights = {name: tensor.detach() for name, tensor in own.items()}
+    return Update(weights, len(read.targets), depth), sum(losses) / len(read.targets)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -77,7 +78,7 @@ def federate(
         model: The global model; the same object is returned as `Federation.model`.
         clients: The clients; their names differ and their depths are exits of `model`.
         method: The name of an entry of `fedexit.federated.methods.METHODS`, or a `Method`.
-        rounds: Number of rounds, >= 1.
+        rounds: Number of rounds, >= 1; 0 as well after rounds of heads (`regime`), for a backbone that stays frozen.
         seed: Seed of all random streams, an integer.
         depth_exponent: g of Eq. (1); None takes the method's own.
         fraction: Share of the clients per round, in (0, 1]; at least one client is sampled.
@@ -105,7 +106,9 @@ def federate(
     """
     way, training, given = find_method(method), training or LocalTraining(), listed(clients, "clients", "Client")
     check_trainable(model)
-    check_run(given, rounds, fraction, workers, evaluate_every)
+    regime = regime or Regime()
+    check_regime(regime, model)
+    check_run(given, rounds, fraction, workers, evaluate_every, least=0 if regime.heads_rounds else 1)
     clients = way.enlist(given)
     _check_method(model, way)
     check_depths(model, clients)
@@ -116,8 +119,6 @@ def federate(
         if not (own is None or callable(own)):
             raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
     check_data(model, clients, dev, training, way.objective)
-    regime = regime or Regime()
-    check_regime(regime, model)
     plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
@@ -157,15 +158,8 @@ def _heads_first(
     identity: dict,
 ) -> RoundState:
     """Train the heads before round 1, and store them: a run that is interrupted meanwhile begins again."""
-    kept.ledger.extend(
-        train_heads(
-            model,
-            plan.regime,
-            lambda number: sample(clients, plan.fraction, plan.seed, number),
-            plan.training,
-            plan.seed,
-        )
-    )
+    sampled = partial(sample, clients, plan.fraction, plan.seed)
+    kept.ledger.extend(train_heads(model, plan.regime, sampled, plan.training, plan.seed))
     return state if checkpoint is None else saved(state, kept, kept.ledger, model, checkpoint, identity)
 
 

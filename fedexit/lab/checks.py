@@ -44,8 +44,10 @@ def check_cell(cell: Cell, setting: Setting) -> None:
 
 def _check_federation(cell: Cell, setting: Setting) -> None:
     method, federation = find_method(cell.method), setting.federation
-    if federation.evaluations < 1 or federation.rounds < 1:
-        raise FedexitError(f"rounds and evaluations must be >= 1, not {federation.rounds} and {federation.evaluations}")
+    least = 0 if federation.regime.heads_rounds else 1
+    if federation.evaluations < 1 or federation.rounds < least:
+        found = f"{federation.rounds} and {federation.evaluations}"
+        raise FedexitError(f"rounds must be >= {least} and evaluations >= 1, not {found}")
     if not 0 < federation.fraction <= 1 or not 0 <= federation.drop_out < 1:
         raise FedexitError(
             f"fraction must be in (0, 1] and drop_out in [0, 1), not {federation.fraction} and {federation.drop_out}"
