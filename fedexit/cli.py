@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict_command(commands)
     _add_bench_command(commands)
     _add_data_commands(commands)
+    _add_cells_commands(commands)
     return parser
 
 
@@ -161,6 +162,25 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("out", metavar="OUT", help="folder to create")
     text = "leave out unusable files and list them (default: the first one stops the conversion)"
     convert.add_argument("--skip-bad", action="store_true", help=text)
+
+
+def _add_cells_commands(commands: argparse._SubParsersAction) -> None:
+    text = "list, check and publish the trained models of the experiments (cells)"
+    cells = commands.add_parser("cells", help=text, epilog="example: fedexit cells list")
+    parts = cells.add_subparsers(required=True, metavar="COMMAND")
+    _command(parts, "list", _cells_list, "list the published cells by experiment", "fedexit cells list")
+    text = "train some published cells again and compare them"
+    check = _command(parts, "check", _cells_check, text, "fedexit cells check --cells 3 --whole")
+    check.add_argument("--cells", type=int, metavar="N", help="number of cells (default: one of each experiment)")
+    text = "train to the end (default: two rounds, or epochs of a central cell)"
+    check.add_argument("--whole", action="store_true", help=text)
+    text = "if all are bit-identical, note in same_code.csv that this code gives the published cells"
+    check.add_argument("--record", action="store_true", help=text)
+    text = "add finished cells to results/cells"
+    publish = _command(parts, "publish", _cells_publish, text, "fedexit cells publish results/.state/full")
+    publish.add_argument(
+        "state", nargs="?", metavar="STATE", help="folder of finished cells (default: results/.state/full)"
+    )
 
 
 def _command(
@@ -266,3 +286,37 @@ def _data_convert(args: argparse.Namespace) -> None:
     from fedexit.data.corpora import convert_folder
 
     convert_folder(args.folder, args.out, skip_bad=args.skip_bad)
+
+
+def _cells_list(args: argparse.Namespace) -> None:
+    from fedexit.lab.spot_checks import listed
+    from fedexit.runner.cell_index import cells_folder
+
+    print(listed(cells_folder()).to_string(index=False))
+
+
+def _cells_check(args: argparse.Namespace) -> int:
+    from fedexit.lab.spot_checks import check_cells, record
+    from fedexit.runner.cell_index import cells_folder
+
+    if args.cells is not None and args.cells < 1:
+        raise FedexitError(f"--cells must be >= 1, not {args.cells}")
+    found = check_cells(cells_folder(), args.cells, args.whole)
+    if not all(one.passed for one in found):
+        return 1
+    if args.record:
+        print(f"recorded for {len(record(cells_folder(), found))} other codes in same_code.csv")
+    return 0
+
+
+def _cells_publish(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from fedexit.lab.published import publish
+    from fedexit.runner.cell_index import cells_folder
+    from fedexit.support.paths import results_dir
+
+    state = Path(args.state) if args.state else results_dir() / ".state" / "full"
+    if not (number := publish(state, cells_folder())):
+        raise FedexitError(f"{state} has no finished cell; run a notebook with --profile full first")
+    print(f"{number} cells of {state} are published in {cells_folder()}; the state can be deleted")

@@ -23,6 +23,10 @@ COMMANDS = (
     ["data", "manifest"],
     ["data", "trials"],
     ["data", "convert"],
+    ["cells"],
+    ["cells", "list"],
+    ["cells", "check"],
+    ["cells", "publish"],
 )
 
 

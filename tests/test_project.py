@@ -36,7 +36,7 @@ DIRECT = [Requirement(text) for text in sum(EXTRAS.values(), PROJECT["dependenci
 USUAL = [Requirement(text) for text in sum((EXTRAS[extra] for extra in INSTALLED), PROJECT["dependencies"])]
 CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile"}  # where conda-forge differs from PyPI
 MODULES = sorted((ROOT / "fedexit").rglob("*.py"))
-BINARY = {".png", ".safetensors"}
+BINARY = {".parquet", ".png", ".safetensors"}
 
 
 def project_files() -> list[Path]:

@@ -5,6 +5,7 @@ plan        how each task is trained
 grid        many cells side by side; `checks` refuses impossible ones first
 cells       one cell, from its task and start to its errors; `material` opens its corpus and task
 kept        finished cells on disk, with a record of what made them
+published   the cells in results/cells; `spot_checks` trains some again and compares them
 statistics  intervals over seeds and clips, and tests
 exit_study  early exit: saved work against added errors
 beam, verification, own_heads  other ways to decode, to compare and to predict

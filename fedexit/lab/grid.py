@@ -16,9 +16,12 @@ from fedexit.lab.cells import Measured, run_cell
 from fedexit.lab.checks import check_grids, check_writable
 from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, write_cell
 from fedexit.lab.material import groups_tested, has_folds, task_of, tiers_of
+from fedexit.lab.published import read_published
 from fedexit.lab.setting import HOMOGENEOUS, Cell, Setting
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import on_workers
+
+Place = tuple[Path, Cell]  # a cell and the folder of its files in the state
 
 
 def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int) -> Measured:
@@ -38,12 +41,22 @@ def run_grid(cells: Iterable[Cell], setting: Setting, state: Path, workers: int)
 
 
 def run_grids(
-    grids: Mapping[Hashable, tuple[Iterable[Cell], Setting]], state: Path, workers: int
+    grids: Mapping[Hashable, tuple[Iterable[Cell], Setting]],
+    state: Path,
+    workers: int,
+    published: Path | None = None,
 ) -> dict[Hashable, Measured]:
     """Run several grids side by side, by name, as `run_grid` does each; a cell that is in two grids runs once.
 
-    Every cell of every grid is checked before the first one starts. Finished cells that other or unknown code made
-    are read, with a warning that counts them.
+    Every cell that is not published is checked before the first one starts. Finished cells that other or unknown code
+    made are read, with a warning that counts them.
+
+    Args:
+        grids: the cells of each grid, and the options that they share.
+        state: folder of finished cells, as in `run_grid`.
+        workers: number of processes; it changes no result.
+        published: folder of published cells, which are read and never trained (`fedexit.lab.published`); None trains
+            every cell that is not in `state`.
 
     Raises:
         FedexitError: a grid without cells, a cell that its setting cannot run (`check_grids`), fewer than one worker, a
@@ -52,9 +65,8 @@ def run_grids(
     grids = {name: (list(cells), setting) for name, (cells, setting) in grids.items()}
     if workers < 1:
         raise FedexitError(f"workers must be >= 1, not {workers}")
-    check_grids(grids.values())
-    places: dict[Hashable, list[tuple[Path, Cell]]] = {}
-    jobs: dict[tuple[Path, Cell], tuple[Cell, Setting, Path, Origin]] = {}
+    places: dict[Hashable, list[Place]] = {}
+    jobs: dict[Place, tuple[Cell, Setting, Path, Origin]] = {}
     origins: dict[tuple[str, str], Origin] = {}
     for name, (cells, setting) in grids.items():
         source = setting.data.corpus, setting.model.backbone
@@ -62,18 +74,39 @@ def run_grids(
         folders = {kind: state / key_of(setting, origin, kind) for kind in (True, False)}
         places[name] = [(folders[not cell.federated], cell) for cell in cells]
         jobs |= {place: (place[1], setting, place[0], origin) for place in places[name]}
+    found = _published(jobs, published)
+    left = [
+        ([cell for folder, cell in own if (folder, cell) not in found], grids[name][1]) for name, own in places.items()
+    ]
+    check_grids(grid for grid, own in zip(left, places.values(), strict=True) if grid[0] or not own)
+    _make_cells({place: job for place, job in jobs.items() if place not in found}, workers)
+    kept = {place: read_cell(*place) for place in jobs if place not in found}
+    _warn_of_unverified(found, "published", "check them with: fedexit cells check --record")
+    _warn_of_unverified(kept, "kept", "delete them to measure them again")
+    found |= kept
+    return {
+        name: Measured(*(_joined(tables) for tables in zip(*(found[place][0] for place in own), strict=True)))
+        for name, own in places.items()
+    }
+
+
+def _published(places: Iterable[Place], folder: Path | None) -> dict[Place, tuple[Measured, bool]]:
+    """Return the cells that are published in `folder`, by their places in the state."""
+    if folder is None:
+        return {}
+    names = {place: (place[0].name, place[1].name) for place in places}
+    found = read_published(folder, names.values())
+    return {place: found[name] for place, name in names.items() if name in found}
+
+
+def _make_cells(jobs: Mapping[Place, tuple[Cell, Setting, Path, Origin]], workers: int) -> None:
+    """Run those of the cells that are not finished."""
     missing = [place for place in jobs if not is_finished(*place)]
     for folder in {folder for folder, _ in missing}:
         check_writable(folder)
     if missing:
         longest_first = sorted(missing, key=lambda place: -_cost(*jobs[place][:2]))  # for short waits at the end
         on_workers(_make_cell, [jobs[place] for place in longest_first], workers, "federations")
-    found = {place: read_cell(*place) for place in jobs}
-    _warn_of_unverified([verified for _, verified in found.values()])
-    return {
-        name: Measured(*(_joined(tables) for tables in zip(*(found[place][0] for place in own), strict=True)))
-        for name, own in places.items()
-    }
 
 
 def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
@@ -100,11 +133,11 @@ def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin) -> No
     (folder / f"{cell.name}.safetensors").unlink(missing_ok=True)
 
 
-def _warn_of_unverified(verified: Sequence[bool]) -> None:
-    if others := verified.count(False):
+def _warn_of_unverified(cells: Mapping[Place, tuple[Measured, bool]], kind: str, remedy: str) -> None:
+    if others := sum(not verified for _, verified in cells.values()):
         warnings.warn(
-            f"unverified: {others} of {len(verified)} kept cells were made by other or unknown code, or their tables "
-            "changed; delete them to measure them again",
+            f"unverified: {others} of {len(cells)} {kind} cells were made by other or unknown code, or their tables "
+            f"changed; {remedy}",
             stacklevel=3,
         )
 

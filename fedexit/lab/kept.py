@@ -1,4 +1,4 @@
-"""Keep finished cells: three tables and an index entry, which records the code and everything else that made them.
+"""Keep finished cells: four tables and an index entry, which records the code and everything else that made them.
 
 A cell is *verified* when the present code made it and its tables are as they were written. Any other cell is
 *unverified*: it is still read, because it took hours, but it never counts as up to date.
@@ -12,6 +12,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ from fedexit.support.paths import backbone_folders, results_dir
 from fedexit.support.reads import note_read
 
 MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
-TEXTS = {"client", "method", "metric", "split", "task", "tier"}  # names, also "NA", "0003" and "", stay text
+# columns of names and answers: "NA", "0003" and "" stay text
+TEXTS = {"answer", "client", "clip", "cluster", "method", "metric", "split", "task", "tier", "weights"}
 
 
 class Origin(NamedTuple):
@@ -140,6 +142,8 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         "python": platform.python_version(),
         "processor": {"model": processor(), "bfloat16": not lacks_bfloat16()},
         "seconds": round(seconds, 1),
+        "weights": final_weights(measured),
+        "finished": today(),
         "tables": dict(zip(Measured._fields, hashes, strict=True)),
     }
     write_text(_entry(folder, cell), json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -153,13 +157,33 @@ def read_cell(folder: Path, cell: Cell) -> tuple[Measured, bool]:
     Raises:
         FedexitError: a table is damaged.
     """
-    files = _tables(folder, cell)
-    hashes = dict(zip(Measured._fields, map(file_hash, files), strict=True))
-    entry = _read_entry(_entry(folder, cell))
+    hashes, entry = table_hashes(folder, cell), read_entry(folder, cell.name)
     code = entry.get("code") if entry.get("tables") == hashes else ""
     code = code if isinstance(code, str) else ""
-    note_read("cell", _name(folder / cell.name), json_hash(list(hashes.values())), code=code)
-    return Measured(*map(_unpacked, files)), bool(code) and code == present_code()
+    note_read("cell", noted_name(folder / cell.name), json_hash(list(hashes.values())), code=code)
+    return Measured(*map(_unpacked, _tables(folder, cell))), bool(code) and code == present_code()
+
+
+def table_hashes(folder: Path, cell: Cell) -> dict[str, str]:
+    """Return the hash of the file of each table of a cell, which its index entry holds as well."""
+    return dict(zip(Measured._fields, map(file_hash, _tables(folder, cell)), strict=True))
+
+
+def finished_cells(state: Path) -> list[tuple[Path, Cell]]:
+    """Return the folder of each finished cell below `state`, and the cell; those in the making are left out."""
+    named = [(file.parent, read_entry(file.parent, file.stem).get("cell")) for file in sorted(state.rglob("*.json"))]
+    found = [(folder, Cell(**about)) for folder, about in named if about]
+    return [place for place in found if is_finished(*place)]
+
+
+def final_weights(measured: Measured) -> str:
+    """Return the checksum of a cell's weights after its last round; "" if the cell trains no weights."""
+    return "" if measured.spot.empty else measured.spot["weights"].iloc[-1]
+
+
+def today() -> str:
+    """Return the date in UTC, as year-month-day."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def processor() -> str:
@@ -180,10 +204,10 @@ def _entry(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}.json"
 
 
-def _read_entry(file: Path) -> dict:
-    """Return an index entry, or an empty one if the file is missing or unreadable."""
+def read_entry(folder: Path, name: str) -> dict:
+    """Return the index entry of the cell `name`, or an empty one if the file is missing or unreadable."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -209,8 +233,10 @@ def _unpacked(file: Path) -> pd.DataFrame:
         raise FedexitError(f"{file.name} is damaged ({error}); delete it and run again to measure the cell") from error
 
 
-def _name(path: Path) -> str:
-    """Return a cell's path below the results folder, or the last two parts of any other."""
+def noted_name(path: Path) -> str:
+    """Return the name under which the read of a cell is noted: its path below the results folder, or the last two
+    parts of any other.
+    """
     path = path.resolve()
     try:
         return path.relative_to(results_dir()).as_posix()

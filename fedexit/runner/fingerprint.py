@@ -27,6 +27,7 @@ from fedexit.support.paths import backbone_folders
 NOT_COUNTED = (
     "__main__",
     "cli",
+    "runner.cell_index",
     "runner.checks",
     "runner.execution",
     "runner.fingerprint",

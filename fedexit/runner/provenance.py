@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedexit.data.places import NAMES, QUEEN, TARS, UNLABELLED, corpus_checksum
 from fedexit.runner import fingerprint
+from fedexit.runner.cell_index import cells_folder, read_index, trusted_codes
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, write_text
@@ -96,8 +97,8 @@ def _cells_compared(cells: dict[str, dict]) -> tuple[list[str], list[str]]:
     changed = [name for name, note in sorted(cells.items()) if _content(name) not in (None, note["checksum"])]
     gone = [name for name in sorted(cells) if _content(name) is None]
     unknown = [name for name, note in cells.items() if not note["code"]]
-    code = fingerprint.code_hash(CELLS_CODE) if len(unknown) < len(cells) else ""
-    other = [name for name, note in cells.items() if note["code"] not in ("", code)]
+    codes = trusted_codes(cells_folder(), fingerprint.code_hash(CELLS_CODE)) if len(unknown) < len(cells) else set()
+    other = [name for name, note in cells.items() if note["code"] not in {"", *codes}]
     said = [(changed, "changed"), (gone, "are gone")]
     made = [(unknown, "were made by unknown code"), (other, "were made by other code than the present")]
     first, second = (
@@ -125,8 +126,13 @@ def _corpora_compared(corpora: dict[str, dict], folder: Path) -> list[str]:
 
 
 def _content(cell: str) -> str | None:
-    """Return a hash of the files of a kept cell (`<name>`, `<name>.errors.csv.gz`, ...); None if there are none."""
+    """Return a checksum of a published cell, or of the files of a kept one (`<name>`, `<name>.errors.csv.gz`, ...).
+
+    It is None if the cell is not there.
+    """
     path = results_dir() / cell
+    if path.parents[1] == cells_folder():
+        return read_index(cells_folder()).get((path.parent.name, path.name), {}).get("checksum")
     own = re.compile(re.escape(path.name) + r"(\.[a-z][\w.]*)?")
     files = sorted(file for file in path.parent.glob("*") if own.fullmatch(file.name))
     return "+".join(map(file_hash, files)) or None
