@@ -85,7 +85,7 @@ def run_grids(
     _warn_of_unverified(kept, "kept", "delete them to measure them again")
     found |= kept
     return {
-        name: Measured(*(_joined(tables) for tables in zip(*(found[place][0] for place in own), strict=True)))
+        name: Measured(*(joined(tables) for tables in zip(*(found[place][0] for place in own), strict=True)))
         for name, own in places.items()
     }
 
@@ -142,8 +142,8 @@ def _warn_of_unverified(cells: Mapping[Place, tuple[Measured, bool]], kind: str,
         )
 
 
-def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return all rows. A frame without rows (a central cell's ledger) is left out: it would make integers floats."""
+def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all frames; those without rows are left out, because they would make integers floats."""
     return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
 

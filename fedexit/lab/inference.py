@@ -101,6 +101,30 @@ def _jackknife(found: Layout) -> tuple[float, float, float]:
     return float(terms[0]), float(terms[1]), float(terms[2])
 
 
+def error_rates(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return the error rate of each arm in each group with its 95 % interval, all in percent.
+
+    The interval is that of `difference` with an arm that makes no error.
+
+    Args:
+        rows: columns `by` and `ROWS`.
+        by: columns that name a group, e.g. `task, exit`.
+
+    Returns:
+        Columns `by, arm, error, low, high, seeds, clusters`; the limits are NaN for one seed.
+
+    Raises:
+        FedexitError: as `layout`.
+    """
+    check_rows(rows, [*by, *ROWS])
+    found, none = [], "no error"
+    for key, own in rows.groupby([*by, "arm"], sort=False, observed=True):
+        right = own.assign(arm=none, errors=0)
+        one = difference(layout(pd.concat([own, right]), str(key[-1]), none))
+        found.append((*key, one.difference, one.low, one.high, one.seeds, one.clusters))
+    return pd.DataFrame(found, columns=[*by, "arm", "error", "low", "high", "seeds", "clusters"])
+
+
 def compare(rows: pd.DataFrame, by: Sequence[str], comparisons: Iterable[tuple[str, str]]) -> pd.DataFrame:
     """Compare pairs of arms in each group. The result is exploratory: `judge` adds the verdicts.
 

@@ -1,0 +1,154 @@
+"""Name the arms of the experiments, and measure them: train the cells that are missing, and read all others.
+
+An arm is one way to train. All arms of a task share clips, clients, tiers and random streams (common random numbers),
+and the schedule of `SCHEDULES`, so that they differ by what their name says.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedexit.central.fine_tuning import Recipe
+from fedexit.federated.clients import LocalTraining
+from fedexit.federated.methods import find_method
+from fedexit.federated.regime import Regime
+from fedexit.lab.cells import Measured
+from fedexit.lab.grid import joined, run_grids
+from fedexit.lab.plan import plan_of
+from fedexit.lab.setting import (
+    CENTRAL,
+    HOMOGENEOUS,
+    YARDSTICKS,
+    Cell,
+    DataPart,
+    FederationPart,
+    ModelPart,
+    Setting,
+    StudyPart,
+)
+from fedexit.support.errors import FedexitError
+
+TIERS, TWO_TIERS = (3, 6, 9, 12), (3, 12)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    method: a name of `METHODS`, `central`, or a yardstick.
+    depth: the depth of `central` and `homogeneous`.
+    depths: depths of the tiers.
+    changes: fields of the setting with other values.
+    """
+
+    method: str
+    depth: int = 0
+    depths: tuple[int, ...] = TIERS
+    changes: Mapping[str, object] = field(default_factory=dict)
+
+
+ARMS = {
+    "guessing": Arm("guessing"),
+    "log-mel + linear": Arm("log-mel"),
+    "heads only": Arm("layerwise-all", changes={"rounds": 0}),
+    **{f"everyone at {depth}": Arm(HOMOGENEOUS, depth) for depth in TIERS},
+    **{f"central at {depth}": Arm(CENTRAL, depth) for depth in TIERS},
+    "Eq. (1)": Arm("layerwise"),
+    "masked": Arm("masked"),
+    "stale": Arm("stale"),
+    "deepest tier alone": Arm("exclusive"),
+    "Eq. (1), g = -1": Arm("layerwise-g-1"),
+    "Eq. (1), g = 2": Arm("layerwise-g2"),
+    "Eq. (1), all exits": Arm("layerwise-all"),
+    "masked, all exits": Arm("masked-all"),
+    "Eq. (1), self-taught": Arm("layerwise-self"),
+    "Eq. (1), exits weighted by depth": Arm("layerwise-by-depth"),
+    "Eq. (1), 2 tiers": Arm("layerwise", depths=TWO_TIERS),
+    "masked, 2 tiers": Arm("masked", depths=TWO_TIERS),
+    "stale, 2 tiers": Arm("stale", depths=TWO_TIERS),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long the arms of a task train, and at what rates. Seed 100, which no result uses, chose the rates on dev.
+
+    rounds: rounds of a federation.
+    epochs: epochs of central training.
+    rate: learning rate of the backbone where clients train their last exit.
+    rate_all: the same where they train all exits up to their depth.
+    rate_central: learning rate of central training.
+    heads_rounds: rounds in which only heads learn, before the others.
+    """
+
+    rounds: int = 20
+    epochs: int = 12
+    rate: float = 1e-3
+    rate_all: float = 1e-3
+    rate_central: float = 1e-3
+    heads_rounds: int = 80
+
+
+SCHEDULES = {"keyword": Schedule(), "digit": Schedule(), "voice": Schedule()}
+
+
+def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Setting:
+    """Return the setting in which `arm` trains on `task` from `backbone`, as its `schedule` says."""
+    plan = plan_of(task)
+    every = arm.method not in (CENTRAL, *YARDSTICKS) and find_method(arm.method).objective.losses != "last"
+    rate = schedule.rate_all if every else schedule.rate
+    training = LocalTraining(epochs=2, learning_rate=rate, head_learning_rate=1e-2, bfloat16=True)
+    regime = Regime(schedule.heads_rounds, falling_rates=True, average=0.9)
+    central = Recipe(
+        schedule.epochs,
+        learning_rate=schedule.rate_central,
+        crop=plan.central.crop,
+        bfloat16=True,
+    )
+    setting = Setting(
+        DataPart(plan.corpus, plan.seconds),
+        FederationPart(schedule.rounds, plan.partition, plan.fraction, training, evaluations=4, regime=regime),
+        ModelPart(backbone, arm.depths, rotated=True),
+        StudyPart(central, dev_clips=1000),
+    )
+    return setting.changed(**arm.changes)
+
+
+def measure(
+    tasks: Sequence[str],
+    arms: Iterable[str],
+    seeds: Sequence[int],
+    state: Path,
+    workers: int = 1,
+    backbone: str = "tiny-distilled",
+    published: Path | None = None,
+    **scale: int,
+) -> Measured:
+    """Return the tables of all arms for all tasks and seeds, with the columns `arm` and `task`.
+
+    Args:
+        tasks: names of tasks with a schedule.
+        arms: names of `ARMS`.
+        seeds: seeds of the cells; a multiple of the number of tiers puts every device in every tier equally often.
+        state: folder of cells in the making.
+        workers: processes; they change no result.
+        backbone: the start of all arms.
+        published: folder of published cells, which are read and not trained (`fedexit.lab.published`).
+        scale: fields of the schedules with other values, such as `rounds=1` to try a notebook.
+
+    Raises:
+        FedexitError: for an unknown task or arm, and as `run_grids`.
+    """
+    named = list(arms)
+    for name, known in [(task, SCHEDULES) for task in tasks] + [(arm, ARMS) for arm in named]:
+        if name not in known:
+            raise FedexitError(f"unknown name {name!r}; known: {', '.join(known)}")
+    grids: dict[Hashable, tuple[Iterable[Cell], Setting]] = {}
+    places = [(task, name) for task in tasks for name in named]
+    for task, name in places:
+        cells = [Cell(task, ARMS[name].method, seed, ARMS[name].depth) for seed in seeds]
+        schedule = replace(SCHEDULES[task], **scale)
+        grids[task, name] = cells, setting_of_arm(task, ARMS[name], backbone, schedule)
+    found = run_grids(grids, state, workers, published)
+    parts = [[table.assign(arm=name) for table in found[task, name]] for task, name in places]
+    return Measured(*(joined(own) for own in zip(*parts, strict=True)))

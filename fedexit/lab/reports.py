@@ -1,0 +1,69 @@
+"""Prepare what the notebooks of experiments report: test rows, the admission of tasks, and sentences on verdicts."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from fedexit.lab.admission import admission
+from fedexit.lab.cells import Measured
+from fedexit.lab.inference import EXPLORATORY, UNRESOLVED
+from fedexit.lab.layouts import ROWS
+from fedexit.lab.setting import GUESSING, LOG_MEL
+
+
+def test_rows(measured: Measured) -> pd.DataFrame:
+    """Return the test clips of all arms as `task, exit` and the columns `ROWS`; of texts, characters are counted."""
+    items = measured.items.query("split == 'test' and metric != 'WER'")
+    return items.drop(columns="item").rename(columns={"clip": "item"})[["task", "exit", *ROWS]]
+
+
+def placed(rows: pd.DataFrame, arm: str, exit: int, at: int) -> pd.DataFrame:
+    """Return the rows of `arm` at `exit` as if they were of exit `at`, to compare them with other arms there.
+
+    The arm is then named `<arm>, exit <exit>`.
+    """
+    own = rows[(rows["arm"] == arm) & (rows["exit"] == exit)]
+    return own.assign(arm=f"{arm}, exit {exit}", exit=at)
+
+
+def reasons_against(measured: Measured, tasks: Iterable[str]) -> dict[str, list[str]]:
+    """Return for each task the reasons against a verdict (`fedexit.lab.admission`); an empty list admits it.
+
+    The curve of an arm is the mean over its exits. Arms without training have no curve. The yardsticks `guessing` and
+    `log-mel` must be among the methods.
+    """
+    dev = measured.errors.query("split == 'dev' and metric in ('error', 'CER')")
+    found = {}
+    for task in tasks:
+        own = dev[dev["task"] == task]
+        bars = own[own["method"].isin([GUESSING, LOG_MEL])].groupby("method")["value"].mean()
+        curves = own.groupby(["arm", "seed", "round"], as_index=False, sort=False)["value"].mean()
+        trained = curves.groupby("arm")["round"].transform("max") > 0
+        found[task] = admission(curves[trained], bars[LOG_MEL], bars[GUESSING])
+    return found
+
+
+def sentences(judged: pd.DataFrame, place: str = "at exit {exit}") -> list[str]:
+    """Return one sentence per primary comparison of `fedexit.lab.inference.judge`, in Markdown.
+
+    Args:
+        judged: the table with columns `task, exit, one, other`.
+        place: how a sentence names the exit.
+    """
+    lines = []
+    for row in judged[judged["verdict"] != EXPLORATORY].to_dict("records"):
+        text = f"*{row['task']}*, {place.format(**row)}: **{row['one']}** makes {abs(row['difference']):.1f} points "
+        text += "fewer" if row["difference"] < 0 else "more"
+        text += f" errors than **{row['other']}** (95 % interval {row['low']:+.1f} to {row['high']:+.1f}): "
+        text += f"**{row['verdict']}**"
+        if row["verdict"] == UNRESOLVED:
+            needed = row["seeds_needed"]
+            text += " (more seeds would not resolve it)" if needed == float("inf") else f" ({needed:.0f} seeds would)"
+        lines.append(text + ".")
+    return lines
+
+
+def by_task(judged: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdicts of the primary comparisons, one row per exit and pair of arms, one column per task."""
+    own = judged[judged["verdict"] != EXPLORATORY]
+    return own.pivot(index=["exit", "one", "other"], columns="task", values="verdict").reset_index()
