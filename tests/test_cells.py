@@ -13,8 +13,7 @@ from fedexit.lab.setting import Cell, DataPart, FederationPart, ModelPart, Setti
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_small_corpus(folder)
+    folder = write_small_corpus(tmp_path_factory.mktemp("corpus") / "small", clips=10)
     return Setting(
         DataPart(str(folder), max_seconds=0.25, min_clips=4),
         FederationPart(3, "group", 0.5, LocalTraining(learning_rate=1e-3), evaluations=1),

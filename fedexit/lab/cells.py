@@ -264,7 +264,7 @@ def _federate(
         seed=cell.seed,
         fraction=plan.fraction,
         training=plan.training,
-        dev=[] if stop_after is not None else dev,
+        dev=dev,
         evaluate_every=max(1, plan.rounds // plan.evaluations),
         checkpoint=checkpoint,
         depths=_depths(setting, clients, cell.seed),
