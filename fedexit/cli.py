@@ -305,7 +305,7 @@ def _cells_check(args: argparse.Namespace) -> int:
     if not all(one.passed for one in found):
         return 1
     if args.record:
-        print(f"recorded for {len(record(cells_folder(), found))} other codes in same_code.csv")
+        print(f"same_code.csv: the present code gives the cells of {len(record(cells_folder(), found))} other codes")
     return 0
 
 

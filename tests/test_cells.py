@@ -33,7 +33,9 @@ def test_yardsticks_have_no_ledger_and_one_exit(method, setting, tmp_path):
 
 
 def test_log_mel_beats_guessing(setting, tmp_path):
-    errors = {m: run_cell(Cell("voice", m, 0), setting, tmp_path).items["errors"].mean() for m in ("log-mel", "guessing")}
+    errors = {
+        m: run_cell(Cell("voice", m, 0), setting, tmp_path).items["errors"].mean() for m in ("log-mel", "guessing")
+    }
     assert errors["log-mel"] < errors["guessing"]  # the voices of the small corpus differ in pitch
 
 

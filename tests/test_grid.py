@@ -203,7 +203,8 @@ def test_a_kept_cell_records_what_made_it(whole, folder, stored):
     assert entry["backbone"] == {"name": "nano", "checksum": "nano"}
     assert entry["versions"].keys() == {*fingerprint.VERSIONS} and entry["versions"]["torch"] != "none"
     assert entry["processor"]["model"] and isinstance(entry["processor"]["bfloat16"], bool)
-    assert entry["seconds"] > 0 and set(entry["tables"]) == {"errors", "ledger", "items"}
+    assert entry["seconds"] > 0 and set(entry["tables"]) == {"errors", "ledger", "items", "spot"}
+    assert len(entry["weights"]) == 64 and len(entry["finished"]) == 10
 
 
 def other_code(place, cell, patch):
@@ -277,7 +278,7 @@ def test_names_of_clients_survive_storing(names, folder, tmp_path):
     numbers = [0.1 + 0.2, np.nan, 1 / 3, 5e-324, np.inf, 123456789.12345678]
     rates = pd.DataFrame({"tier": "all", "value": numbers, "n": range(6)})
     ledger = pd.DataFrame({"client": names, "loss": [1 / 3, np.nan]})
-    measured = Measured(rates, ledger, rates, rates)
+    measured = Measured(rates, ledger, rates, rates.assign(weights="NA"))
     write_cell(tmp_path, CELLS[0], measured, setting(folder), origin_of(setting(folder)), 1.0)
     found, verified = read_cell(tmp_path, CELLS[0])
     assert_same(found, measured)
@@ -285,11 +286,10 @@ def test_names_of_clients_survive_storing(names, folder, tmp_path):
 
 
 def test_equal_tables_give_equal_bytes(folder, tmp_path):
-    table = pd.DataFrame({"value": [1.0]})
+    table = pd.DataFrame({"value": [1.0], "weights": ["sum"]})
+    measured = Measured(table, table, table, table)
     for name in ("one", "two"):
-        write_cell(
-            tmp_path / name, CELLS[0], Measured(table, table, table, table), setting(folder), origin_of(setting(folder)), 1.0
-        )
+        write_cell(tmp_path / name, CELLS[0], measured, setting(folder), origin_of(setting(folder)), 1.0)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two and len(one) == 5
 

@@ -342,13 +342,15 @@ def check(capsys, *options):
 
 def test_a_check_finds_bit_identical_cells_and_records_them(copy, capsys, monkeypatch):
     results, _ = copy
-    code, lines = check(capsys)
-    assert code == 0 and len(lines) == 2  # the federations and the central cell have two keys
-    assert all(line.endswith(": bit-identical") for line in lines)
+    code, lines = check(capsys, "--record")
+    assert code == 0 and len(lines) == 3  # the federations and the central cell have two keys
+    assert all(line.endswith(": bit-identical") for line in lines[:2])
+    assert lines[2].endswith("gives the cells of 0 other codes")
+    assert read_same_code(results / "cells") == []
     for module in (published, spot_checks):
         monkeypatch.setattr(module, "present_code", lambda: "newer code")
     code, lines = check(capsys, "--cells", "9", "--whole", "--record")
-    assert code == 0 and len(lines) == 4 and lines[-1] == "recorded for 1 other codes in same_code.csv"
+    assert code == 0 and len(lines) == 4 and lines[-1].endswith("gives the cells of 1 other codes")
     [row] = read_same_code(results / "cells")
     assert row["code"] == "newer code" and row["gives"] == CODE and row["cells"] == "3"
     check(capsys, "--cells", "9", "--record")

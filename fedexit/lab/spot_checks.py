@@ -159,6 +159,8 @@ def record(folder: Path, checked: Sequence[Checked]) -> list[str]:
     present = present_code()
     counts = Counter(one.row["code"] for one in checked)
     gives = sorted({*counts} - {"", present})
+    if not gives:
+        return []
     added = [
         dict(zip(SAME_COLUMNS, (present, code, counts[code], processor(), today()), strict=True)) for code in gives
     ]
