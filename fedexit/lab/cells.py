@@ -219,18 +219,27 @@ def _centralised(
     checkpoint: Path, spots: Spots, stop_after: int | None,
 ) -> Federation:  # fmt: skip
     """Fine-tune the model on the clips of all clients; its curve has epochs as rounds."""
-    recipe, rows = setting.study.central, list[list]()
+    recipe, file = setting.study.central, checkpoint.with_suffix(".curve.csv")  # for a run that resumes later
+    rows = pd.read_csv(file).to_numpy().tolist() if checkpoint.is_file() else []
     due = _due(recipe.epochs, setting.study.evaluations)
 
     def on_epoch(number: int, trained: MultiExitModel) -> bool:
-        if number in due and stop_after is None:
+        if number in due:
             rows.extend(evaluated(trained, dev, number))
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            _curve(rows).to_csv(file, index=False)
         spots.early(number, recipe.epochs, trained)
         return number == stop_after
 
     train = trained_on(Clips(task.corpus, task.rows.query("split == 'train'"), setting.data.max_seconds))
     fine_tune(model, train, [cell.depth], recipe, cell.seed, checkpoint, on_epoch)
-    return Federation(model, pd.DataFrame(rows, columns=CURVE), pd.DataFrame())
+    return Federation(model, _curve(rows), pd.DataFrame())
+
+
+def _curve(rows: list[list]) -> pd.DataFrame:
+    """Return the curve of a central model. An epoch that a resumed run measured again counts once."""
+    whole = {"round": int, "exit": int, "n": int}
+    return pd.DataFrame(rows, columns=CURVE).drop_duplicates(["round", "exit", "metric"], keep="last").astype(whole)
 
 
 def _due(rounds: int, evaluations: int) -> set[int]:

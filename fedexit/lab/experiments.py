@@ -4,9 +4,11 @@ An arm is one way to train. All arms of a task share clips, clients, tiers and r
 and the schedule of `SCHEDULES`, so that they differ by what their name says.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import pandas as pd
 
 from fedexit.central.fine_tuning import Recipe
 from fedexit.federated.clients import LocalTraining
@@ -14,6 +16,7 @@ from fedexit.federated.methods import find_method
 from fedexit.federated.regime import Regime
 from fedexit.lab.cells import Measured
 from fedexit.lab.grid import joined, run_grids
+from fedexit.lab.kept import key_of, origin_of
 from fedexit.lab.plan import plan_of
 from fedexit.lab.setting import (
     CENTRAL,
@@ -137,16 +140,35 @@ def measure(
     Raises:
         FedexitError: for an unknown task or arm, and as `run_grids`.
     """
-    named = list(arms)
-    for name, known in [(task, SCHEDULES) for task in tasks] + [(arm, ARMS) for arm in named]:
+    grids = _grids(tasks, list(arms), seeds, backbone, scale)
+    found = run_grids({(task, arm): (cells, setting) for task, arm, cells, setting in grids}, state, workers, published)
+    parts = [[table.assign(arm=arm) for table in found[task, arm]] for task, arm, *_ in grids]
+    return Measured(*(joined(own) for own in zip(*parts, strict=True)))
+
+
+def keys_of(tasks: Sequence[str], arms: Iterable[str], backbone: str = "tiny-distilled", **scale: int) -> pd.DataFrame:
+    """Return the key of the cells of each arm in `results/cells`: columns `task, arm, method, depth, key`.
+
+    Arguments and errors are those of `measure`.
+    """
+    rows = []
+    for task, arm, [cell], setting in _grids(tasks, list(arms), [0], backbone, scale):
+        key = key_of(setting, origin_of(setting), not cell.federated)
+        rows.append((task, arm, cell.method, cell.depth, key))
+    return pd.DataFrame(rows, columns=["task", "arm", "method", "depth", "key"])
+
+
+def _grids(
+    tasks: Sequence[str], arms: Sequence[str], seeds: Sequence[int], backbone: str, scale: Mapping[str, int]
+) -> list[tuple[str, str, list[Cell], Setting]]:
+    """Return each task and arm with its cells and its setting."""
+    for name, known in [(task, SCHEDULES) for task in tasks] + [(arm, ARMS) for arm in arms]:
         if name not in known:
             raise FedexitError(f"unknown name {name!r}; known: {', '.join(known)}")
-    grids: dict[Hashable, tuple[Iterable[Cell], Setting]] = {}
-    places = [(task, name) for task in tasks for name in named]
-    for task, name in places:
-        cells = [Cell(task, ARMS[name].method, seed, ARMS[name].depth) for seed in seeds]
+    grids = []
+    for task in tasks:
         schedule = replace(SCHEDULES[task], **scale)
-        grids[task, name] = cells, setting_of_arm(task, ARMS[name], backbone, schedule)
-    found = run_grids(grids, state, workers, published)
-    parts = [[table.assign(arm=name) for table in found[task, name]] for task, name in places]
-    return Measured(*(joined(own) for own in zip(*parts, strict=True)))
+        for name in arms:
+            cells = [Cell(task, ARMS[name].method, seed, ARMS[name].depth) for seed in seeds]
+            grids.append((task, name, cells, setting_of_arm(task, ARMS[name], backbone, schedule)))
+    return grids

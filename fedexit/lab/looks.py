@@ -30,6 +30,11 @@ SETTINGS = {
     "central": ("#CC79A7", "^", "central (all clips in one place)"),
     "homogeneous": METHODS["homogeneous"],
 }
+# Arms of an experiment in their order: colour, marker, dashes.
+ARMS = (
+    ("#D55E00", "v", ":"), ("#0072B2", "o", "--"), ("#009E73", "D", "-"), ("#CC79A7", "^", "-."), ("#E69F00", "P", "-"),
+    ("#56B4E9", "X", "--"), ("black", "s", ":"), ("#555555", "*", "-."), ("#999999", "h", "-"),
+)  # fmt: skip
 EXITS = (("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", "-."), ("black", "D", ":"))  # shallow to deep
 # Verdict on a hypothesis: marker and its fill colour.
 VERDICTS = {"supported": ("o", "black"), "undecided": ("o", "white"), "refuted": ("X", "black")}

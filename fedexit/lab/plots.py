@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedexit.lab.looks import DASHES, EXITS, MEMORY, METHODS, POLICIES, SETTINGS, VERDICTS, WAYS, seed_marks
+from fedexit.lab.looks import ARMS, DASHES, EXITS, MEMORY, METHODS, POLICIES, SETTINGS, VERDICTS, WAYS, seed_marks
 
 
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
@@ -36,6 +36,42 @@ def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None
         axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
     axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
     axis.grid(axis="x", visible=False)
+
+
+def arms_by_exit(axis: Axes, main: pd.DataFrame, lines: Sequence[str], marks: Sequence[str]) -> None:
+    """Draw error by exit with intervals: a line for each arm of `lines`, a grey mark for each yardstick of `marks`.
+
+    Yardsticks without an exit (exit 0) become horizontal lines.
+
+    Args:
+        axis: where to draw.
+        main: `arm, exit, error, low, high` in percent, of one task.
+        lines: arms that have several exits.
+        marks: yardsticks.
+    """
+    exits = sorted({*main["exit"]} - {0})
+    for place, arm in enumerate([*lines, *marks]):
+        own, look = main[main["arm"] == arm], ARMS[place % len(ARMS)]
+        if (own["exit"] == 0).all():
+            axis.axhline(own["error"].mean(), color="0.4", lw=1, ls=(0, (1 + 3 * (place % 3), 2)), label=arm)
+            continue
+        shift = 0.06 * (place - len(lines) / 2)
+        reach = (own["error"] - own["low"]).fillna(0), (own["high"] - own["error"]).fillna(0)
+        style: dict[str, Any] = dict(color=look[0], marker=look[1], ls=look[2] if arm in lines else "", ms=7, lw=1.3)
+        if arm in marks:
+            style |= dict(color="0.35", mfc="white", ms=9)
+        axis.errorbar([exits.index(e) + shift for e in own["exit"]], own["error"], reach, capsize=2, label=arm, **style)
+    axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
+    axis.set_ylim(0, None)
+    axis.grid(axis="x", visible=False)
+
+
+def learning_curves(axis: Axes, curves: pd.DataFrame, arms: Sequence[str]) -> None:
+    """Draw error on dev by round, a line per arm: `arm, round, error` in percent, of one task."""
+    for place, arm in enumerate(arms):
+        own, (colour, marker, dash) = curves[curves["arm"] == arm], ARMS[place % len(ARMS)]
+        axis.plot(own["round"], own["error"], color=colour, marker=marker, ls=dash, ms=5, lw=1.3, label=arm)
+    axis.set(xlabel="round", ylabel="error on dev (%)")
 
 
 def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:

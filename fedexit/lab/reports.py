@@ -63,7 +63,31 @@ def sentences(judged: pd.DataFrame, place: str = "at exit {exit}") -> list[str]:
     return lines
 
 
-def by_task(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return the verdicts of the primary comparisons, one row per exit and pair of arms, one column per task."""
-    own = judged[judged["verdict"] != EXPLORATORY]
-    return own.pivot(index=["exit", "one", "other"], columns="task", values="verdict").reset_index()
+def as_grid(main: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `error_rates` as texts: one row per task and arm, one column per exit."""
+    spread = ["" if pd.isna(row.low) else f" [{row.low:.1f}, {row.high:.1f}]" for row in main.itertuples()]
+    shown = main["error"].map("{:.1f}".format) + spread
+    exits = main["exit"].map(lambda exit: f"exit {exit}" if exit else "no exit")
+    order = list(dict.fromkeys(exits[main["exit"].argsort(kind="stable")]))
+    wide = main.assign(shown=shown, exit=exits).pivot_table(
+        index=["task", "arm"], columns="exit", values="shown", aggfunc="first", sort=False
+    )
+    return wide[order].fillna("")
+
+
+def curves(measured: Measured) -> pd.DataFrame:
+    """Return the error on dev in percent by round, the mean over seeds and exits: `task, arm, round, error`."""
+    dev = measured.errors.query("split == 'dev' and metric in ('error', 'CER') and exit > 0")
+    means = dev.groupby(["task", "arm", "round"], as_index=False, sort=False)["value"].mean()
+    return means.assign(error=100 * means.pop("value"))
+
+
+def cost(measured: Measured) -> pd.DataFrame:
+    """Return what a federation costs its clients together, from the ledger: `task, arm, bytes, macs`.
+
+    `bytes` are sent, `macs` are multiply-accumulates forward and backward. Both are sums over all clients and rounds,
+    those of heads included, as the mean over seeds.
+    """
+    ledger = measured.ledger.assign(macs=measured.ledger["macs_forward"] + measured.ledger["macs_backward"])
+    sums = ledger.groupby(["task", "arm", "seed"], sort=False)[["bytes", "macs"]].sum()
+    return sums.groupby(["task", "arm"], sort=False).mean().reset_index()
