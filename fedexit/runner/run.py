@@ -204,4 +204,6 @@ def _print_headlines(notebooks: list[Notebook], profile: str) -> None:
     for notebook in notebooks:
         if notebook.headline:
             frame = read_table(notebook, results_of(profile) / notebook.id, notebook.headline)
-            print(f"\n{notebook.title} ({notebook.id}, {notebook.headline})\n{frame.to_string(index=False)}")
+            sentences = list(frame) == ["says"]
+            text = "\n".join(frame["says"].fillna("")) if sentences else frame.to_string(index=False)
+            print(f"\n{notebook.title} ({notebook.id}, {notebook.headline})\n{text}")
