@@ -329,7 +329,10 @@ def test_readme_table(tmp_path):
     assert "results/full" not in written
     assert written[below:].splitlines()[-3] == "| fedexit | full | 1 | 4 | 1.04 | 1.05 | 6 |"
     assert (
-        written.startswith("above\n") and written.endswith("\nend") and "old" not in written and "other" not in written
+        written.startswith("above\n")
+        and written.endswith("\nend")
+        and "\nold\n" not in written
+        and "other" not in written
     )
     assert readme.render(written, tmp_path) == written
     (done.parents[1] / "01_a" / "tables" / "x.csv").unlink()  # run before the notebook had that table
