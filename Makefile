@@ -14,10 +14,9 @@ export OMP_NUM_THREADS ?= 1
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: .venv/installed corpus ## install, fetch the speech and run every notebook that is out of date (results/default)
+reproduce: .venv/installed corpus ## install, fetch the speech and run every notebook that is out of date (results/)
 	@echo "== notebooks, profile default: each line gives the expected time; if interrupted, run the same command again"
-	@$(PY) -m fedexit run --profile default
-	@$(PY) -m fedexit.runner.readme
+	@$(PY) -m fedexit run
 
 test: .venv/installed lint ## run what CI runs: lint, every notebook with small parameters, tests
 	@if $(MAKE) corpus; then \
@@ -47,7 +46,7 @@ corpus: .venv/installed ## fetch the speech (queen) if it is missing
 	} >&2
 
 clean: ## remove checkpoints, smoke and interactive results and tool caches; `reproduce` then runs everything again
-	rm -rf results/.state results/smoke results/interactive
+	rm -rf results/.state/default results/.state/smoke results/.state/interactive results/smoke results/interactive
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find fedexit tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 

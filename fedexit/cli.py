@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "fedexit status --profile smoke",
     )
     status.add_argument("--profile", default="default", help="set of parameters in nbs_ci.yml (default: %(default)s)")
+    _add_publish_commands(commands)
     example = "fedexit pretrain data/backbones/mine -p updates=2000 -p corpora=[queen] --minutes 30"
     pretrain = _command(commands, "pretrain", _pretrain, "pre-train a backbone, or resume its pre-training", example)
     pretrain.add_argument("out", metavar="FOLDER", help="folder of the run; it becomes a model folder")
@@ -102,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_cells_commands(commands)
     return parser
+
+
+def _add_publish_commands(commands: argparse._SubParsersAction) -> None:
+    text = "take the files of the last run, also where only times of this machine or the code differ"
+    publish = _command(commands, "publish", _publish, text, "fedexit publish 12_cost_of_depth")
+    publish.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="notebooks of the profile default")
+    _command(commands, "readme", _readme, "write the tables of README.md from the stored results", "fedexit readme")
 
 
 def _add_predict_command(commands: argparse._SubParsersAction) -> None:
@@ -223,6 +231,18 @@ def _status(args: argparse.Namespace) -> None:
     from fedexit.runner.run import status
 
     status(args.profile)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from fedexit.runner.publish import publish
+
+    publish(args.notebooks)
+
+
+def _readme(args: argparse.Namespace) -> None:
+    from fedexit.runner.readme import write_readme
+
+    write_readme()
 
 
 def _pretrain(args: argparse.Namespace) -> None:

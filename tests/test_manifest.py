@@ -78,6 +78,9 @@ def smoke(**fields) -> dict:
         (broken(0, needs=["02_b"]), "notebook 01_a, field needs: 02_b is not a notebook listed before it"),
         (broken(1, profiles={"huge": {"minutes": 1, "limit": 2}}), "field needs: 01_a has no profile huge"),
         (broken(2, artifacts=["figures/g.png"]), "notebook 03_c, .*figures/g.png is declared without the .csv"),
+        (broken(2, measured=["tables/z.csv"]), "03_c, field measured: tables/z.csv is not among its artifacts"),
+        (broken(2, profiles={"01_a": {"minutes": 1, "limit": 2}}), "results/01_a cannot hold the results of notebook"),
+        (broken(2, profiles={"cells": {"minutes": 1, "limit": 2}}), "results/cells cannot hold the profile cells"),
         (broken(2, headline="tables/z.csv"), "notebook 03_c, .*tables/z.csv is used in checks or headline"),
         (broken(2, checks=[{"table": "tables/z.csv"}]), "notebook 03_c, .*tables/z.csv is used in checks"),
         (broken(2, id="02_b"), "notebook 02_b is listed more than once"),
@@ -204,10 +207,10 @@ def test_comparisons_are_queries(load, query):
 
 def test_profiles_add_their_own_data_and_backbones(load):
     smoke = {"minutes": 1, "limit": 2}
-    study = smoke | {"data": ["emodb"], "backbones": ["tiny"]}
-    first = load(broken(0, data=["queen"], profiles={"smoke": smoke, "study": study}))[0]
-    assert (first.data_in("smoke"), first.data_in("study")) == (["queen"], ["emodb", "queen"])
-    assert (first.backbones_in("smoke"), first.backbones_in("study")) == ([], ["tiny"])
+    full = smoke | {"data": ["emodb"], "backbones": ["tiny"]}
+    first = load(broken(0, data=["queen"], profiles={"smoke": smoke, "full": full}))[0]
+    assert (first.data_in("smoke"), first.data_in("full")) == (["queen"], ["emodb", "queen"])
+    assert (first.backbones_in("smoke"), first.backbones_in("full")) == ([], ["tiny"])
 
 
 def test_the_manifest_must_be_utf_8(load):

@@ -278,26 +278,38 @@ TABLE, CHOICE, SPEED = (
 UNWRITTEN = "above\n" + "".join(f"{begin}\nold\n{end}\n" for begin, end in (TABLE, CHOICE, SPEED)) + "end"
 
 
-def test_readme_table_is_fresh():
-    if not (ROOT / "results" / "default").is_dir():
-        pytest.skip("no results of the profile default yet")
-    assert readme.render(README, ROOT) == README, "run: python -m fedexit.runner.readme"
+def test_readme_tables_are_those_of_the_committed_results():
+    """A run of the notebooks may change results, but never the README; only `fedexit readme` writes its tables."""
+    git = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "results", "nbs_ci.yml"]
+    try:
+        changed = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    if changed:
+        pytest.skip(f"results differ from the committed ones: {changed.split()[1]} ...")
+    assert readme.render(README, ROOT) == README, "run: fedexit readme"
+
+
+def test_reproduce_only_runs_notebooks():
+    """It must not write files that git tracks; `fedexit run` is tested in test_publish.py."""
+    rule = re.search(r"^reproduce:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert [line.strip() for line in rule[1].splitlines() if "echo" not in line] == ["@$(PY) -m fedexit run"]
+    assert not (ROOT / "results" / "default").exists() and not (ROOT / "results" / "kept").exists()
 
 
 def test_readme_table(tmp_path):
     (tmp_path / "notebooks").mkdir()
     for name in ("01_a", "02_b"):
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text("{}")
-    profiles = {name: {"minutes": 3, "limit": 9} for name in ("default", "study")}
+    profiles = {name: {"minutes": 3, "limit": 9} for name in ("default", "full")}
     entry = {"title": "t", "artifacts": ["tables/x.csv", "figures/y.png", "figures/y.csv"], "profiles": profiles}
     manifest = [{"id": "01_a", "headline": "tables/x.csv", **entry}, {"id": "02_b", **entry}]
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": manifest}))
-    for profile in ("default", "study"):
-        done = tmp_path / "results" / profile / "01_a"
+    for folder in ("01_a", "full/01_a"):
+        done = tmp_path / "results" / folder
         (done / "tables").mkdir(parents=True)
-        (done / "provenance.json").write_text('{"seconds": 90, "platform": {"cpus": 2}}')
-        if profile == "default":
-            (done / "tables" / "x.csv").write_text('says\n"**Two** of 3, clearly."\nthe rest\n')
+        (done / "provenance.json").write_text("{}")
+        (done / "tables" / "x.csv").write_text('says\n"**Two** of 3, clearly."\nthe rest\n')
     tables = tmp_path / "results" / "bench" / "tables"
     tables.mkdir(parents=True)
     head = "engine,kind,processes,quantity,unit,median,ratio,equal_weights"
@@ -309,18 +321,35 @@ def test_readme_table(tmp_path):
     (tables / "engine.csv").write_text("\n".join([head, *rows, *wrong]))
     written = readme.render(UNWRITTEN, tmp_path)
     chosen, below = written.index(CHOICE[0]), written.index(SPEED[0])
-    first, second, larger = written[:chosen].splitlines()[-4:-1]
-    links = "[y](results/default/01_a/figures/y.png) | [1](results/default/01_a/tables)"
-    ended = "`fedexit run 01_a` | 1.5 on 2 cores | **Two** of 3, clearly. |"
+    first, second = written[:chosen].splitlines()[-3:-1]
+    links = "[y](results/01_a/figures/y.png) | [1](results/01_a/tables)"
+    ended = "`fedexit run 01_a` | about 3 | **Two** of 3, clearly. |"
     assert first == f"| [01_a](notebooks/01_a.ipynb): t | {links} | {ended}"
     assert second == "| [02_b](notebooks/02_b.ipynb): t | y | 1 | `fedexit run 02_b` | about 3 |  |"
-    assert "(results/study/01_a/figures/y.png)" in larger
-    assert larger.endswith("01_a --profile study` | 1.5 on 2 cores |  |")  # run before the notebook had that table
+    assert "results/full" not in written
     assert written[below:].splitlines()[-3] == "| fedexit | full | 1 | 4 | 1.04 | 1.05 | 6 |"
     assert (
-        written.startswith("above\n") and written.endswith("\nend") and "old" not in written and "other" not in written
+        written.startswith("above\n")
+        and written.endswith("\nend")
+        and "\nold\n" not in written
+        and "other" not in written
     )
     assert readme.render(written, tmp_path) == written
+    (done.parents[1] / "01_a" / "tables" / "x.csv").unlink()  # run before the notebook had that table
+    assert "`fedexit run 01_a` | about 3 |  |" in readme.render(written, tmp_path)
+
+
+def test_the_readme_command_writes_the_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEDEXIT_ROOT", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
+    entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"default": {"minutes": 1, "limit": 2}}}
+    (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
+    (tmp_path / "README.md").write_text(UNWRITTEN)
+    assert cli.main(["readme"]) == 0
+    assert (tmp_path / "README.md").read_text() == readme.render(UNWRITTEN, tmp_path) != UNWRITTEN
+    (tmp_path / "README.md").write_text("no markers")
+    assert cli.main(["readme"]) == 2 and "README.md lacks <!-- table:begin -->" in capsys.readouterr().err
 
 
 def test_readme_recommends_what_the_search_found(tmp_path):
@@ -333,8 +362,8 @@ def test_readme_recommends_what_the_search_found(tmp_path):
         written = readme.render(UNWRITTEN, tmp_path)
         return written[written.index(CHOICE[0]) : written.index(CHOICE[1])].splitlines()[1:]
 
-    assert recommended() == []  # before the study
-    search = tmp_path / "results" / "study" / "14_local_objectives" / "tables"
+    assert recommended() == ["The published results hold no search for a recipe yet."]
+    search = tmp_path / "results" / "14_local_objectives" / "tables"
     search.mkdir(parents=True)
     others = "next,0.83,1.0,True\ndear,0.82,9.0,False\nlast,1.0,0.0,True\n"
     (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,0.8123,0.94,True\n{others}")

@@ -79,6 +79,10 @@ def test_read_prefers_the_results_of_the_profile(run):
     declared.parent.mkdir(parents=True)
     declared.write_text("value\n2\n")
     assert run.read("01_a", "x")["value"].tolist() == [2]
+    published = results.results_dir() / "01_a/tables/x.csv"
+    published.parent.mkdir(parents=True)
+    published.write_text("value\n3\n")
+    assert results.Run("02_b", "default").read("01_a", "x")["value"].tolist() == [3]
 
 
 def test_under_fedexit_run_only_declared_needs_are_read(run, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ jobs         notebooks side by side
 results      tables and figures, as a notebook writes and reads them
 checks       conditions on tables and files
 fingerprint  hashes of everything that results depend on
+publish      a run's results in their place, the published ones replaced only if they changed
 provenance   the record of a result, and its comparison with the present
 readme       tables of the README
 """

@@ -34,6 +34,7 @@ NOT_COUNTED = (
     "runner.jobs",
     "runner.manifest",
     "runner.provenance",
+    "runner.publish",
     "runner.readme",
     "runner.run",
     "runner.yaml_text",
@@ -74,7 +75,7 @@ PHRASES = {
 
 
 def components(notebook: Notebook, profile: str, parameters: dict, results: Path) -> dict[str, dict]:
-    """Return everything that the results of `notebook` depend on, except kept cells.
+    """Return everything that the results of `notebook` depend on, except stored cells.
 
     Args:
         notebook: the notebook.

@@ -7,7 +7,8 @@ The format is that of the classes below, one field per line of `Notebook`, `Prof
         title: Averaging clients of different depth
         needs: [01_partition]
         data: [queen]
-        artifacts: [tables/error.csv, figures/error_by_round.png, figures/error_by_round.csv]
+        artifacts: [tables/error.csv, tables/seconds.csv, figures/error_by_round.png, figures/error_by_round.csv]
+        measured: [tables/seconds.csv]
         headline: tables/error.csv
         checks:
           - {table: tables/error.csv, columns: [method, value], min_rows: 4}
@@ -39,6 +40,7 @@ from pydantic import (
 from fedexit.runner.yaml_text import parse_yaml
 from fedexit.support.errors import FedexitError
 
+_RESERVED = {"bench", "cells", "interactive"}  # folders in results/ with other contents
 _NAME = r"^[A-Za-z0-9_-]+$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -151,6 +153,7 @@ class Notebook(_Entry):
     data: corpora that it reads in every profile.
     backbones: names of backbones (`backbone_folders`) that it loads in every profile.
     artifacts: all files that it writes; each figure comes with the CSV of what it plots.
+    measured: artifacts that hold times or memory measured on the machine of the run, so that no two runs are equal.
     headline: a table that is printed in full at the end of every run.
     checks: conditions on its tables.
     profiles: the profiles that it runs in, by name.
@@ -162,6 +165,7 @@ class Notebook(_Entry):
     data: Names = []
     backbones: Names = []
     artifacts: Annotated[list[Artifact], AfterValidator(_unique)]
+    measured: Annotated[list[Artifact], AfterValidator(_unique)] = []
     headline: Table | None = None
     checks: list[Check] = []
     profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
@@ -214,6 +218,7 @@ def load_manifest(root: Path) -> list[Notebook]:
         notebook._root = root
         notebook._reads += [f"{other.id}/{name}" for other in needed for name in other.artifacts if name[-4:] == ".csv"]
     _check_files(notebooks, root / "notebooks")
+    _check_folders(notebooks)
     _check_references(notebooks)
     return notebooks
 
@@ -277,6 +282,16 @@ def _check_files(notebooks: list[Notebook], folder: Path) -> None:
             raise FedexitError(f"notebooks/{path.name} is not listed in nbs_ci.yml; list it or move it away")
 
 
+def _check_folders(notebooks: list[Notebook]) -> None:
+    """Check that no two names share a folder in results/, which holds published notebooks beside other profiles."""
+    profiles = {profile for notebook in notebooks for profile in notebook.profiles}
+    for name in (notebook.id for notebook in notebooks):
+        if name in _RESERVED | profiles:
+            raise FedexitError(f"nbs_ci.yml: results/{name} cannot hold the results of notebook {name}; rename it")
+    if reserved := sorted(_RESERVED & profiles):
+        raise FedexitError(f"nbs_ci.yml: results/{reserved[0]} cannot hold the profile {reserved[0]}; rename it")
+
+
 def _check_references(notebooks: list[Notebook]) -> None:
     """Check that names inside an entry point to earlier notebooks and to declared artifacts."""
     earlier: dict[str, Notebook] = {}
@@ -289,6 +304,8 @@ def _check_references(notebooks: list[Notebook]) -> None:
                 )
             if missing := sorted(set(notebook.profiles) - set(earlier[need].profiles)):
                 raise FedexitError(f"{where} needs: {need} has no profile {missing[0]}, which {notebook.id} has")
+        if unknown := sorted(set(notebook.measured) - set(notebook.artifacts)):
+            raise FedexitError(f"{where} measured: {unknown[0]} is not among its artifacts; add it there or remove it")
         used = [check.table for check in notebook.checks] + ([notebook.headline] if notebook.headline else [])
         if undeclared := sorted(set(used) - set(notebook.artifacts)):
             raise FedexitError(

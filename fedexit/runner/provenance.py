@@ -1,7 +1,12 @@
-"""Keep the record of how each result was made, and compare it with the present state of the project."""
+"""Keep the record of how each result was made, and compare it with the present state of the project.
+
+Two files say how a result was made. `provenance.json` lies beside the result and is committed with it. It holds nothing
+that differs between two equal runs. A mark in results/.state says that a run in this copy of the project gave the
+stored results. If it gave published results again, it left its own record in the folder `last` beside the mark
+(`fedexit.runner.publish`). That record then counts, because the code may have changed since the published one.
+"""
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -16,7 +21,7 @@ from fedexit.runner.cell_index import cells_folder, read_index, trusted_codes
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, write_text
-from fedexit.support.paths import backbone_folders, project_root, results_dir
+from fedexit.support.paths import backbone_folders, project_root, results_dir, results_of
 from fedexit.support.reads import read_notes
 
 NOT_HERE = "the results came with the project and were not run here"
@@ -46,17 +51,26 @@ def state_folder(notebook: Notebook, profile: str) -> Path:
     return results_dir() / ".state" / profile / notebook.id
 
 
+def last_folder(notebook: Notebook, profile: str) -> Path:
+    """Return the folder of the last run's files, if that run gave the published results again and left them alone."""
+    return state_folder(notebook, profile) / "last"
+
+
 def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
     """Compare the stored results of `notebook` with its present inputs.
 
     Raises:
         FedexitError: the notebook cannot be read or a corpus is missing.
     """
-    parts = fingerprint.components(notebook, profile, parameters, results_dir() / profile)
-    folder = results_dir() / profile / notebook.id
+    parts = fingerprint.components(notebook, profile, parameters, results_of(profile))
+    folder = results_of(profile) / notebook.id
+    here = was_run_here(notebook, profile)
     try:
-        stored = json.loads(_provenance(notebook, profile).read_text(encoding="utf-8"))
-        earlier, hashes = dict(stored["fingerprint"]), dict(stored["artifacts"])
+        stored = _read(folder)
+        hashes = dict(stored["artifacts"])
+        if here and last_folder(notebook, profile).is_dir():
+            stored = _read(last_folder(notebook, profile))
+        earlier = dict(stored["fingerprint"])
         if "reads" not in stored:
             return State(unverified=[UNRECORDED])
         changed = fingerprint.differences(earlier, parts)
@@ -73,7 +87,7 @@ def state_of(notebook: Notebook, profile: str, parameters: dict) -> State:
         elif name in hashes and file_hash(folder / name) != hashes[name]:
             changed.append(f"{name} changed by hand")
     changed += [f"{name} no longer declared" for name in sorted(set(hashes) - set(notebook.artifacts))]
-    if not changed and not unverified and not was_run_here(notebook, profile):
+    if not changed and not unverified and not here:
         changed = [NOT_HERE]
     return State(changed, unverified)
 
@@ -85,7 +99,7 @@ def described(notebook: Notebook, profile: str, parameters: dict) -> str:
     except FedexitError as error:
         state = State(changed=[str(error)])
         with suppress(OSError, ValueError, TypeError, RecursionError):
-            if "reads" not in json.loads(_provenance(notebook, profile).read_text(encoding="utf-8")):
+            if "reads" not in _read(results_of(profile) / notebook.id):
                 state = State(unverified=[UNRECORDED, *state.changed])
     if not state.reasons:
         return "up to date"
@@ -139,13 +153,13 @@ def _content(cell: str) -> str | None:
 
 
 def was_run_here(notebook: Notebook, profile: str) -> bool:
-    """Return whether the stored results were made in this copy of the project; git has results, but not the mark."""
+    """Return whether a run in this copy of the project gave the stored results; git has results, but not the mark."""
     mark = _mark(notebook, profile)
     return mark.is_file() and mark.read_text(encoding="utf-8") == file_hash(_provenance(notebook, profile))
 
 
 def mark_as_run_here(notebook: Notebook, profile: str) -> None:
-    """Note that the stored results were made in this copy of the project."""
+    """Note that a run in this copy of the project gave the stored results."""
     write_text(_mark(notebook, profile), file_hash(_provenance(notebook, profile)))
 
 
@@ -154,7 +168,11 @@ def _mark(notebook: Notebook, profile: str) -> Path:
 
 
 def _provenance(notebook: Notebook, profile: str) -> Path:
-    return results_dir() / profile / notebook.id / "provenance.json"
+    return results_of(profile) / notebook.id / "provenance.json"
+
+
+def _read(folder: Path) -> dict:
+    return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
 
 
 def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
@@ -184,7 +202,7 @@ def _own(name: str) -> bool:
     return Path(name).is_absolute() and any(Path(name).is_relative_to(folder) for folder in temporary)
 
 
-def write(notebook: Notebook, profile: str, parts: dict, reads: dict, seconds: float, folder: Path) -> None:
+def write(notebook: Notebook, profile: str, parts: dict, reads: dict, folder: Path) -> None:
     """Write `folder`/provenance.json: how the results in `folder` were made.
 
     Parameters and the versions of libraries are in `parts`, the components of the fingerprint.
@@ -194,11 +212,10 @@ def write(notebook: Notebook, profile: str, parts: dict, reads: dict, seconds: f
         "fingerprint": parts,
         "git": _git_state(),
         "notebook": notebook.id,
-        "platform": {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()},
+        "platform": {"machine": platform.machine(), "system": platform.system()},
         "profile": profile,
         "python": platform.python_version(),
         "reads": reads,
-        "seconds": round(seconds, 1),
     }
     write_text(folder / "provenance.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
 

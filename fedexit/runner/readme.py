@@ -1,13 +1,11 @@
-"""Write the tables of results, recommendation and speed in the README (`python -m fedexit.runner.readme`).
+"""Write the tables of results, recommendation and speed in the README (`fedexit readme`).
 
-No number in them is typed. The results have one row per notebook, from nbs_ci.yml and results/default, and one more for
-each notebook with larger results in results/study. The last column is the first sentence of the table declared as
-`headline`, if that has a column `says`. The tables show stored results; `fedexit status` reports whether those are up
-to date.
+No number in them is typed. The results have one row per notebook, from nbs_ci.yml and the published results. The last
+column is the first sentence of the table declared as `headline`, if that has a column `says`. Nothing in the rows comes
+from the machine that made the results. The tables show stored results; `fedexit status` reports whether those are up to
+date.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +15,7 @@ import pandas as pd
 from fedexit.runner.manifest import Notebook, load_manifest
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
-from fedexit.support.paths import project_root
-
-PROFILE, LARGER = "default", "study"
+from fedexit.support.paths import PUBLISHED, project_root
 
 
 def render(readme: str, root: Path) -> str:
@@ -31,7 +27,7 @@ def render(readme: str, root: Path) -> str:
         FedexitError: a marker is missing or nbs_ci.yml has a fault.
     """
     readme = _between(readme, "table", partial(_results, root))
-    search = root / "results" / LARGER / "14_local_objectives" / "tables"
+    search = root / "results" / "14_local_objectives" / "tables"
     readme = _between(readme, "recommendation", partial(_recommendation, search))
     return _between(readme, "speed", partial(_speed, root / "results" / "bench" / "tables" / "engine.csv"))
 
@@ -46,12 +42,15 @@ def _between(readme: str, name: str, lines: Callable[[], list[str]]) -> str:
 
 
 def _recommendation(tables: Path) -> list[str]:
-    """Return the findings of the search in notebook 14 (hypothesis o4), a row per task; [] before its study has run."""
-    if not (tables / "verdicts.csv").is_file():
-        return []
+    """Return the findings of the search in notebook 14 (hypothesis o4), a row per task."""
+    nothing = ["The published results hold no search for a recipe yet."]
+    if not ((tables / "verdicts.csv").is_file() and (tables / "search.csv").is_file()):
+        return nothing
     found = pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'")
-    one, other = found.iloc[0][["one", "other"]]
     search = pd.read_csv(tables / "search.csv").set_index("method")
+    if found.empty or "equal_cost" not in search:  # results of a short run, or from before the search
+        return nothing
+    one, other = found.iloc[0][["one", "other"]]
     row = search.loc[one]
     less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
     if row["dev_ratio"] >= 1:
@@ -100,32 +99,24 @@ def _speed(table: Path) -> list[str]:
 
 
 def _results(root: Path) -> list[str]:
-    notebooks = load_manifest(root)
-    rows = [_row(notebook, root, PROFILE) for notebook in notebooks if PROFILE in notebook.profiles]
-    larger = [notebook for notebook in notebooks if (root / "results" / LARGER / notebook.id).is_dir()]
-    rows += [_row(notebook, root, LARGER) for notebook in larger if LARGER in notebook.profiles]
+    rows = [_row(notebook, root) for notebook in load_manifest(root) if PUBLISHED in notebook.profiles]
     head = ["| notebook | figures | tables | command | minutes | says |", "|" + " --- |" * 6]
     return [*head, *rows]
 
 
-def _row(notebook: Notebook, root: Path, profile: str) -> str:
-    folder = Path("results") / profile / notebook.id
-    provenance = root / folder / "provenance.json"
-    done = provenance.is_file()
+def _row(notebook: Notebook, root: Path) -> str:
+    folder = Path("results") / notebook.id
+    done = (root / folder / "provenance.json").is_file()
     figures = [Path(name) for name in notebook.artifacts if name.endswith(".png")]
     declared = [name for name in notebook.artifacts if name.startswith("tables/")]
     tables = sum((root / folder / name).is_file() for name in declared) if done else len(declared)
     links = [f"[{name.stem}]({(folder / name).as_posix()})" for name in figures]
-    minutes = f"about {notebook.profiles[profile].minutes:g}"
-    if done:
-        facts = json.loads(provenance.read_text(encoding="utf-8"))
-        minutes = f"{facts['seconds'] / 60:.1f} on {facts['platform']['cpus']} cores"
     cells = [
         f"[{notebook.id}](notebooks/{notebook.id}.ipynb): {notebook.title}",
         ", ".join(links if done else [name.stem for name in figures]),
         f"[{tables}]({(folder / 'tables').as_posix()})" if done and tables else str(tables),
-        f"`fedexit run {notebook.id}{'' if profile == PROFILE else f' --profile {profile}'}`",
-        minutes,
+        f"`fedexit run {notebook.id}`",
+        f"about {notebook.profiles[PUBLISHED].minutes:g}",
         _headline(root / folder / notebook.headline) if done and notebook.headline else "",
     ]
     return f"| {' | '.join(cells)} |"
@@ -138,16 +129,11 @@ def _headline(table: Path) -> str:
     return str(frame["says"].iloc[0]) if "says" in frame else ""
 
 
-def main() -> int:
-    """Write the tables in the project's README.md again; return exit code 2, after one line, when that fails."""
-    try:
-        path = project_root() / "README.md"
-        write_text(path, render(path.read_text(encoding="utf-8"), path.parent))
-    except FedexitError as error:
-        print(f"fedexit: {error}", file=sys.stderr)
-        return 2
-    return 0
+def write_readme() -> None:
+    """Write the tables in the project's README.md again.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        FedexitError: a marker is missing or nbs_ci.yml has a fault.
+    """
+    path = project_root() / "README.md"
+    write_text(path, render(path.read_text(encoding="utf-8"), path.parent))

@@ -16,7 +16,7 @@ import pandas as pd
 
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import replacing
-from fedexit.support.paths import results_dir
+from fedexit.support.paths import results_dir, results_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ class Run:
         needs = os.environ.get("FEDEXIT_NEEDS")
         if needs is not None and other not in needs.split():
             raise FedexitError(f"{self.id} reads {other}; add {other} to its needs in nbs_ci.yml")
-        folders = [results_dir() / self.profile, results_dir() / "interactive" / self.profile]
+        folders = [results_of(self.profile), results_dir() / "interactive" / self.profile]
         for folder in folders[: 1 if _in_runner() else 2]:
             path = folder / other / "tables" / f"{name}.csv"
             if path.is_file():
@@ -72,16 +72,6 @@ class Run:
         """
         interactive = results_dir() / ".state" / "interactive" / self.profile / self.id
         path = Path(os.environ.get("FEDEXIT_STATE", interactive)) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def kept(self, name: str) -> Path:
-        """Return the path of a store that is committed with the results, for studies that need several runs.
-
-        The notebooks of the profile share it. It is never removed, not even when the code changes: the reader must
-        compare settings, and records the code that made each entry.
-        """
-        path = results_dir() / "kept" / self.profile / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -1,7 +1,8 @@
 """Run those notebooks of `nbs_ci.yml` whose inputs changed, and replace results only when a run is complete.
 
-A notebook works in results/.state/<profile>/<id>/out; that folder is renamed to results/<profile>/<id> once every
-declared artifact is there and its checks hold. Until then the earlier results stay.
+A notebook works in results/.state/<profile>/<id>/out. Once every declared artifact is there and its checks hold, that
+folder becomes the results (`fedexit.runner.publish`): results/<id> in the profile `default`, which is committed, and
+results/<profile>/<id> in all others. Until then the earlier results stay.
 """
 
 import json
@@ -9,12 +10,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from contextlib import contextmanager
 from pathlib import Path
-
-import filelock
 
 from fedexit.runner import fingerprint, provenance
 from fedexit.runner.checks import check_artifacts, check_tables, read_table
@@ -22,9 +20,10 @@ from fedexit.runner.execution import execute, known_parameters
 from fedexit.runner.jobs import at_once, submitter
 from fedexit.runner.manifest import Notebook, load_manifest, select
 from fedexit.runner.provenance import NOT_HERE, state_folder, state_of
+from fedexit.runner.publish import locked, put_in_place
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash
-from fedexit.support.paths import data_dir, project_root, results_dir
+from fedexit.support.files import write_text
+from fedexit.support.paths import data_dir, project_root, results_dir, results_of, shown
 
 
 def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs: int = 1) -> bool:
@@ -65,7 +64,7 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
 
     for name, value in overrides.items():
         print(f"{name} = {value!r} ({_kind(value)})")
-    with _lock(profile), submitter(jobs) as submit:
+    with locked(profile), submitter(jobs) as submit:
         return _run_all(notebooks, profile, parameters, why, submit, jobs)
 
 
@@ -115,7 +114,7 @@ def _run_all(
 
 
 def _use_as_is(notebook: Notebook, profile: str, as_is: str) -> str:
-    check_tables(notebook, results_dir() / profile / notebook.id)
+    check_tables(notebook, results_of(profile) / notebook.id)
     return as_is
 
 
@@ -149,29 +148,13 @@ def _check_parameters(notebook: Notebook, parameters: dict) -> None:
         raise FedexitError(f"{notebook.id}: unknown parameter {unknown[0]}; its cell tagged parameters sets: {names}")
 
 
-def _tables(notebook: Notebook, profile: str) -> dict[str, str]:
-    """Return content hashes of the stored tables; empty when there are none."""
-    folder = results_dir() / profile / notebook.id
-    names = [name for name in notebook.artifacts if name.startswith("tables/") and (folder / name).is_file()]
-    return {name: file_hash(folder / name) for name in names}
-
-
-def _compared(earlier: dict[str, str], now: dict[str, str]) -> str:
-    """Return in words whether the tables of a rerun are bit-identical to the earlier ones."""
-    if not earlier:
-        return ""
-    changed = sorted(Path(name).stem for name in now if now[name] != earlier.get(name))
-    return f"; tables changed: {', '.join(changed)}" if changed else "; tables bit-identical to the earlier ones"
-
-
 def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool) -> str:
     """Run in the staging folder, check the results and put them in place; return a summary for the user."""
-    earlier = _tables(notebook, profile)
-    parts = fingerprint.components(notebook, profile, parameters, results_dir() / profile)
+    parts = fingerprint.components(notebook, profile, parameters, results_of(profile))
     state = state_folder(notebook, profile)
     out, executed, notes = state / "out", state / "notebook.ipynb", state / "reads.jsonl"
     checkpoints = state / "checkpoints" / fingerprint.key_of(parts)
-    failed = results_dir() / profile / f"{notebook.id}.failed.ipynb"
+    failed = results_of(profile) / f"{notebook.id}.failed.ipynb"
     shutil.rmtree(out, ignore_errors=True)
     for folder in (out, checkpoints, failed.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,16 +172,16 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
         if not executed.is_file():  # stopped before the first cell
             raise
         os.replace(executed, failed)
-        raise FedexitError(f"{failure}; the notebook is kept at {_shown(failed)}") from None
+        raise FedexitError(f"{failure}; the notebook is kept at {shown(failed)}") from None
     seconds = time.monotonic() - begin
     os.replace(executed, out / "notebook.ipynb")
-    provenance.write(notebook, profile, parts, provenance.recorded_reads(notes), seconds, out)
-    _put_in_place(out, results_dir() / profile / notebook.id, state / "old")
-    provenance.mark_as_run_here(notebook, profile)
+    provenance.write(notebook, profile, parts, provenance.recorded_reads(notes), out)
+    compared = put_in_place(notebook, profile, out)
+    write_text(state / "seconds.txt", f"{seconds:.1f}\n")
     shutil.rmtree(state / "checkpoints")
     for left in (notes, failed):
         left.unlink(missing_ok=True)
-    return f"ran in {seconds:.0f} s{_compared(earlier, _tables(notebook, profile))}"
+    return f"ran in {seconds:.0f} s{compared}"
 
 
 def _environment(notebook: Notebook, out: Path, checkpoints: Path, bar: bool) -> dict[str, str]:
@@ -216,35 +199,11 @@ def _environment(notebook: Notebook, out: Path, checkpoints: Path, bar: bool) ->
     }
 
 
-def _put_in_place(new: Path, final: Path, old: Path) -> None:
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(new, final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _lock(profile: str) -> Iterator[None]:
-    """Lock the profile for this process; the system releases the lock however the process ends."""
-    path = results_dir() / ".state" / profile / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(path, timeout=0):
-            yield
-    except filelock.Timeout:
-        raise FedexitError(f"profile {profile} is being run by another process; wait for it or stop it") from None
-
-
 def _print_headlines(notebooks: list[Notebook], profile: str) -> None:
-    print(f"figures and tables: {_shown(results_dir() / profile)}/<notebook>/figures and tables")
+    print(f"figures and tables: {shown(results_of(profile))}/<notebook>/figures and tables")
     for notebook in notebooks:
         if notebook.headline:
-            frame = read_table(notebook, results_dir() / profile / notebook.id, notebook.headline)
-            print(f"\n{notebook.title} ({notebook.id}, {notebook.headline})\n{frame.to_string(index=False)}")
-
-
-def _shown(path: Path) -> str:
-    """Return a path as the reader types it: from the project's folder when it is inside."""
-    root = project_root()
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+            frame = read_table(notebook, results_of(profile) / notebook.id, notebook.headline)
+            sentences = list(frame) == ["says"]
+            text = "\n".join(frame["says"].fillna("")) if sentences else frame.to_string(index=False)
+            print(f"\n{notebook.title} ({notebook.id}, {notebook.headline})\n{text}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedexit.support.errors import FedexitError
 
+PUBLISHED = "default"  # the profile whose results are committed
 _SHIPPED = Path(__file__).parents[1] / "backbones"
 
 
@@ -54,6 +55,17 @@ def _models(folder: Path) -> dict[str, Path]:
 def results_dir() -> Path:
     """Return the folder of results: FEDEXIT_RESULTS, or `results/` of the project."""
     return _named_folder("FEDEXIT_RESULTS") or project_root() / "results"
+
+
+def results_of(profile: str) -> Path:
+    """Return the folder of a profile's finished results: `results/` for the published profile, else one inside it."""
+    return results_dir() if profile == PUBLISHED else results_dir() / profile
+
+
+def shown(path: Path) -> str:
+    """Return a path as the reader types it: from the project's folder when it is inside."""
+    root = project_root()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def named_or_folder(name: str | Path, known: Collection[str], kind: str, own: Path | None = None) -> str | Path:
