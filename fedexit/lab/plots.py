@@ -55,7 +55,7 @@ def arms_by_exit(axis: Axes, main: pd.DataFrame, lines: Sequence[str], marks: Se
         if (own["exit"] == 0).all():
             axis.axhline(own["error"].mean(), color="0.4", lw=1, ls=(0, (1 + 3 * (place % 3), 2)), label=arm)
             continue
-        shift = 0.06 * (place - len(lines) / 2)
+        shift = 0.05 * (place - (len(lines) + len(marks) - 1) / 2)
         reach = (own["error"] - own["low"]).fillna(0), (own["high"] - own["error"]).fillna(0)
         style: dict[str, Any] = dict(color=look[0], marker=look[1], ls=look[2] if arm in lines else "", ms=7, lw=1.3)
         if arm in marks:
