@@ -45,7 +45,7 @@ corpus: .venv/installed ## fetch the speech (queen) if it is missing
 	  exit 1; \
 	} >&2
 
-clean: ## remove checkpoints, smoke and interactive results and tool caches; `reproduce` then runs everything again
+clean: ## remove checkpoints (not those of the profile full), smoke and interactive results and tool caches
 	rm -rf results/.state/default results/.state/smoke results/.state/interactive results/smoke results/interactive
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find fedexit tests notebooks -name __pycache__ -prune -exec rm -rf {} +
