@@ -75,6 +75,16 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def cells(self) -> Path:
+        """Return the folder of cells in the making, which the notebooks of a profile share.
+
+        Nothing removes it: `fedexit cells publish` takes finished cells from there, and a cell's key names all that
+        decides its numbers.
+        """
+        path = results_dir() / ".state" / self.profile / "cells"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def _target(self, folder: str, name: str, suffix: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise FedexitError(f"name of a table or figure: {name!r}; use letters, digits, - and _, without a suffix")
