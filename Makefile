@@ -21,7 +21,9 @@ reproduce: .venv/installed corpus ## install, fetch the speech and run every not
 test: .venv/installed lint ## run what CI runs: lint, every notebook with small parameters, tests
 	@if $(MAKE) corpus; then \
 	  echo "== notebooks, profile smoke, two at a time: each line gives the expected time" && \
-	  $(PY) -m fedexit run --profile smoke --jobs 2; \
+	  $(PY) -m fedexit run --profile smoke --jobs 2 && \
+	  echo "== spot checks: each commit trains other published models again for two rounds" && \
+	  $(PY) -m fedexit cells check --cells 2 --turn $$(git rev-list --count HEAD 2>/dev/null || echo 0); \
 	elif test -n "$$CI"; then exit 1; \
 	else \
 	  echo "== no corpus: the notebooks do NOT run, and the tests that need the corpus are skipped"; \

@@ -180,6 +180,7 @@ def _add_cells_commands(commands: argparse._SubParsersAction) -> None:
     text = "train some published cells again and compare them"
     check = _command(parts, "check", _cells_check, text, "fedexit cells check --cells 3 --whole")
     check.add_argument("--cells", type=int, metavar="N", help="number of cells (default: one of each experiment)")
+    check.add_argument("--turn", type=int, default=0, metavar="N", help="another turn checks other cells (default: 0)")
     text = "train to the end (default: two rounds, or epochs of a central cell)"
     check.add_argument("--whole", action="store_true", help=text)
     text = "if all are bit-identical, note in same_code.csv that this code gives the published cells"
@@ -321,7 +322,7 @@ def _cells_check(args: argparse.Namespace) -> int:
 
     if args.cells is not None and args.cells < 1:
         raise FedexitError(f"--cells must be >= 1, not {args.cells}")
-    found = check_cells(cells_folder(), args.cells, args.whole)
+    found = check_cells(cells_folder(), args.cells, args.whole, turn=args.turn)
     if not all(one.passed for one in found):
         return 1
     if args.record:

@@ -61,6 +61,15 @@ def test_whisper_has_the_frames_of_a_backbone(model, samples):
     assert {state.shape for state in states} == {(2, frames, 16)}
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_layers_beyond_the_depth_do_not_run(model, depth, monkeypatch):
+    teacher, wave = WhisperTeacher(model.encoder), torch.randn(1, 4_000)
+    expected = teacher.hidden_states(wave)[: depth + 1]
+    monkeypatch.setattr(model.encoder.layers[depth], "forward", None)
+    for own, theirs in zip(teacher.hidden_states(wave, depth), expected, strict=True):
+        assert torch.equal(own, theirs)
+
+
 def ctranslate2(model, version=6, kind=4):
     """Return the bytes of a file as CTranslate2 writes it, with the encoder of `model`."""
     names = {}

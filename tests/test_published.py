@@ -358,6 +358,11 @@ def test_a_check_finds_bit_identical_cells_and_records_them(copy, capsys, monkey
     assert all(verified for _, verified in read_published(results / "cells", read_index(results / "cells")).values())
 
 
+def test_another_turn_checks_another_cell(copy, capsys):
+    checked = [check(capsys, "--cells", "1", "--turn", str(turn))[1][0] for turn in range(3)]
+    assert len(set(checked)) == 3  # as many as there are
+
+
 def depth_alone(update, method, exponent):
     return float(update.depth)
 

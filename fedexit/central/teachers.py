@@ -43,8 +43,8 @@ class Teacher(Protocol):
         """Return the number of its layers."""
         ...
 
-    def hidden_states(self, waveforms: Tensor) -> list[Tensor]:
-        """Return layers + 1 hidden states (B, F, D) of normalised clips (B, T) of at most 30 seconds."""
+    def hidden_states(self, waveforms: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Return depth + 1 hidden states (B, F, D) of normalised clips (B, T) of at most 30 seconds; None: all."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -59,8 +59,9 @@ class _BackboneTeacher(nn.Module):
         super().__init__()
         self.backbone, self.layers = backbone.requires_grad_(False), backbone.layers
 
-    def hidden_states(self, waveforms: Tensor) -> list[Tensor]:
-        return self.backbone.hidden_states(waveforms)[0]
+    def hidden_states(self, waveforms: Tensor, depth: int | None = None) -> list[Tensor]:
+        # a backbone returns the input of layer 1 together with its output
+        return self.backbone.hidden_states(waveforms, depth=None if depth is None else max(1, depth))[0]
 
 
 def load_teacher(name: str) -> Teacher:
@@ -228,7 +229,7 @@ def _states(teacher: Teacher, layers: Sequence[int], pool: SpeechPool, clip: int
     step = frames_of(int(_LONGEST * SAMPLE_RATE)) * HOP
     parts = []
     for start in range(0, frames_of(len(wave)) * HOP, step):
-        states = teacher.hidden_states(wave[None, start : start + step + FRAME - HOP])
+        states = teacher.hidden_states(wave[None, start : start + step + FRAME - HOP], max(layers))
         parts.append([states[layer][0] for layer in layers])
     return [torch.cat(part).float() for part in zip(*parts, strict=True)]
 

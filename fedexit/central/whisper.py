@@ -51,15 +51,17 @@ class WhisperTeacher(nn.Module):
         """Return the number of Transformer layers."""
         return len(self.encoder.layers)
 
-    def hidden_states(self, waveforms: Tensor) -> list[Tensor]:
-        """Return layers + 1 hidden states (B, F, D); F is that of a wav2vec 2.0 model for the same clips.
+    def hidden_states(self, waveforms: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Return depth + 1 hidden states (B, F, D); F is that of a wav2vec 2.0 model for the same clips.
 
         The clips are not padded to 30 seconds: the positions of the first frames are used. The last state has gone
         through the final normalisation. Frame f of the result is the encoder's frame f + 1, which is closest in time.
 
         Args:
             waveforms: (B, T) at 16 kHz, each of zero mean and unit variance, at most 30 seconds.
+            depth: number of layers that run; None runs all.
         """
+        depth = self.layers if depth is None else depth
         clips = [clip.numpy() for clip in _LEVEL * waveforms.float().cpu()]
         with torch.autocast("cpu", enabled=False):
             mel = self.extractor(clips, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="pt")
@@ -68,9 +70,10 @@ class WhisperTeacher(nn.Module):
         hidden = nn.functional.gelu(self.encoder.conv1(hidden))
         hidden = nn.functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
         states = [hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]]
-        for layer in self.encoder.layers:
+        for layer in self.encoder.layers[:depth]:
             states.append(layer(states[-1], None))
-        states[-1] = self.encoder.layer_norm(states[-1])
+        if depth == self.layers:
+            states[-1] = self.encoder.layer_norm(states[-1])
         frames = (torch.arange(frames_of(waveforms.shape[1])) + 1).clamp(max=hidden.shape[1] - 1)
         return [state[:, frames] for state in states]
 

@@ -6,18 +6,16 @@ A cell runs in one process with one thread, so its results do not depend on the 
 import time
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from fedexit.federated.partition import tier_of
 from fedexit.lab.cells import Measured, run_cell
 from fedexit.lab.checks import check_grids, check_writable
 from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, write_cell
-from fedexit.lab.material import groups_tested, has_folds, task_of, tiers_of
+from fedexit.lab.material import has_folds
 from fedexit.lab.published import read_published
-from fedexit.lab.setting import HOMOGENEOUS, Cell, Setting
+from fedexit.lab.setting import Cell, Setting
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import on_workers
 
@@ -109,20 +107,14 @@ def _make_cells(jobs: Mapping[Place, tuple[Cell, Setting, Path, Origin]], worker
         on_workers(_make_cell, [jobs[place] for place in longest_first], workers, "federations")
 
 
-def with_owners(items: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """Return `Measured.items` with the owner of each clip: its `group` and the `tier` of its device (`tier_of`).
+def with_owners(items: pd.DataFrame) -> pd.DataFrame:
+    """Return the test clips of `Measured.items`, with the cluster of each as its `group`.
 
-    The seed decides which device is in which tier. If each seed tests other people (folds), items get other numbers for
-    each seed.
+    If each seed tests other people (folds), items get other numbers for each seed.
     """
-    parts, made = [], cache(lambda name, fold: task_of(Cell(name, HOMOGENEOUS, fold), setting))
-    for (name, seed), own in items.groupby(["task", "seed"], sort=False):
-        folds = has_folds(name)
-        task = made(name, seed if folds else 0)
-        tiers, groups = tiers_of(task, setting, seed), groups_tested(task)[own["item"]]
-        named = own["item"] + (1_000_000 * seed if folds else 0)
-        parts.append(own.assign(item=named, group=groups, tier=[tier_of(group, tiers) for group in groups]))
-    return pd.concat(parts, ignore_index=True)
+    rows = items.query("split == 'test'").rename(columns={"cluster": "group"}).drop(columns=["split", "clip"])
+    folds = rows["task"].map({task: has_folds(task) for task in rows["task"].unique()})
+    return rows.assign(item=rows["item"] + 1_000_000 * rows["seed"] * folds).reset_index(drop=True)
 
 
 def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin) -> None:

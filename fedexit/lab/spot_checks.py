@@ -59,7 +59,11 @@ class Checked(NamedTuple):
 
 
 def check_cells(
-    folder: Path, number: int | None = None, whole: bool = False, say: Callable[[str], object] = print
+    folder: Path,
+    number: int | None = None,
+    whole: bool = False,
+    say: Callable[[str], object] = print,
+    turn: int = 0,
 ) -> list[Checked]:
     """Train some of the cells that are published in `folder` again, and compare them with the published ones.
 
@@ -69,6 +73,7 @@ def check_cells(
         whole: train the cells to the end; otherwise until `SPOT_ROUND`, except models of several widths, which cannot
             stop early. Cells that train no weights are never checked.
         say: gets a line for each cell, and for each corpus that is not there.
+        turn: another turn checks other cells, as long as there are any.
 
     Raises:
         FedexitError: there is no cell whose corpus is there; the corpus or the backbone has another content than the
@@ -78,7 +83,10 @@ def check_cells(
     rows = _with_corpus([row for row in index.values() if row["weights"]], say)
     if not rows:
         raise FedexitError(f"{folder} has no cell to check; publish cells, or fetch their corpora")
-    chosen = _chosen(rows, len({row["key"] for row in rows}) if number is None else number)
+    number = len({row["key"] for row in rows}) if number is None else number
+    rows = sorted(rows, key=lambda row: (row["key"], row["name"]))
+    start = turn * number % len(rows)
+    chosen = _chosen([*rows[start:], *rows[:start]], number)
     published = read_published(folder, [(row["key"], row["name"]) for row in chosen])
     found = []
     for row in chosen:
@@ -105,8 +113,7 @@ def _with_corpus(rows: Iterable[dict], say: Callable[[str], object]) -> list[dic
 
 def _chosen(rows: Sequence[dict], number: int) -> list[dict]:
     """Return `number` rows: each time one whose key, and then whose method, were chosen least often so far."""
-    left = sorted(rows, key=lambda row: (row["key"], row["name"]))
-    chosen: list[dict] = []
+    left, chosen = list(rows), list[dict]()
     used: Counter[tuple[str, ...]] = Counter()
     while left and len(chosen) < number:
         row = min(left, key=lambda row: [used[part] for part in _parts(row)])
