@@ -26,10 +26,6 @@ METHODS = {
     "heterofl": ("#CC79A7", "<", "HeteroFL (narrow layers)"),
 }
 DASHES = {method: ("-", "--", "-.", ":")[place % 4] for place, method in enumerate(METHODS)}
-SETTINGS = {
-    "central": ("#CC79A7", "^", "central (all clips in one place)"),
-    "homogeneous": METHODS["homogeneous"],
-}
 # Arms of an experiment in their order: colour, marker, dashes.
 ARMS = (
     ("#D55E00", "v", ":"), ("#0072B2", "o", "--"), ("#009E73", "D", "-"), ("#CC79A7", "^", "-."), ("#E69F00", "P", "-"),

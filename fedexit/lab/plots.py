@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedexit.lab.looks import ARMS, DASHES, EXITS, MEMORY, METHODS, POLICIES, SETTINGS, VERDICTS, WAYS, seed_marks
+from fedexit.lab.looks import ARMS, DASHES, EXITS, MEMORY, METHODS, POLICIES, VERDICTS, WAYS, seed_marks
 
 
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
@@ -96,29 +96,6 @@ def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
         axis.axhline(place - 0.5, color="0.85", lw=0.8, zorder=0)
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlabel="points of error", ylim=(len(labels) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)
-
-
-def error_by_depth(axis: Axes, seen: pd.DataFrame, means: pd.DataFrame, guess: float | None = None) -> None:
-    """Draw the errors of one task by exit, central and homogeneous: seeds as marks, means with intervals as lines.
-
-    Args:
-        axis: where to draw.
-        seen: `method, exit, value` (a share).
-        means: `task, metric, method, exit, mean, half_interval` in percent.
-        guess: error rate of guessing, in the title; drawn dashed where it does not flatten the rest.
-    """
-    exits = sorted(means["exit"].unique())
-    for method, (colour, marker, label) in SETTINGS.items():
-        own, line = seen[seen["method"] == method], means[means["method"] == method]
-        shift = [exits.index(e) + (-0.1 if method == "central" else 0.1) for e in line["exit"]]
-        axis.plot([exits.index(e) for e in own["exit"]], 100 * own["value"], marker, color=colour, ms=4, alpha=0.5)
-        axis.errorbar(shift, line["mean"], line["half_interval"], color=colour, marker=marker, label=label, capsize=3)
-    name, metric = means["task"].iloc[0], means["metric"].iloc[0]
-    if guess is not None and guess < 2 * seen["value"].max():
-        axis.axhline(100 * guess, color="black", ls="--", lw=1)
-    note = "" if guess is None else f" (guessing: {100 * guess:.0f} %)"
-    axis.set(title=name + note, xlabel="exit (layer)", ylabel=f"{metric} on test (%)")
-    axis.set_xticks(range(len(exits)), exits)
 
 
 def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
