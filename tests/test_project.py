@@ -352,7 +352,7 @@ def test_the_readme_command_writes_the_tables(tmp_path, monkeypatch, capsys):
     assert cli.main(["readme"]) == 2 and "README.md lacks <!-- table:begin -->" in capsys.readouterr().err
 
 
-def test_readme_recommends_what_the_search_found(tmp_path):
+def test_readme_recommends_the_arm_that_is_best_on_dev(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
     entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"smoke": {"minutes": 1, "limit": 2}}}
@@ -363,25 +363,18 @@ def test_readme_recommends_what_the_search_found(tmp_path):
         return written[written.index(CHOICE[0]) : written.index(CHOICE[1])].splitlines()[1:]
 
     assert recommended() == ["The published results hold no search for a recipe yet."]
-    search = tmp_path / "results" / "14_local_objectives" / "tables"
-    search.mkdir(parents=True)
-    others = "next,0.83,1.0,True\ndear,0.82,9.0,False\nlast,1.0,0.0,True\n"
-    (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,0.8123,0.94,True\n{others}")
-    head = "hypothesis,one,other,task,difference,low,high,seeds,verdict"
-    rows = ["o1,x,y,voice,1,1,1,5,refuted", "o4,all,last,voice,-0.05,-0.08,-0.02,5,supported"]
-    rows += ["o4,all,last,keyword,-0.05,-0.11,0.01,5,undecided", "o4,all,last,asr,0.03,0.01,0.05,5,refuted"]
-    (search / "verdicts.csv").write_text("\n".join([head, *rows]))
-    assert "`all`" in recommended()[0] and "0.81 times" in recommended()[0] and "0.9 % more" in recommended()[0]
-    assert recommended()[0].endswith("on dev, too close to call: `next`.")
-    assert recommended()[-5:] == [
-        "| voice | 5 | -5.0 | -8.0 to -2.0 | yes |",
-        "| keyword | 5 | -5.0 | -11.0 to +1.0 | not resolved |",
-        "| asr | 5 | +3.0 | +1.0 to +5.0 | no, worse |",
-        "",
-        "A point is 1 % of the characters for `asr`, and 1 % of the clips for all other tasks.",
+    tables = tmp_path / "results" / "14_local_objectives" / "tables"
+    tables.mkdir(parents=True)
+    arms = ["voice,last,layerwise,9.1,False", "voice,all,layerwise-all,8.2,True", "keyword,last,layerwise,7.3,True"]
+    (tables / "choice.csv").write_text("\n".join(["task,arm,method,error,best", *arms]))
+    head = "task,exit,one,other,difference,low,high,seeds,verdict"
+    rows = ["voice,3,best on dev,shallow,-5.04,-8.0,-2.0,8,better", "voice,3,all,last,1,1,1,8,worse"]
+    rows += ["keyword,3,best on dev,shallow,0.3,-1.2,1.8,8,not resolved"]
+    (tables / "verdicts.csv").write_text("\n".join([head, *rows]))
+    assert recommended()[-2:] == [
+        "| voice | all | `layerwise-all` | shallow | 3 | 8 | -5.0 | -8.0 to -2.0 | better |",
+        "| keyword | last | `layerwise` | shallow | 3 | 8 | +0.3 | -1.2 to +1.8 | not resolved |",
     ]
-    (search / "search.csv").write_text(f"method,dev_ratio,more_cost,equal_cost\nall,1.02,0.94,True\n{others}")
-    assert "No method" in recommended()[0] and recommended()[0].endswith("take `last`.")
 
 
 def test_readme_table_needs_its_markers(tmp_path):

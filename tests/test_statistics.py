@@ -7,7 +7,6 @@ from scipy import stats
 
 from fedexit.lab.statistics import (
     Pairs,
-    all_of,
     bootstrap,
     changed,
     compared,
@@ -269,13 +268,6 @@ def test_change_of_a_difference_is_a_difference():
 def test_the_verdict_follows_from_the_interval(low, high, sign, expected):
     assert verdict(low, high, sign) == expected
     assert verdict(float("nan"), float("nan"), sign) == "undecided"  # one seed has no interval over seeds
-
-
-def test_all_parts_must_hold_and_one_can_refute():
-    assert all_of(["supported", "supported"]) == "supported"
-    assert all_of(["supported", "undecided"]) == "undecided"
-    assert all_of(["undecided", "refuted", "supported"]) == "refuted"
-    assert all_of([]) == "undecided"
 
 
 def test_items_that_cannot_be_paired_are_refused():

@@ -32,8 +32,6 @@ ARMS = (
     ("#56B4E9", "X", "--"), ("black", "s", ":"), ("#555555", "*", "-."), ("#999999", "h", "-"),
 )  # fmt: skip
 EXITS = (("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", "-."), ("black", "D", ":"))  # shallow to deep
-# Verdict on a hypothesis: marker and its fill colour.
-VERDICTS = {"supported": ("o", "black"), "undecided": ("o", "white"), "refuted": ("X", "black")}
 # Ways to choose an exit at run time: colour, marker, dashes.
 WAYS = {
     "fixed": ("#555555", "s", "-"),

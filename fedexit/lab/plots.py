@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedexit.lab.looks import ARMS, DASHES, EXITS, MEMORY, METHODS, POLICIES, VERDICTS, WAYS, seed_marks
+from fedexit.lab.looks import ARMS, DASHES, EXITS, MEMORY, METHODS, POLICIES, WAYS, seed_marks
 
 
 def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
@@ -98,33 +98,25 @@ def forest(axis: Axes, rows: pd.DataFrame, column: str) -> None:
     axis.grid(axis="y", visible=False)
 
 
-def differences_by_exit(axis: Axes, table: pd.DataFrame, column: str) -> None:
-    """Draw a difference over `column` in points, a line per exit with its intervals.
+def error_by_exponent(axis: Axes, sweep: pd.DataFrame, bounds: pd.DataFrame) -> None:
+    """Draw error over the depth exponent g: a line per exit with intervals, and yardsticks as grey lines.
 
-    table: `exit, difference, low, high` (shares) and `column`.
+    Args:
+        axis: where to draw.
+        sweep: `exit, g, error, low, high` in percent, of one task.
+        bounds: yardsticks, `arm, error` in percent.
     """
-    shift = 0.02 * np.ptp(table[column])
-    for place, (exit, own) in enumerate(table.groupby("exit")):
+    shift = 0.03 * np.ptp(sweep["g"])
+    for place, (exit, own) in enumerate(sweep.groupby("exit")):
         colour, marker, dash = EXITS[place % len(EXITS)]
-        x = own[column] + shift * (place - (table["exit"].nunique() - 1) / 2)
-        ends = 100 * np.array([own["difference"] - own["low"], own["high"] - own["difference"]])
-        look: dict[str, Any] = dict(color=colour, marker=marker, ls=dash, ms=5, lw=1.2, capsize=2)
-        axis.errorbar(x, 100 * own["difference"], ends, label=f"exit {exit}", **look)
-    axis.axhline(0, color="grey", lw=1)
-
-
-def verdict_marks(axis: Axes, effects: pd.DataFrame, parts: Sequence[str]) -> None:
-    """Draw a row for each of `parts` of hypotheses: its interval in points; right of 0 is the expected direction.
-
-    effects: `part, difference, low, high` (shares), `sign` (the expected one) and `verdict`; a part may be missing.
-    """
-    for own in effects.itertuples():
-        row, (marker, filling) = parts.index(own.part), VERDICTS[own.verdict]
-        axis.plot([100 * own.sign * end for end in (own.low, own.high)], [row, row], color="black", lw=1.2)
-        axis.plot(100 * own.sign * own.difference, row, marker, color="black", mfc=filling, ms=8)
-    axis.axvline(0, color="grey", lw=1)
-    axis.set_yticks(range(len(parts)), parts)
-    axis.set_ylim(len(parts) - 0.5, -0.5)
+        x = own["g"] + shift * (place - (sweep["exit"].nunique() - 1) / 2)
+        reach = (own["error"] - own["low"]).fillna(0), (own["high"] - own["error"]).fillna(0)
+        look: dict[str, Any] = dict(color=colour, marker=marker, ls=dash, ms=6, lw=1.3, capsize=2)
+        axis.errorbar(x, own["error"], reach, label=f"exit {exit}", **look)
+    for place, row in enumerate(bounds.itertuples()):
+        axis.axhline(row.error, color="0.4", lw=1, ls=(0, (1 + 3 * (place % 3), 2)), label=row.arm)
+    axis.set(xlabel="depth exponent g", ylabel="error on test (%)", xticks=sorted(set(sweep["g"])))
+    axis.set_ylim(0, None)
 
 
 def memory_bars(axis: Axes, held: pd.DataFrame, measured: pd.DataFrame) -> None:

@@ -4,7 +4,7 @@ A comparison works from counts: each clip, at each seed, has `errors` out of `n`
 characters for a text). The error rate of a system is the ratio of the two sums.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -175,14 +175,6 @@ def verdict(low: float, high: float, sign: int) -> str:
     if not (low > 0 or high < 0):
         return "undecided"
     return "supported" if (low > 0) == (sign > 0) else "refuted"
-
-
-def all_of(verdicts: Iterable[str]) -> str:
-    """Return the verdict on a hypothesis of several parts: one refuted part refutes it; all must be supported."""
-    found = set(verdicts)
-    if "refuted" in found:
-        return "refuted"
-    return "supported" if found == {"supported"} else "undecided"
 
 
 def permutation_p(found: Pairs) -> float:

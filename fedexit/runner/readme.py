@@ -27,8 +27,8 @@ def render(readme: str, root: Path) -> str:
         FedexitError: a marker is missing or nbs_ci.yml has a fault.
     """
     readme = _between(readme, "table", partial(_results, root))
-    search = root / "results" / "14_local_objectives" / "tables"
-    readme = _between(readme, "recommendation", partial(_recommendation, search))
+    losses = root / "results" / "14_local_objectives" / "tables"
+    readme = _between(readme, "recommendation", partial(_recommendation, losses))
     return _between(readme, "speed", partial(_speed, root / "results" / "bench" / "tables" / "engine.csv"))
 
 
@@ -42,44 +42,23 @@ def _between(readme: str, name: str, lines: Callable[[], list[str]]) -> str:
 
 
 def _recommendation(tables: Path) -> list[str]:
-    """Return the findings of the search in notebook 14 (hypothesis o4), a row per task."""
-    nothing = ["The published results hold no search for a recipe yet."]
-    if not ((tables / "verdicts.csv").is_file() and (tables / "search.csv").is_file()):
-        return nothing
-    found = pd.read_csv(tables / "verdicts.csv").query("hypothesis == 'o4'")
-    search = pd.read_csv(tables / "search.csv").set_index("method")
-    if found.empty or "equal_cost" not in search:  # results of a short run, or from before the search
-        return nothing
-    one, other = found.iloc[0][["one", "other"]]
-    row = search.loc[one]
-    less, more = f"{row['dev_ratio']:.2f}", f"{row['more_cost']:.1f} %"
-    if row["dev_ratio"] >= 1:
-        return [f"No method that ran all tasks at about the same cost is better on dev: take `{other}`."]
+    """Return the arm of notebook 14 that is best on dev, and its comparison on test, a row per task."""
+    if not ((tables / "choice.csv").is_file() and (tables / "verdicts.csv").is_file()):
+        return ["The published results hold no search for a recipe yet."]
+    best = pd.read_csv(tables / "choice.csv").query("best").drop_duplicates("task")
+    judged = pd.read_csv(tables / "verdicts.csv").query("one == 'best on dev'")
     lines = [
-        f"Among the methods that ran all tasks and cost a client about as much as the paper's recipe (`{other}`), "
-        f'**`{one}`** is best on dev: `federate(..., method="{one}")`. Its error on dev is {less} times that of the '
-        f"recipe, and it costs a client at most {more} more.{_close(search, one)}",
+        "Notebook 14 takes for each task the arm with the lowest error on dev, as the mean over exits. It compares "
+        "this arm on test with a fleet whose clients all stop at the shallowest exit:",
         "",
-        f"Difference to `{other}` on test, mean over exits:",
-        "",
-        "| task | seeds | difference, points | 95 % interval (wider of two) | better |",
-        "|" + " --- |" * 5,
+        "| task | arm | `method` | against | exit | seeds | difference, points | 95 % interval | verdict |",
+        "|" + " --- |" * 9,
     ]
-    for part in found.itertuples():
-        difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
-        better = {"supported": "yes", "refuted": "no, worse", "undecided": "not resolved"}[part.verdict]
-        cells = [part.task, part.seeds, difference, f"{low} to {high}", better]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    if "asr" in set(found["task"]):
-        lines += ["", "A point is 1 % of the characters for `asr`, and 1 % of the clips for all other tasks."]
+    for row in judged.merge(best, on="task").itertuples():
+        difference, low, high = (f"{value:+.1f}" for value in (row.difference, row.low, row.high))
+        cells = [row.task, row.arm, f"`{row.method}`", row.other, row.exit, row.seeds, difference, f"{low} to {high}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, row.verdict]))} |")
     return lines
-
-
-def _close(search: pd.DataFrame, best: str) -> str:
-    """Return a sentence that names the entries within 0.02 of the `best` on dev."""
-    near = search[search["equal_cost"] & (search["dev_ratio"] < search["dev_ratio"][best] + 0.02)].index.drop(best)
-    names = ", ".join(f"`{name}`" for name in near)
-    return f" Within 0.02 of it on dev, too close to call: {names}." if names else ""
 
 
 def _speed(table: Path) -> list[str]:
