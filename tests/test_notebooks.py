@@ -141,7 +141,7 @@ def test_artifacts_are_those_declared(path):
 
 # The corpora and backbones that parameters can name; random weights (nano, tiny-random, base) need no declaration.
 CORPORA = {"queen", "unlabelled", "asc_digits", "emodb", "speechocean"}
-BACKBONES = {"tiny", "tiny-ctc", "tiny-first"}
+BACKBONES = {"tiny", "tiny-distilled", "tiny-ctc"}
 CORPUS_OF_TASK = {"digit": "asc_digits", "speaker": "speechocean", "emotion": "emodb"}
 
 

@@ -68,7 +68,7 @@ def as_grid(main: pd.DataFrame) -> pd.DataFrame:
     spread = ["" if pd.isna(row.low) else f" [{row.low:.1f}, {row.high:.1f}]" for row in main.itertuples()]
     shown = main["error"].map("{:.1f}".format) + spread
     exits = main["exit"].map(lambda exit: f"exit {exit}" if exit else "no exit")
-    order = list(dict.fromkeys(exits[main["exit"].argsort(kind="stable")]))
+    order = list(dict.fromkeys(exits.iloc[main["exit"].argsort(kind="stable")]))
     wide = main.assign(shown=shown, exit=exits).pivot_table(
         index=["task", "arm"], columns="exit", values="shown", aggfunc="first", sort=False
     )
