@@ -9,33 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedexit.lab.looks import ARMS, DASHES, EXITS, MEMORY, METHODS, POLICIES, WAYS, seed_marks
-
-
-def points_by_exit(data: pd.DataFrame, axis: Axes, baseline: float | None = None) -> None:
-    """Draw error by exit: a hollow mark per seed and method, and a line through the means over seeds.
-
-    Args:
-        data: columns `method, seed, exit, value` (share of wrong clips).
-        axis: where to draw.
-        baseline: error of the majority class, drawn dashed.
-    """
-    exits = sorted(data["exit"].unique())
-    present = [method for method in METHODS if method in set(data["method"])]
-    for place, method in enumerate(present):
-        colour, marker, label = METHODS[method]
-        shift = 0.08 * (place - (len(present) - 1) / 2)
-        own = data[data["method"] == method]
-        seed_marks(axis, [exits.index(e) + shift for e in own["exit"]], 100 * own["value"], method)
-        means = 100 * own.groupby("exit")["value"].mean()
-        look: dict[str, Any] = dict(
-            color=colour, marker=marker, ms=8, mec="white", mew=0.5, ls=DASHES[method], lw=1.2, label=label
-        )
-        axis.plot([exits.index(e) + shift for e in means.index], means, **look)
-    if baseline is not None:
-        axis.axhline(100 * baseline, color="black", ls="--", lw=1, label="majority class")
-    axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%)")
-    axis.grid(axis="x", visible=False)
+from fedexit.lab.looks import ARMS, EXITS, MEMORY, POLICIES, WAYS
 
 
 def arms_by_exit(axis: Axes, main: pd.DataFrame, lines: Sequence[str], marks: Sequence[str]) -> None:
