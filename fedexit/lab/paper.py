@@ -21,7 +21,7 @@ def published(table: int) -> pd.DataFrame:
     """
     if table not in (1, 2, 3):
         raise FedexitError(f"the paper has tables 1, 2 and 3, not {table}")
-    with (files("fedexit.lab") / "published" / f"table{table}.csv").open() as file:
+    with (files("fedexit.lab") / "paper_tables" / f"table{table}.csv").open() as file:
         return pd.read_csv(file)
 
 
@@ -31,5 +31,5 @@ def depthfl() -> pd.DataFrame:
     `last`: trained at the last exit of each client only (their row InclusiveFL). `all`: trained at all of its exits
     (DepthFL, FedAvg).
     """
-    with (files("fedexit.lab") / "published" / "depthfl.csv").open() as file:
+    with (files("fedexit.lab") / "paper_tables" / "depthfl.csv").open() as file:
         return pd.read_csv(file)
