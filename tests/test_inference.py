@@ -213,7 +213,7 @@ def test_each_verdict():
         "not resolved": (0.4, 2.0, 0.6),
     }
     made = compared(*((word, *numbers) for word, numbers in cases.items()))
-    found = judge(made, named(*cases), {word: [] for word in cases})
+    found = judge(made, named(*cases), {word: {} for word in cases})
     assert found["verdict"].tolist() == list(cases)
     assert found["p_holm"].tolist() == pytest.approx([0.004, 0.004, 1, 1])
     assert not found["small"].any()
@@ -221,32 +221,33 @@ def test_each_verdict():
 
 
 def test_a_small_difference_is_worse_before_it_is_equivalent():
-    alone = judge(compared(("t", 0.5, 0.3, 0.01)), named("t"), {"t": []})
+    alone = judge(compared(("t", 0.5, 0.3, 0.01)), named("t"), {"t": {}})
     assert (alone["verdict"][0], alone["small"][0]) == ("worse", True)
     more = compared(("t", 0.5, 0.3, 0.01), *((other, 0.4, 2.0, 0.9) for other in "uvwxy"))
-    found = judge(more, named(*"tuvwxy"), {task: [] for task in "tuvwxy"})
+    found = judge(more, named(*"tuvwxy"), {task: {} for task in "tuvwxy"})
     assert found["p_holm"][0] == pytest.approx(0.06)  # of a family of six, it is not significant
     assert (found["verdict"][0], found["small"][0]) == ("equivalent within 1 point", False)
 
 
 def test_only_the_declared_family_gets_verdicts():
     made = compared(("t", -2.0, 1.0, 0.03), ("u", -2.0, 1.0, 0.03))
-    found = judge(made, named("u"), {"u": []})
+    found = judge(made, named("u"), {"u": {}})
     assert found["verdict"].tolist() == ["exploratory", "better"]
     assert found["p_holm"].isna().tolist() == [True, False]
-    assert judge(made, named("t", "u"), {"t": [], "u": []})["verdict"].tolist() == ["not resolved"] * 2  # by Holm
+    assert judge(made, named("t", "u"), {"t": {}, "u": {}})["verdict"].tolist() == ["not resolved"] * 2  # by Holm
     assert judge(made, [], {})["verdict"].tolist() == ["exploratory"] * 2
-    assert judge(made.set_axis([3, 3]), named("u"), {"u": []})["verdict"].tolist() == ["exploratory", "better"]
+    assert judge(made.set_axis([3, 3]), named("u"), {"u": {}})["verdict"].tolist() == ["exploratory", "better"]
 
 
-def test_few_seeds_and_tasks_that_are_not_admitted_get_no_verdict():
+def test_few_seeds_and_arms_that_are_not_admitted_get_no_verdict():
     made = compared(
         ("t", -2.0, 1.0, 0.001, 4),
         ("u", -2.0, 1.0, 0.001, 5),
         ("v", -2.0, 1.0, 0.001, 5),
         ("w", -2.0, np.nan, np.nan, 1),
     )
-    reasons = {"t": [], "u": [], "v": ["a has not converged"], "w": []}
+    other = {"a": [], "c": ["c has not converged"]}  # c is in no comparison
+    reasons = {"t": {}, "u": other, "v": {"a": [], "b": ["b has not converged"]}, "w": {}}
     found = judge(made, named(*"tuvw"), reasons)
     assert found["verdict"].tolist() == ["demonstration", "better", "not admitted", "demonstration"]
     assert found["p_holm"].tolist() == pytest.approx([0.004] * 3 + [np.nan], nan_ok=True)  # all four count
@@ -329,20 +330,23 @@ def curves(**arms):
 
 def test_admission_gives_reasons():
     good = [60, 40, 30, 21, 20.1]
-    assert admission(curves(a=good, b=good), 0.5, 0.7) == []
+    assert admission(curves(a=good, b=good), 0.5, 0.7) == {"a": [], "b": []}
     falling, swinging, bad = [60, 50, 40, 30, 20], [60, 40, 20, 25, 20], [60, 80, 70, 69.5, 69.3]
-    assert admission(curves(a=good, b=falling), 0.5, 0.7) == [
-        "b has not converged: its dev error moves by 10.0 points after round 30"
-    ]
-    assert admission(curves(a=swinging), 0.5, 0.7) == [
+    assert admission(curves(a=good, b=falling), 0.5, 0.7) == {
+        "a": [],
+        "b": ["b has not converged: its dev error moves by 10.0 points after round 30"],
+    }
+    assert admission(curves(a=swinging), 0.5, 0.7)["a"] == [
         "a has not converged: its dev error moves by 5.0 points after round 30"
     ]
-    assert admission(curves(a=bad), 0.5, 0.7) == [
+    assert admission(curves(a=bad), 0.5, 0.7)["a"] == [
         "a does not beat its own start: 70.3 against 61.0 %",
         "a does not beat log-mel + linear: 70.3 against 50.0 %",
         "a does not beat guessing: 70.3 against 70.0 %",
     ]
-    assert "moves by 40.0 points after round 0" in admission(curves(a=[60, 20]), 0.5, 0.7)[0]  # too few evaluations
+    assert (
+        "moves by 40.0 points after round 0" in admission(curves(a=[60, 20]), 0.5, 0.7)["a"][0]
+    )  # too few evaluations
 
 
 GOOD = table(np.arange(6).reshape(3, 2), np.full((3, 2), 100)).assign(task="t", exit=3)
@@ -388,7 +392,7 @@ def test_a_table_of_comparisons():
         [e, o, d] for e in (3, 6) for o, d in (("a", 2.5), ("b", -2.5))
     ]
     assert "verdict" not in found
-    judged = judge(found, [("t", 6, "b", "a")], {"t": []})
+    judged = judge(found, [("t", 6, "b", "a")], {"t": {}})
     assert judged["verdict"].tolist() == ["exploratory", "exploratory", "exploratory", "demonstration"]
 
 
@@ -399,9 +403,9 @@ BASE = compared(("t", 1.0, 0.5, 0.01))
     ("call", "says"),
     [
         (lambda: compare(GOOD, ["task"], [("a", "a")]), "arm 'a' is compared with itself"),
-        (lambda: judge(BASE, named("u"), {"t": []}), "0 times in the table; name it once, as task, one, other"),
-        (lambda: judge(BASE, named("t", "t"), {"t": []}), "2 times in the family"),
-        (lambda: judge(pd.concat([BASE, BASE]), named("t"), {"t": []}), "2 times in the table"),
+        (lambda: judge(BASE, named("u"), {"t": {}}), "0 times in the table; name it once, as task, one, other"),
+        (lambda: judge(BASE, named("t", "t"), {"t": {}}), "2 times in the family"),
+        (lambda: judge(pd.concat([BASE, BASE]), named("t"), {"t": {}}), "2 times in the table"),
         (lambda: judge(BASE, named("t"), {}), "task 't' has no admission"),
         (lambda: judge(BASE.drop(columns="task"), [], {}), "no column 'task'"),
         (lambda: holm([0.1, np.nan]), "p is nan, not between 0 and 1"),

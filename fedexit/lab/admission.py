@@ -1,4 +1,4 @@
-"""Decide whether a task may enter a verdict: its arms have converged and beat simple baselines."""
+"""Decide which arms of a task may enter a verdict: they have converged and beat simple baselines."""
 
 import numpy as np
 import pandas as pd
@@ -7,12 +7,12 @@ from fedexit.lab.layouts import check_rows
 from fedexit.support.errors import FedexitError
 
 
-def admission(curves: pd.DataFrame, log_mel: float, guessing: float) -> list[str]:
-    """Return the reasons why a task must not enter a verdict; an empty list admits it.
+def admission(curves: pd.DataFrame, log_mel: float, guessing: float) -> dict[str, list[str]]:
+    """Return for each arm of a task the reasons why it must not enter a verdict; an empty list admits it.
 
-    Every arm must have converged: over the last quarter of training, the largest and the smallest dev error differ by
+    An arm must have converged: over the last quarter of training, the largest and the smallest dev error differ by
     less than 1 point. Its last error must be below its first one and below both baselines. All of this is about the
-    mean over seeds.
+    mean over seeds. A comparison gets a verdict only if both of its arms are admitted.
 
     Args:
         curves: columns `arm, seed, round, value`: dev error of each arm of the task as a share, at one exit, from round
@@ -28,18 +28,17 @@ def admission(curves: pd.DataFrame, log_mel: float, guessing: float) -> list[str
     for name, value in baselines.items():
         if not 0 < value <= 1:
             raise FedexitError(f"the error of {name} is {value}; give a share above 0 and up to 1, not percent")
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for arm, own in curves.groupby("arm", sort=False, observed=True):
-        curve = _mean_curve(str(arm), own)
+        curve, found = _mean_curve(str(arm), own), list[str]()
         mark = curve.index[curve.index <= 0.75 * curve.index[-1]][-1]
         change = np.ptp(curve.loc[mark:])
         if change >= 1:
-            reasons.append(f"{arm} has not converged: its dev error moves by {change:.1f} points after round {mark}")
+            found.append(f"{arm} has not converged: its dev error moves by {change:.1f} points after round {mark}")
         bars = {"its own start": curve.iloc[0]} | {name: 100 * value for name, value in baselines.items()}
         last = curve.iloc[-1]
-        reasons += [
-            f"{arm} does not beat {n}: {last:.1f} against {bar:.1f} %" for n, bar in bars.items() if last >= bar
-        ]
+        found += [f"{arm} does not beat {n}: {last:.1f} against {bar:.1f} %" for n, bar in bars.items() if last >= bar]
+        reasons[str(arm)] = found
     return reasons
 
 

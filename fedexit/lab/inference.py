@@ -29,6 +29,7 @@ BETTER, WORSE, EQUIVALENT, UNRESOLVED = VERDICTS = [
     f"equivalent within {MARGIN:g} point",
     "not resolved",
 ]
+Reasons = Mapping[str, Sequence[str]]  # against each arm of a task
 DEMONSTRATION, REFUSED, EXPLORATORY = "demonstration", "not admitted", "exploratory"  # these are no verdicts
 
 
@@ -154,12 +155,12 @@ def _named(names: Iterable[str], values: Iterable) -> str:
     return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
 
 
-def judge(compared: pd.DataFrame, primary: Iterable[tuple], admission: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def judge(compared: pd.DataFrame, primary: Iterable[tuple], admission: Mapping[str, Reasons]) -> pd.DataFrame:
     """Give the primary comparisons their verdicts; all others are `exploratory`.
 
     The first of these that applies is the verdict:
         `demonstration`: there are fewer than 5 seeds.
-        `not admitted`: there are reasons against the task.
+        `not admitted`: there are reasons against one of the two arms.
         `better`, `worse`: p is below 0.05 after Holm's correction over the family, so the interval excludes 0.
         `equivalent within 1 point`: the 95 % interval lies inside +-1 point. This is not corrected for the family: each
             such verdict is wrong with a chance of at most 2.5 %.
@@ -170,7 +171,8 @@ def judge(compared: pd.DataFrame, primary: Iterable[tuple], admission: Mapping[s
         compared: the result of `compare`, with a column `task`.
         primary: the family that was declared before the run. Each comparison holds the values of the columns before
             `difference`, e.g. `("keyword", 12, "masked", "eq1")`.
-        admission: for each task the reasons against it (`fedexit.lab.admission`); an empty list admits it.
+        admission: for each task the reasons against each arm (`fedexit.lab.admission`). An empty list admits an arm, as
+            does a missing one: yardsticks are not trained.
 
     Returns:
         `compared` with new columns: `verdict`; `p_holm`, NaN for exploratory comparisons; `small`; `seeds_needed`, NaN
@@ -182,7 +184,7 @@ def judge(compared: pd.DataFrame, primary: Iterable[tuple], admission: Mapping[s
     keys, family = list(compared.columns[: compared.columns.get_loc("difference")]), list(primary)
     own = _declared(compared[keys], family)
     if absent := [task for task in compared["task"][own] if task not in admission]:
-        raise FedexitError(f"task {absent[0]!r} has no admission; give the reasons against it, or an empty list")
+        raise FedexitError(f"task {absent[0]!r} has no admission; give the reasons against its arms, or none: {{}}")
     p_holm = pd.Series(np.nan, compared.index)
     p_holm[own] = holm(compared["p"][own].fillna(1))  # a comparison of one seed has no p, but counts
     p_holm = p_holm.where(compared["p"].notna())
@@ -206,12 +208,12 @@ def _declared(compared: pd.DataFrame, family: list[tuple]) -> np.ndarray:
     return np.array([name in family for name in names], bool)
 
 
-def _verdict(row: Any, admission: Mapping[str, Sequence[str]]) -> str:
+def _verdict(row: Any, admission: Mapping[str, Reasons]) -> str:
     if not row.primary:
         return EXPLORATORY
     if row.seeds < FEWEST_SEEDS:
         return DEMONSTRATION
-    if admission[row.task]:
+    if any(admission[row.task].get(arm) for arm in (row.one, row.other)):
         return REFUSED
     if row.p_holm < ALPHA:
         return BETTER if row.difference < 0 else WORSE

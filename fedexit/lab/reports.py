@@ -23,14 +23,18 @@ def placed(rows: pd.DataFrame, arm: str, exit: int, at: int) -> pd.DataFrame:
     The arm is then named `<arm>, exit <exit>`.
     """
     own = rows[(rows["arm"] == arm) & (rows["exit"] == exit)]
-    return own.assign(arm=f"{arm}, exit {exit}", exit=at)
+    return own.assign(arm=_placed_name(arm, exit), exit=at)
 
 
-def reasons_against(measured: Measured, tasks: Iterable[str]) -> dict[str, list[str]]:
-    """Return for each task the reasons against a verdict (`fedexit.lab.admission`); an empty list admits it.
+def _placed_name(arm: str, exit: int) -> str:
+    return f"{arm}, exit {exit}"
 
-    The curve of an arm is the mean over its exits. Arms without training have no curve. The yardsticks `guessing` and
-    `log-mel` must be among the methods.
+
+def reasons_against(measured: Measured, tasks: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Return for each task and arm the reasons against a verdict (`fedexit.lab.admission`); an empty list admits it.
+
+    The names that `placed` gives an arm have its reasons as well. The curve of an arm is the mean over its exits. Arms
+    without training have no curve. The yardsticks `guessing` and `log-mel` must be among the methods.
     """
     dev = measured.errors.query("split == 'dev' and metric in ('error', 'CER')")
     found = {}
@@ -40,7 +44,25 @@ def reasons_against(measured: Measured, tasks: Iterable[str]) -> dict[str, list[
         curves = own.groupby(["arm", "seed", "round"], as_index=False, sort=False)["value"].mean()
         trained = curves.groupby("arm")["round"].transform("max") > 0
         found[task] = admission(curves[trained], bars[LOG_MEL], bars[GUESSING])
+        exits = own[["arm", "exit"]].drop_duplicates()
+        found[task] |= {
+            _placed_name(arm, exit): found[task][arm]
+            for arm, exit in exits.itertuples(index=False)
+            if arm in found[task]
+        }
     return found
+
+
+def admitted(against: dict[str, dict[str, list[str]]]) -> pd.DataFrame:
+    """Return the reasons as a table `task, arm, finding`, where the finding may be `admitted`."""
+    rows = [
+        (task, arm, reason)
+        for task, own in against.items()
+        for arm, reasons in own.items()
+        if ", exit " not in arm
+        for reason in reasons or ["admitted"]
+    ]
+    return pd.DataFrame(rows, columns=["task", "arm", "finding"])
 
 
 def sentences(judged: pd.DataFrame, place: str = "at exit {exit}") -> list[str]:
