@@ -76,7 +76,8 @@ def sentences(judged: pd.DataFrame, place: str = "at exit {exit}") -> list[str]:
     for row in judged[judged["verdict"] != EXPLORATORY].to_dict("records"):
         text = f"*{row['task']}*, {place.format(**row)}: **{row['one']}** makes {abs(row['difference']):.1f} points "
         text += "fewer" if row["difference"] < 0 else "more"
-        text += f" errors than **{row['other']}** (95 % interval {row['low']:+.1f} to {row['high']:+.1f}): "
+        interval = f"95 % interval {row['low']:+.1f} to {row['high']:+.1f}"
+        text += f" errors than **{row['other']}** ({'one seed' if pd.isna(row['low']) else interval}): "
         text += f"**{row['verdict']}**"
         if row["verdict"] == UNRESOLVED:
             needed = row["seeds_needed"]
