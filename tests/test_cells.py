@@ -6,6 +6,7 @@ from small_corpus import write_small_corpus
 
 from fedexit.central.fine_tuning import Recipe
 from fedexit.federated.clients import LocalTraining
+from fedexit.federated.regime import Regime
 from fedexit.lab import beam
 from fedexit.lab.cells import ITEMS, run_cell
 from fedexit.lab.setting import Cell, DataPart, FederationPart, ModelPart, Setting, StudyPart
@@ -47,6 +48,15 @@ def test_a_spot_check_repeats_the_first_rounds(cell, setting, tmp_path):
     early = whole.spot[whole.spot["round"] == 2].reset_index(drop=True)
     pd.testing.assert_frame_equal(spot.spot, early, check_dtype=False)
     assert spot.errors.empty and whole.spot["weights"].nunique() == 2
+
+
+def test_a_spot_check_of_heads_alone_repeats_them_all(setting, tmp_path):
+    heads = setting.changed(rounds=0, regime=Regime(heads_rounds=2))
+    cell = Cell("voice", "layerwise", 0)
+    whole = run_cell(cell, heads, tmp_path / "whole").spot
+    spot = run_cell(cell, heads, tmp_path / "spot", stop_after=2).spot
+    assert set(whole["round"]) == {0} and len(whole)
+    pd.testing.assert_frame_equal(spot, whole, check_dtype=False)
 
 
 def test_a_resumed_cell_keeps_the_notes_of_its_early_rounds(setting, tmp_path, monkeypatch):

@@ -103,6 +103,8 @@ def run_cell(cell: Cell, setting: Setting, state: Path, stop_after: int | None =
     train = _federate if cell.federated else _centralised
     result = train(cell, setting, task, model, trained_on, dev, state / f"{cell.name}.safetensors", spots, stop_after)
     if stop_after is not None:
+        if cell.federated and not setting.federation.rounds:  # heads only: the first rounds are the last
+            spots.last(0, result.model)
         nothing = pd.DataFrame()
         return Measured(nothing, nothing, nothing, spots.rows().assign(**_about(cell)))
     model, done = result.model, int(result.table["round"].max())
