@@ -74,7 +74,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long the arms of a task train, and at what rates. Clients train one epoch per round.
+    """Set how long the arms of a task train, and at what rates. Clients train one epoch per round.
 
     Many rounds of few clients converge further than few rounds of many, at the same cost. For `rate`, 3e-4, 1e-3 and
     3e-3 were tried on dev of keyword, and for `rate_all` 5e-4 and 1e-3, with seed 100, which no result uses. Other
