@@ -13,7 +13,8 @@ from fedexit.federated.clients import local_round
 from fedexit.federated.local_heads import packed, unpacked
 from fedexit.federated.partition import device_of
 from fedexit.lab import cells
-from fedexit.lab.cells import groups_tested, run_cell
+from fedexit.lab.cells import run_cell
+from fedexit.lab.material import groups_tested
 from fedexit.lab.own_heads import with_own_heads
 from fedexit.lab.setting import Cell
 from fedexit.model.metrics import predict

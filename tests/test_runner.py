@@ -346,12 +346,12 @@ def test_a_run_stores_what_it_read_except_what_it_made_for_itself(project, capsy
 
 
 def test_kept_cells_of_other_or_unknown_code_are_unverified(project, capsys):
-    cells = project.root / "results/cells/smoke"
+    cells = project.root / "results/kept/smoke"
     cells.mkdir(parents=True)
     for name in ("a.errors.csv.gz", "a.json", "a.5.json", "b.json", "c"):
         (cells / name).write_text(name)
     now = fingerprint.code_hash(provenance.CELLS_CODE)
-    a, b, c = (("cell", f"cells/smoke/{name}", "as its maker hashes it") for name in ("a", "b", "c"))
+    a, b, c = (("cell", f"kept/smoke/{name}", "as its maker hashes it") for name in ("a", "b", "c"))
 
     def status() -> str:
         return fedexit(capsys, "status", "--profile", "smoke")[1].splitlines()[1]
@@ -361,14 +361,14 @@ def test_kept_cells_of_other_or_unknown_code_are_unverified(project, capsys):
     assert status() == "02_second: up to date unless 01_first changes its tables"
     store(project, (*a, now), (*b, ""), (*c, "other"))
     assert status() == (
-        "02_second: unverified (1 of 3 kept cells were made by unknown code (cells/smoke/b); "
-        "1 of 3 kept cells were made by other code than the present (cells/smoke/c))"
+        "02_second: unverified (1 of 3 kept cells were made by unknown code (kept/smoke/b); "
+        "1 of 3 kept cells were made by other code than the present (kept/smoke/c))"
     )
     (cells / "a.errors.csv.gz").write_text("changed")
     (cells / "b.json").unlink()
     assert status().startswith(
-        "02_second: to run (1 of 3 kept cells changed (cells/smoke/a); "
-        "1 of 3 kept cells are gone (cells/smoke/b); 1 of 3 kept cells were made by unknown code"
+        "02_second: to run (1 of 3 kept cells changed (kept/smoke/a); "
+        "1 of 3 kept cells are gone (kept/smoke/b); 1 of 3 kept cells were made by unknown code"
     )
 
 
