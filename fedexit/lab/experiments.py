@@ -77,8 +77,8 @@ class Schedule:
     """Set how long the arms of a task train, and at what rates. Clients train one epoch per round.
 
     Many rounds of few clients converge further than few rounds of many, at the same cost. For `rate`, 3e-4, 1e-3 and
-    3e-3 were tried on dev of keyword, and for `rate_all` 5e-4 and 1e-3, with seed 100, which no result uses. Other
-    tasks and central training take the same rates.
+    3e-3 were tried on dev of keyword, and for `rate_all` 5e-4 and 1e-3, in shorter runs with seed 100, which were not
+    kept and which no result uses. Other tasks, federations of one depth and central training take the same rates.
 
     fraction: share of the clients per round.
     rounds: rounds of a federation.

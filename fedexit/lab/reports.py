@@ -1,4 +1,4 @@
-"""Prepare what the notebooks of experiments report: test rows, the admission of tasks, and sentences on verdicts."""
+"""Prepare what the notebooks of experiments report: test rows, the admission of arms, and sentences on verdicts."""
 
 from collections.abc import Iterable
 
