@@ -87,6 +87,8 @@ class Schedule:
     rate_all: the same where they train all exits up to their depth.
     rate_central: learning rate of central training.
     heads_rounds: rounds in which only heads learn, before the others.
+    bfloat16: whether matrix products are computed in bfloat16, which is faster on some processors and very slow on
+        others. All arms of a task share it.
     """
 
     fraction: float
@@ -96,9 +98,10 @@ class Schedule:
     rate_all: float = 1e-3
     rate_central: float = 1e-3
     heads_rounds: int = 80
+    bfloat16: bool = False
 
 
-SCHEDULES = {"keyword": Schedule(0.12), "digit": Schedule(0.2), "voice": Schedule(0.06)}
+SCHEDULES = {"keyword": Schedule(0.12, bfloat16=True), "digit": Schedule(0.2), "voice": Schedule(0.06)}
 
 
 def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Setting:
@@ -106,9 +109,11 @@ def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Se
     plan = plan_of(task)
     every = arm.method not in (CENTRAL, *YARDSTICKS) and find_method(arm.method).objective.losses != "last"
     rate = schedule.rate_all if every else schedule.rate
-    training = LocalTraining(learning_rate=rate, head_learning_rate=1e-2, bfloat16=True)
+    training = LocalTraining(learning_rate=rate, head_learning_rate=1e-2, bfloat16=schedule.bfloat16)
     regime = Regime(schedule.heads_rounds, falling_rates=True, average=0.9)
-    central = Recipe(schedule.epochs, learning_rate=schedule.rate_central, crop=plan.central.crop, bfloat16=True)
+    central = Recipe(
+        schedule.epochs, learning_rate=schedule.rate_central, crop=plan.central.crop, bfloat16=schedule.bfloat16
+    )
     setting = Setting(
         DataPart(plan.corpus, plan.seconds),
         FederationPart(schedule.rounds, plan.partition, schedule.fraction, training, evaluations=4, regime=regime),
