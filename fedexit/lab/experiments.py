@@ -7,6 +7,7 @@ and the schedule of `SCHEDULES`, so that they differ by what their name says.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -89,6 +90,7 @@ class Schedule:
     heads_rounds: rounds in which only heads learn, before the others.
     bfloat16: whether matrix products are computed in bfloat16, which is faster on some processors and very slow on
         others. All arms of a task share it.
+    dev_clips: largest number of dev clips, of which errors are measured five times during training.
     """
 
     fraction: float
@@ -99,9 +101,10 @@ class Schedule:
     rate_central: float = 1e-3
     heads_rounds: int = 80
     bfloat16: bool = False
+    dev_clips: int = 300
 
 
-SCHEDULES = {"keyword": Schedule(0.12, bfloat16=True), "digit": Schedule(0.2), "voice": Schedule(0.06)}
+SCHEDULES = {"keyword": Schedule(0.12, bfloat16=True, dev_clips=1000), "digit": Schedule(0.2), "voice": Schedule(0.06)}
 
 
 def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Setting:
@@ -118,7 +121,7 @@ def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Se
         DataPart(plan.corpus, plan.seconds),
         FederationPart(schedule.rounds, plan.partition, schedule.fraction, training, evaluations=4, regime=regime),
         ModelPart(backbone, arm.depths, rotated=True),
-        StudyPart(central, dev_clips=1000),
+        StudyPart(central, dev_clips=schedule.dev_clips),
     )
     return setting.changed(**arm.changes)
 
@@ -131,7 +134,7 @@ def measure(
     workers: int = 1,
     backbone: str = "tiny-distilled",
     published: Path | None = None,
-    **scale: int,
+    **scale: Any,
 ) -> Measured:
     """Return the tables of all arms for all tasks and seeds, with the columns `arm` and `task`.
 
@@ -154,7 +157,7 @@ def measure(
     return Measured(*(joined(own) for own in zip(*parts, strict=True)))
 
 
-def keys_of(tasks: Sequence[str], arms: Iterable[str], backbone: str = "tiny-distilled", **scale: int) -> pd.DataFrame:
+def keys_of(tasks: Sequence[str], arms: Iterable[str], backbone: str = "tiny-distilled", **scale: Any) -> pd.DataFrame:
     """Return the key of the cells of each arm in `results/cells`: columns `task, arm, method, depth, key`.
 
     Arguments and errors are those of `measure`.
@@ -167,7 +170,7 @@ def keys_of(tasks: Sequence[str], arms: Iterable[str], backbone: str = "tiny-dis
 
 
 def _grids(
-    tasks: Sequence[str], arms: Sequence[str], seeds: Sequence[int], backbone: str, scale: Mapping[str, int]
+    tasks: Sequence[str], arms: Sequence[str], seeds: Sequence[int], backbone: str, scale: Mapping[str, Any]
 ) -> list[tuple[str, str, list[Cell], Setting]]:
     """Return each task and arm with its cells and its setting."""
     for name, known in [(task, SCHEDULES) for task in tasks] + [(arm, ARMS) for arm in arms]:
