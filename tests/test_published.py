@@ -29,6 +29,7 @@ from fedexit.lab.kept import Origin, in_words, key_of, read_cell, write_cell
 from fedexit.lab.layouts import Layout
 from fedexit.lab.published import SCHEMAS, publish, read_published, setting_from
 from fedexit.lab.setting import Cell, DataPart, FederationPart, ModelPart, Setting, StudyPart
+from fedexit.model import training
 from fedexit.runner import fingerprint, provenance
 from fedexit.runner.cell_index import read_index, read_same_code
 from fedexit.support.reads import read_notes
@@ -202,6 +203,10 @@ def test_a_cell_of_other_code_is_unverified_until_a_check_is_recorded(results):
     with file.open("a") as lines:
         lines.write(f"{CODE},other code,2,EPYC,2026-01-02\n")
     assert verified(results)
+    file.write_text("code,gives,cells,processor,date\nb,other code,2,EPYC,2026-01-01\n")
+    with file.open("a") as lines:
+        lines.write(f"a,b,2,EPYC,2026-01-02\n{CODE},a,2,EPYC,2026-01-03\n")
+    assert verified(results)  # the present code gives the cells of a, which gives those of b, which gives these
     file.write_text("code,gives\n1,2\n")
     with pytest.raises(FedexitError, match=r"same_code\.csv is damaged \(its columns are not code, gives"):
         verified(results)
@@ -376,9 +381,12 @@ def test_a_check_notices_a_changed_line(copy, capsys, monkeypatch):
     assert not (results / "cells" / "same_code.csv").exists()
 
 
-def test_on_another_processor_nearly_all_answers_must_be_alike(copy, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("fact", "value"), [("processor", "another processor"), ("lacks_bfloat16", not training.lacks_bfloat16())]
+)
+def test_on_another_processor_nearly_all_answers_must_be_alike(fact, value, copy, capsys, monkeypatch):
     results, _ = copy
-    monkeypatch.setattr(spot_checks, "processor", lambda: "another processor")
+    monkeypatch.setattr(spot_checks, fact, lambda: value)
     new = read_published(results / "cells", read_index(results / "cells"))
     [old] = [measured.spot for (_, name), (measured, _) in new.items() if name == ONE.name]
     row = next(row for row in read_index(results / "cells").values() if row["name"] == ONE.name)
@@ -391,6 +399,24 @@ def test_on_another_processor_nearly_all_answers_must_be_alike(copy, capsys, mon
         assert ("differs" in str(found)) != passed
     with pytest.raises(FedexitError, match="nothing is recorded, because voice-masked-seed0 is not bit-identical"):
         spot_checks.record(results / "cells", [found])
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+def test_a_processor_without_bfloat16_checks_in_single_precision(lacks, monkeypatch, tmp_path):
+    half = PLAIN.changed(training=LocalTraining(bfloat16=True), central=Recipe(epochs=1, crop=None, bfloat16=True))
+    used, none = [], Measured(*[pd.DataFrame()] * len(Measured._fields))
+    monkeypatch.setattr(spot_checks, "lacks_bfloat16", lambda: lacks)
+    monkeypatch.setattr(spot_checks, "origin_of", lambda setting: Origin("", ("small", "1"), ("nano", "2")))
+    monkeypatch.setattr(spot_checks, "run_cell", lambda cell, setting, *_, **__: used.append(setting) or none)
+    row = {
+        **in_words(ONE),
+        "name": ONE.name,
+        "setting": json.dumps(in_words(half)),
+        "corpus": "small",
+        "backbone": "nano",
+    }
+    spot_checks._trained(row | {"corpus_checksum": "1", "backbone_checksum": "2"}, whole=False)
+    assert used[0].federation.training.bfloat16 == used[0].study.central.bfloat16 == (not lacks)
 
 
 def test_checks_are_spread_over_experiments_and_methods():

@@ -9,6 +9,7 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,9 @@ from fedexit.federated.methods import find_method
 from fedexit.lab.cells import run_cell
 from fedexit.lab.kept import origin_of, present_code, processor, today
 from fedexit.lab.published import read_published, setting_from
-from fedexit.lab.setting import Cell
+from fedexit.lab.setting import Cell, Setting
 from fedexit.lab.spots import SPOT_ROUND
+from fedexit.model.training import lacks_bfloat16
 from fedexit.runner.cell_index import SAME_CODE, SAME_COLUMNS, read_index, read_same_code, trusted_codes
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
@@ -46,8 +48,7 @@ class Checked(NamedTuple):
     @property
     def passed(self) -> bool:
         """Return whether the cell is bit-identical, or on another processor nearly all answers are alike."""
-        elsewhere = self.row["processor"] != processor()
-        return self.identical or (elsewhere and self.alike >= ALIKE * self.answers)
+        return self.identical or (_made_elsewhere(self.row) and self.alike >= ALIKE * self.answers)
 
     def __str__(self) -> str:
         if self.identical:
@@ -96,6 +97,14 @@ def check_cells(
     return found
 
 
+def _made_elsewhere(row: dict) -> bool:
+    """Return whether another kind of processor made the cell: another name, or another answer to `lacks_bfloat16`.
+
+    The name alone is not enough: a virtual machine may give processors of several generations one name.
+    """
+    return (row["processor"], row["bfloat16"]) != (processor(), not lacks_bfloat16())
+
+
 def _with_corpus(rows: Iterable[dict], say: Callable[[str], object]) -> list[dict]:
     """Return the rows of cells whose corpus is there."""
     names: dict[str, list[dict]] = {}
@@ -129,8 +138,14 @@ def _parts(row: dict) -> list[tuple[str, ...]]:
 
 
 def _trained(row: dict, whole: bool) -> pd.DataFrame:
-    """Return the answers of a cell that is trained again, as the table `spot`."""
+    """Return the answers of a cell that is trained again, as the table `spot`.
+
+    A processor that lacks bfloat16 trains in single precision: bfloat16 would take minutes, and answers, not weights,
+    are compared there.
+    """
     setting = setting_from(row["setting"])
+    if lacks_bfloat16():
+        setting = _in_single_precision(setting)
     cell = Cell(row["task"], row["method"], row["seed"], row["depth"])
     origin = origin_of(setting)
     for kind, checksum in (("corpus", origin.corpus[1]), ("backbone", origin.backbone[1])):
@@ -142,6 +157,12 @@ def _trained(row: dict, whole: bool) -> pd.DataFrame:
     to_the_end = whole or (cell.federated and find_method(cell.method).narrow)
     with tempfile.TemporaryDirectory() as state, one_thread():
         return run_cell(cell, setting, Path(state), stop_after=None if to_the_end else SPOT_ROUND).spot
+
+
+def _in_single_precision(setting: Setting) -> Setting:
+    """Return the setting with all training in single precision."""
+    training = replace(setting.federation.training, bfloat16=False)
+    return setting.changed(training=training, central=replace(setting.study.central, bfloat16=False))
 
 
 def _compared(row: dict, old: pd.DataFrame, new: pd.DataFrame) -> Checked:

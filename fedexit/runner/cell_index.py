@@ -62,9 +62,15 @@ def read_same_code(folder: Path) -> list[dict[str, str]]:
 def trusted_codes(folder: Path, present: str) -> set[str]:
     """Return the hashes of the codes whose cells in `folder` are verified, given the hash of the `present` code.
 
-    These are the present code, and every code whose cells it reproduced bit-identically (`read_same_code`).
+    These are the present code, every code whose cells it reproduced bit-identically (`read_same_code`), every code
+    whose cells that one reproduced, and so on.
     """
-    return {present} | {row["gives"] for row in read_same_code(folder) if row["code"] == present}
+    pairs = {(row["code"], row["gives"]) for row in read_same_code(folder)}
+    trusted, more = set[str](), {present}
+    while more:
+        trusted |= more
+        more = {gives for code, gives in pairs if code in trusted} - trusted
+    return trusted
 
 
 @contextmanager
