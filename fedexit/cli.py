@@ -139,14 +139,21 @@ def _add_bench_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_data_commands(commands: argparse._SubParsersAction) -> None:
-    data = commands.add_parser("data", help="list, fetch and convert corpora", epilog="example: fedexit data list")
+    examples = "examples: fedexit data fetch emodb; fedexit data fetch voxceleb1 --from MY_FOLDER"
+    text = "example: fedexit data list; more " + examples
+    data = commands.add_parser("data", help="list, fetch and convert corpora", epilog=text)
     parts = data.add_subparsers(required=True, metavar="COMMAND")
     _command(parts, "list", _data_list, "list the known corpora and where they are", "fedexit data list")
-    fetch = _command(parts, "fetch", _data_fetch, "download a corpus", "fedexit data fetch queen")
+    example = "fedexit data fetch librispeech --part dev-clean --part test-clean"
+    fetch = _command(parts, "fetch", _data_fetch, "download a corpus, or make it of a release that you have", example)
     fetch.add_argument("name", metavar="NAME", help="a name that `fedexit data list` shows")
     fetch.add_argument(
-        "--from", dest="source", metavar="FILE", help="use this downloaded archive instead of the network"
+        "--from", dest="source", metavar="PATH", help="use this folder or archive instead of the network"
     )
+    text = "address of a folder with copies of the archives (default: the official one)"
+    fetch.add_argument("--url", default="", metavar="URL", help=text)
+    text = "an archive of the release; may be given several times (default: the usual ones)"
+    fetch.add_argument("--part", dest="archives", action="append", default=[], metavar="PART", help=text)
     example = "fedexit data manifest queen --out queen.csv"
     manifest = _command(parts, "manifest", _data_manifest, "write the manifest of a corpus", example)
     manifest.add_argument("corpus", metavar="CORPUS", help="name of a corpus, or a folder of your own")
@@ -287,7 +294,7 @@ def _data_list(args: argparse.Namespace) -> None:
 def _data_fetch(args: argparse.Namespace) -> None:
     from fedexit.data.corpora import fetch_corpus
 
-    corpus = fetch_corpus(args.name, args.source)
+    corpus = fetch_corpus(args.name, args.source, args.url, args.archives)
     print(f"{args.name}: {len(corpus.dataset)} clips in {corpus.folder}")
 
 

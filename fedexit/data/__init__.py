@@ -10,6 +10,7 @@ containers  repair headers of audio files
 mp3         lengths of MP3 files
 checksums   hashes of clips
 queen, unlabelled, packages  two corpora that come from Debian packages
+original    corpora that come from public releases, in their original layouts
 tasks       one module per task: clips, targets, kind of head
 groups      groups of clips, their devices and depths
 trials      pairs of clips for speaker verification

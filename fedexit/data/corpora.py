@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,9 @@ from fedexit.data.folder import (
     read_manifest,
     save_manifest,
 )
+from fedexit.data.original.archives import holds_corpus
+from fedexit.data.original.catalogue import ORIGINALS
+from fedexit.data.original.fetch import fetch_release
 from fedexit.data.packages import fetch_queen
 from fedexit.data.places import (
     NAMES,
@@ -159,27 +162,42 @@ def list_corpora() -> pd.DataFrame:
     """Return the known corpora, one per row: name, state (ready or not fetched), licence, how to get it."""
     homes = {QUEEN: ("free redistribution, game itself not for sale", f"fedexit data fetch {QUEEN}")}
     homes[UNLABELLED] = "CC BY-SA, GPL, BSD, by package", f"fedexit data fetch {UNLABELLED}  (for pre-training only)"
-    for name, (stem, licence, home) in TARS.items():
-        homes[name] = licence, f"fedexit data fetch {name} --from {stem}.tar  ({home})"
+    homes |= {name: (one.licence, one.how_to_fetch(name)) for name, one in ORIGINALS.items()}
     rows = [(name, "ready" if found(name) else "not fetched", licence, how) for name, (licence, how) in homes.items()]
     return pd.DataFrame(rows, columns=["name", "state", "licence", "get it by"])
 
 
-def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
+def fetch_corpus(
+    name: str,
+    source: str | Path | None = None,
+    url: str = "",
+    parts: Sequence[str] = (),
+    say: Callable[[str], object] = print,
+) -> Corpus:
     """Get the known corpus `name` into the data folder and open it.
 
     Args:
         name: a known corpus. `queen` is decoded into the cache in about half a minute. `unlabelled` comes from 13
-            packages (600 MB, some minutes).
-        source: for `queen` a .deb or a queen.1c in place of the Debian package; for the others but `unlabelled` their
-            .tar.
+            packages (600 MB, some minutes). The others come from public releases (`fedexit.data.original`).
+        source: for `queen` a .deb or a queen.1c in place of the Debian package; for a release its folder or archive, or
+            the prepared .tar.
+        url: address of a folder with copies of the official archives of a release.
+        parts: names of archives of a release (default: the usual ones), such as `dev-clean` of `librispeech`.
+        say: receives a line for each reason why files of a release were left out or are without a label.
 
     Raises:
-        FedexitError: the name is unknown, or the corpus cannot be downloaded or read.
+        FedexitError: the name is unknown, or the corpus cannot be downloaded or read, or needs a licence.
+
+    Example:
+        >>> fetch_corpus("librispeech", parts=["dev-clean", "test-clean"])
     """
     source = Path(source) if source is not None else None
     if name not in NAMES:
         raise FedexitError(f"unknown corpus {name!r}, expected {', '.join(NAMES)}")
+    if name not in ORIGINALS and (url or parts):
+        raise FedexitError(
+            f"corpus {name} comes from Debian packages, so --url and --part have no effect; leave them out"
+        )
     if name == QUEEN:
         folder = data_dir() / "cache" / QUEEN
         if source is not None or not (folder / MANIFEST).is_file():
@@ -188,8 +206,10 @@ def fetch_corpus(name: str, source: str | Path | None = None) -> Corpus:
         raise FedexitError(f"corpus {UNLABELLED} is made of 13 packages, so {source} cannot be used; leave out --from")
     elif name == UNLABELLED:
         build_unlabelled(data_dir() / "cache" / UNLABELLED)
-    elif source is not None:
+    elif name in TARS and source is not None and holds_corpus(source):
         _keep_tar(source, data_dir() / "downloads" / f"{TARS[name][0]}.tar")
+    elif source is not None or url or parts or found(name) is None:
+        fetch_release(name, source, url, parts, say)
     return _opened(place_of_known(name), name, name)
 
 
@@ -246,8 +266,6 @@ def _own_name(place: Path) -> str:
 
 def _keep_tar(source: Path, target: Path) -> None:
     """Copy the .tar `source` to `target` if it holds a corpus without faults, so that a wrong one replaces nothing."""
-    if not source.is_file():
-        raise FedexitError(f"{source}: not a .tar file; expected {target.name}")
     folder = folder_of(source)
     check_groups(check_manifest(read_manifest(folder), folder), folder)
     with replacing(target) as part:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedexit.data.checksums import ClipHashes, combined
 from fedexit.data.folder import MANIFEST, located, new_folder, read_manifest
+from fedexit.data.original.catalogue import ORIGINALS
 from fedexit.data.packages import PACKAGE, tar_fault
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash
@@ -15,15 +16,13 @@ from fedexit.support.paths import data_dir, named_or_folder
 
 QUEEN, UNLABELLED = "queen", "unlabelled"
 TARS = {  # corpus: (name of its folder or tar, licence, public home)
-    "asc_digits": ("asc_digits", "CC BY 4.0", "abdulkaderghandoura/arabic-speech-commands-dataset on GitHub"),
-    "speechocean": ("speechocean60", "CC BY 4.0", "jimbozhang/speechocean762 on GitHub, OpenSLR 101"),
-    "emodb": ("emodb4", "CC0 1.0", "audEERING's release of EMO-DB"),
+    name: (one.subset, one.licence, one.home) for name, one in ORIGINALS.items() if one.subset
 }
-NAMES = (QUEEN, UNLABELLED, *TARS)
+NAMES = (QUEEN, UNLABELLED, *ORIGINALS)
 _HOW_TO_FETCH = {
     QUEEN: f"run: fedexit data fetch {QUEEN} (Debian package {PACKAGE}, 35 MB)",
     UNLABELLED: f"run: fedexit data fetch {UNLABELLED} (speech in 13 Debian packages, 600 MB)",
-    **{name: f"run: fedexit data fetch {name} --from {stem}.tar" for name, (stem, _, _) in TARS.items()},
+    **{name: f"run: {one.how_to_fetch(name)}" for name, one in ORIGINALS.items()},
 }
 
 

@@ -7,15 +7,20 @@ import numpy as np
 import pandas as pd
 
 from fedexit.data.corpora import Corpus, open_corpus
+from fedexit.data.original.build import TRIALS
 from fedexit.support.errors import FedexitError, reason
 from fedexit.support.files import write_text
 from fedexit.support.streams import numpy_stream
 
 
 def trials_of(corpus: Corpus) -> pd.DataFrame | None:
-    """Return the project's trial list for a corpus, `first, second, same`; None if no list fits its clips."""
-    file = Path(__file__).parent / "trial_lists" / f"{corpus.name}.csv"
-    if not file.is_file():
+    """Return the trial list of a corpus, `first, second, same`; None if no list fits its clips.
+
+    It is the official list of a release (`trials.csv` in the folder of the corpus), or else that of this project.
+    """
+    places = (corpus.folder / TRIALS, Path(__file__).parent / "trial_lists" / f"{corpus.name}.csv")
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         return None
     trials = pd.read_csv(file, dtype={"first": str, "second": str}, keep_default_na=False)
     return trials if {*trials["first"], *trials["second"]} <= set(corpus.dataset["id"]) else None

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedexit.data.places import NAMES, QUEEN, TARS, UNLABELLED, corpus_checksum
+from fedexit.data.places import NAMES, corpus_checksum
 from fedexit.runner import fingerprint
 from fedexit.runner.cell_index import cells_folder, read_index, trusted_codes
 from fedexit.runner.manifest import Notebook
@@ -178,7 +178,7 @@ def _read(folder: Path) -> dict:
 def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
     """Return the reason for each corpus and backbone (`corpus emodb`) that the notebook may not read in `profile`."""
     kinds = [
-        ("corpus", "data", {QUEEN, UNLABELLED, *TARS} - set(notebook.data_in(profile))),
+        ("corpus", "data", set(NAMES) - set(notebook.data_in(profile))),
         ("backbone", "backbones", set(backbone_folders()) - set(notebook.backbones_in(profile))),
     ]
     return {
