@@ -8,6 +8,7 @@ import pandas as pd
 
 from fedexit.data.corpora import Corpus, open_corpus
 from fedexit.data.original.build import TRIALS
+from fedexit.data.original.catalogue import ORIGINALS
 from fedexit.support.errors import FedexitError, reason
 from fedexit.support.files import write_text
 from fedexit.support.streams import numpy_stream
@@ -16,11 +17,12 @@ from fedexit.support.streams import numpy_stream
 def trials_of(corpus: Corpus) -> pd.DataFrame | None:
     """Return the trial list of a corpus, `first, second, same`; None if no list fits its clips.
 
-    It is the official list of a release (`trials.csv` in the folder of the corpus), or else that of this project.
+    It is the official list of a release, which lies beside the manifest, or else that of this project.
     """
-    places = (corpus.folder / TRIALS, Path(__file__).parent / "trial_lists" / f"{corpus.name}.csv")
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
+    official = corpus.name in ORIGINALS and ORIGINALS[corpus.name].trials
+    folder = corpus.folder if official else Path(__file__).parent / "trial_lists"
+    file = folder / (TRIALS if official else f"{corpus.name}.csv")
+    if not file.is_file():
         return None
     trials = pd.read_csv(file, dtype={"first": str, "second": str}, keep_default_na=False)
     return trials if {*trials["first"], *trials["second"]} <= set(corpus.dataset["id"]) else None

@@ -42,12 +42,12 @@ def fetch_release(
     folder = data_dir() / "cache" / (original.subset or name)
     if source is not None:
         _check_source(source, folder, bool(url or parts))
+    given = source if source is not None and source.is_dir() else None
+    archives = [] if given else [source] if source else _downloaded(original, name, url, parts)
     with new_folder(folder) as part:
-        if source is None or not source.is_dir():
-            for archive in _downloaded(original, name, url, parts) if source is None else [source]:
-                unpack(archive, part / "unpacked")
-            source = part / "unpacked"
-        root = release_root(source, original.marks, original.title)
+        for archive in archives:
+            unpack(archive, part / "unpacked")
+        root = release_root(given or part / "unpacked", original.marks, original.title)
         if original.subset:
             write_subset(original.read(root, parts_of(name), report.note), root, part)
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedexit.data.original.release import Clip, Note, bare, files_below, read_lines
 
 SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
-MARKS = tuple(f"{session}/{inner}" for session in SESSIONS for inner in ("dialog/EmoEvaluation", "sentences/wav"))
+MARKS = tuple(f"{session}/dialog/EmoEvaluation" for session in SESSIONS)
 EMOTIONS = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 _SPLITS = {"Session1": "test", "Session2": "dev"}
 _RATED = re.compile(r"\[[^\]]*\]\s+(Ses\S+)\s+(\w+)\s")  # [6.2901 - 8.2357] Ses01F_impro01_F000 neu [...]
