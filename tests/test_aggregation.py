@@ -194,6 +194,8 @@ def test_memory_does_not_grow_with_the_number_of_clients():
         ("backbone.model.encoder.layers.4.attention.q_proj.lora_A.default.weight", 5),
         ("backbone.model.feature_extractor.conv_layers.0.conv.weight", None),
         ("backbone.model.adapter.layers.0.conv.weight", None),
+        ("backbone.model.encoder.pos_conv_embed.layers.0.conv.weight", None),
+        ("heads.3.norm.weight", None),
         ("backbone.model.encoder.pos_conv_embed.conv.parametrizations.weight.original0", None),
         ("heads.3.linear.weight", None),
     ],

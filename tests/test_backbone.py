@@ -164,12 +164,6 @@ def test_a_depth_beyond_the_backbone_is_refused(depth):
         load_backbone("nano").hidden_states(torch.randn(1, 16000), depth=depth)
 
 
-def test_stable_layer_norm_models_are_refused_with_the_reason(tmp_path):
-    saved_model(tmp_path, "wav2vec2", do_stable_layer_norm=True, feat_extract_norm="layer")
-    with pytest.raises(FedexitError, match="stable-layer-norm"):
-        load_backbone(tmp_path)
-
-
 def test_half_precision_weights_become_float32(tmp_path):
     saved_model(tmp_path, "hubert").half().save_pretrained(tmp_path)
     backbone = load_backbone(tmp_path)
@@ -260,7 +254,7 @@ def test_heads_of_other_models_are_ignored_without_a_warning(kind, tmp_path, cap
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm", "data2vec-audio"])
 def test_a_missing_mask_vector_is_drawn_the_same_each_time_with_a_warning(family, tmp_path):
     saved_model(tmp_path, family, num_hidden_layers=1)
     change_weights(tmp_path, lambda weights: {n: t for n, t in weights.items() if n != "masked_spec_embed"})
@@ -281,6 +275,8 @@ BROKEN_FILES = {
     "names no model_type": ("config.json", "{}"),
     "hidden_dropout.*got NoneType": ("config.json", '{"model_type": "hubert", "hidden_dropout": null}'),
     "sampling_rate is 8000": ("preprocessor_config.json", '{"sampling_rate": 8000}'),
+    "sampling_rate is 44100": ("processor_config.json", '{"feature_extractor": {"sampling_rate": 44100}}'),
+    "feature_extractor is 'x', not an object": ("processor_config.json", '{"feature_extractor": "x"}'),
 }
 
 

@@ -23,10 +23,10 @@ GEOMETRY = dict(
 )  # fmt: skip
 
 
-def small(family="hubert", kernel=16, attention="eager", dropout=0.1):
+def small(family="hubert", kernel=16, attention="eager", dropout=0.1, **changes):
     names = ("feat_proj", "hidden", "attention", "activation")
     dropouts = {f"{name}_dropout": dropout for name in names}
-    config = AutoConfig.for_model(family, num_conv_pos_embeddings=kernel, **dropouts, **GEOMETRY)
+    config = AutoConfig.for_model(family, num_conv_pos_embeddings=kernel, **dropouts, **GEOMETRY, **changes)
     # the counter does not know the fused attention of the CPU
     return Backbone(AutoModel.from_config(config, attn_implementation=attention), family, False)
 
@@ -39,7 +39,7 @@ def counted(run):
 
 
 @pytest.mark.parametrize("samples", [4_000, 16_000, 31_999])
-@pytest.mark.parametrize(("family", "kernel"), [("hubert", 16), ("wav2vec2", 17), ("wavlm", 16)])
+@pytest.mark.parametrize(("family", "kernel"), [("hubert", 16), ("wav2vec2", 17), ("wavlm", 16), ("data2vec-audio", 3)])
 def test_forward_macs_equal_the_count_of_torch(family, kernel, samples):
     model = MultiExitModel(small(family, kernel), ["a", "b", "c"], [2, 4])
     for depth in (2, 4):
@@ -89,9 +89,11 @@ def saved_bytes(model, clips):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
-def test_activations_equal_the_tensors_that_autograd_keeps(family, dropout, batch):
-    model = MultiExitModel(small(family, attention=None, dropout=dropout), ["a", "b", "c"], [2, 4])
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm", "data2vec-audio"])
+@pytest.mark.parametrize("large", [False, True])
+def test_activations_equal_the_tensors_that_autograd_keeps(family, large, dropout, batch):
+    changes = {"do_stable_layer_norm": True} if large and family != "data2vec-audio" else {}
+    model = MultiExitModel(small(family, attention=None, dropout=dropout, **changes), ["a", "b", "c"], [2, 4])
     for depth in (2, 4):
         kept = saved_bytes(model.client_model(depth).train(), torch.randn(batch, 24_000))
         assert memory(model, 24_000, batch, depth).activations == pytest.approx(kept, rel=0.02)

@@ -62,7 +62,9 @@ def heads_costs(
     everything = Objective(losses="all")
     once = client_costs(model, depth, report.lengths, replace(training, epochs=1), report.cached, everything)
     exits = everything.exits(depth, model.exits)
-    sent = {name: tensor for name, tensor in held_weights(model.trainable_weights(), exits).items() if "heads." in name}
+    sent = {
+        name: tensor for name, tensor in held_weights(model.trainable_weights(), exits).items() if ".linear." in name
+    }
     size = sum(tensor.numel() * tensor.element_size() for tensor in sent.values())
     macs = len(report.lengths) * sum(model.head_at(exit).macs(1) for exit in exits)
     return {

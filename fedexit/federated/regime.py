@@ -147,7 +147,7 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
         for start in range(0, len(order), _STATISTICS_BATCH):
             batch, sizes, _ = collate([clips[index] for index in order[start : start + _STATISTICS_BATCH]])
             with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
-                states, frames = model.backbone.hidden_states(batch.to(device), sizes, client.depth)
+                states, frames = model.states(batch.to(device), sizes, exits)
             for exit in exits:
                 head = model.head_at(exit)
                 found[exit].append((head.reads(states[exit].float(), frames) - head.centre) / head.scale)

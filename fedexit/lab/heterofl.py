@@ -57,9 +57,9 @@ def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
 
 def places_in(model: MultiExitModel, narrow: MultiExitModel) -> dict[str, Place]:
     """Return, by name, the index of each weight and buffer of `narrow` in that of `model`."""
-    full = model.state_dict()
+    full, pooled = model.state_dict(), model.head == "pooled"
     return {
-        name: _place(tensor.shape, full[name].shape, model.head == "pooled" and name.startswith("heads."))
+        name: _place(tensor.shape, full[name].shape, pooled and name.startswith("heads.") and ".norm." not in name)
         for name, tensor in narrow.state_dict().items()
     }
 

@@ -1,7 +1,11 @@
-"""Elastic speech encoder: wav2vec 2.0, HuBERT or WavLM, cut at depth k (paper, sec. 2.1 and 2.2).
+"""Elastic speech encoder of the wav2vec 2.0 kind, cut at depth k (paper, sec. 2.1 and 2.2).
 
 A backbone of depth k holds the convolutional encoder, the projection, the positional convolution and Transformer layers
 1..k. Layers above k do not exist in it: they are not run, trained, sent or kept in memory.
+
+A stable-layer-norm (large) model normalises inside each layer before it adds, and the sum once, above its last layer.
+The paper does not say what a shallow exit of it reads. Ours reads what the model cut at that layer returns: the layer's
+output after this final norm. Each head owns and trains a copy of the norm, and the server averages it like the head.
 """
 
 import copy
@@ -62,8 +66,9 @@ def frame_counts(config: PretrainedConfig, samples: Samples) -> list[Samples]:
 class Backbone(nn.Module):
     """A `transformers` speech encoder of any depth: per call (run fewer layers) or permanently (`truncated`).
 
-    Every client keeps these frozen: the convolutional encoder (the paper leaves this open), the mask vector, and the
-    statistics of a batch norm before the positional convolution, which some HuBERT models have.
+    Every client keeps these frozen: the convolutional encoder (the paper leaves this open), the mask vector, the
+    statistics of a batch norm before the positional convolution, which some HuBERT models have, and the final norm of a
+    stable-layer-norm model, of which each exit's head trains a copy.
 
     Attributes:
         model: the encoder of `transformers`.
@@ -79,6 +84,7 @@ class Backbone(nn.Module):
         self.name, self.pretrained = name, pretrained
         self.lora: tuple[int, float] | None = None
         self.model.feature_extractor.requires_grad_(False)
+        self.final_norm.requires_grad_(False)
         if hasattr(self.model, MASK_VECTOR):
             self.model.masked_spec_embed.requires_grad_(False)
 
@@ -96,6 +102,15 @@ class Backbone(nn.Module):
     def channels(self) -> int:
         """Return the number of channels C of the convolutional encoder's output."""
         return self.model.config.conv_dim[-1]
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """Return the norm above the last layer of a stable-layer-norm model; the identity for others."""
+        return self.model.encoder.layer_norm if self._is_stable else nn.Identity()
+
+    @property
+    def _is_stable(self) -> bool:
+        return getattr(self.model.config, "do_stable_layer_norm", False)
 
     def truncated(self, depth: int) -> "Backbone":
         """Return an independent copy with layers 1..depth only. Raises FedexitError unless depth is in 1..layers."""
@@ -118,9 +133,10 @@ class Backbone(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """Return the hidden states up to layer `depth`, and the frame lengths (B,).
 
-        The states are depth + 1 tensors (B, F, D): index 0 is the input of layer 1, index l the output of layer l.
-        Frames beyond a clip's length are padding without meaning. The others do not depend on the rest of the batch,
-        and equal `hidden_states[l]` of the full `transformers` model on that normalised clip alone.
+        The states are depth + 1 tensors (B, F, D): index 0 is the input of layer 1, index l the output of layer l, after
+        `final_norm`. Frames beyond a clip's length are padding without meaning. The others do not depend on the rest of
+        the batch, and equal `final_norm(hidden_states[l])` of the full `transformers` model on that normalised clip
+        alone, which is `last_hidden_state` of that model cut at layer l.
 
         Args:
             waveforms: (B, T) at 16 kHz, zero-padded, of any loudness: each clip is normalised as by `collate`, unless
@@ -133,13 +149,14 @@ class Backbone(nn.Module):
         """
         depth = self._checked_depth(self.layers if depth is None else depth)
         states, frames = self.layer_by_layer(waveforms, lengths)
-        return list(itertools.islice(states, depth + 1)), frames
+        first, *others = itertools.islice(states, depth + 1)
+        return [first, *map(self.final_norm, others)], frames
 
     def layer_by_layer(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Iterator[Tensor], Tensor]:
-        """Return the same hidden states one at a time, and the frame lengths (B,).
+        """Return the hidden states one at a time, before `final_norm`, and the frame lengths (B,).
 
-        A layer runs when its state is requested, so a caller that stops early does not run the layers above. Arguments
-        and errors are those of `hidden_states`.
+        A layer runs when its state is requested, so a caller that stops early does not run the layers above. The heads
+        of `MultiExitModel` read these states and normalise them. Arguments and errors are those of `hidden_states`.
         """
         lengths = self._lengths(waveforms, lengths)
         if waveforms.dim() == 3:
@@ -169,7 +186,8 @@ class Backbone(nn.Module):
             hidden = hidden * valid[..., None]  # the positional convolution must read zeros beyond the end
             mask = self._attention_mask(hidden, valid)
         encoder = self.model.encoder
-        return encoder.dropout(encoder.layer_norm(hidden + self._positions(hidden, valid))), mask
+        hidden = hidden + self._positions(hidden, valid)
+        return encoder.dropout(hidden if self._is_stable else encoder.layer_norm(hidden)), mask
 
     def _attention_mask(self, hidden: Tensor, valid: Tensor) -> Any:
         """Return the mask that the layers expect, from the `valid` frames (B, F)."""
@@ -180,10 +198,16 @@ class Backbone(nn.Module):
     def _positions(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """Return the positional convolution's output (B, F, D).
 
-        A batch norm before it would change the zeros of the padding, so they are set to zero again after it.
-        It always applies the stored statistics: a client's few clips must not move them.
+        A batch norm before it would change the zeros of the padding, and so do the convolutions of data2vec, a stack of
+        several: the padding is set to zero again after each. A batch norm always applies the stored statistics: a
+        client's few clips must not move them.
         """
         embed = self.model.encoder.pos_conv_embed
+        if self.model.config.model_type == "data2vec-audio":
+            hidden = hidden.transpose(1, 2)
+            for layer in embed.layers:
+                hidden = layer(hidden) if valid is None else layer(hidden) * valid[:, None]
+            return hidden.transpose(1, 2)
         norm = getattr(embed, "batch_norm", None)
         if norm is None:
             return embed(hidden)

@@ -66,9 +66,9 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: AnyHead) -> 
     into = [1, *config.conv_dim[:-1]]
     sides = zip(lengths, into, config.conv_dim, config.conv_kernel, strict=True)
     frozen = sum(length * channels * out * kernel for length, channels, out, kernel in sides)
-    width, frames, kernel = config.hidden_size, lengths[-1], config.num_conv_pos_embeddings
+    width, frames, (stack, kernel) = config.hidden_size, lengths[-1], _positions(config)
     projection = frames * config.conv_dim[-1] * width
-    position = (frames + (kernel % 2 == 0)) * kernel * width * width // config.num_conv_pos_embedding_groups
+    position = stack * (frames + (kernel % 2 == 0)) * kernel * width * width // config.num_conv_pos_embedding_groups
     layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * config.intermediate_size
     if config.model_type == "wavlm":  # gate of the relative positions: eight outputs per head and frame
         layer += 8 * frames * width
@@ -202,11 +202,22 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
     layer += attention
     outside = 2 * batch * frames * config.conv_dim[-1] + (3 + heads + masked["feat_proj"] + masked["hidden"]) * states
     outside += wavlm * (scores + 2 * frames**2)  # the relative positions, which all layers share
+    if config.model_type == "data2vec-audio":  # each positional convolution, its normalisation and its GELU
+        outside += (3 * _positions(config)[0] - 2) * states
     return depth * layer + outside + _position_kernel(config)
 
 
+def _positions(config: PretrainedConfig) -> tuple[int, int]:
+    """Return the number of positional convolutions and the size of their kernel in frames; only data2vec stacks them."""
+    if config.model_type == "data2vec-audio":
+        return config.num_conv_pos_embeddings, config.conv_pos_kernel_size
+    return 1, config.num_conv_pos_embeddings
+
+
 def _position_kernel(config: PretrainedConfig) -> int:
-    """Return the size of the positional convolution's kernel, which weight normalisation computes in each pass."""
+    """Return the weights of a positional convolution whose weight normalisation computes them in each pass."""
+    if config.model_type == "data2vec-audio":
+        return 0
     return config.num_conv_pos_embeddings * config.hidden_size**2 // config.num_conv_pos_embedding_groups
 
 

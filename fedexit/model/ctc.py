@@ -19,22 +19,24 @@ _SURE = 1e4  # logit of the blank beyond a clip's end
 class CTCHead(nn.Module):
     """A linear layer on every frame; if `recurrent`, a bidirectional LSTM of the same width comes before it.
 
-    `centre` and `scale` (D,) standardise the frames (`MultiExitModel.standardise`).
+    `norm` comes first, as in `fedexit.model.heads.Head`, then `centre` and `scale` (D,) standardise the frames
+    (`MultiExitModel.standardise`).
     """
 
     def __init__(self, width: int, labels: int, recurrent: bool = False):
         super().__init__()
+        self.norm: nn.Module = nn.Identity()
         self.recurrent = nn.LSTM(width, width // 2, bidirectional=True, batch_first=True) if recurrent else None
         self.linear = nn.Linear(width, labels + 1)
         self.centre, self.scale = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
         """Return the frames to standardise: all frames of all clips, (sum of F_i, D)."""
-        return torch.cat([state[:length] for state, length in zip(states, frames.tolist(), strict=True)])
+        return torch.cat([state[:length] for state, length in zip(self.norm(states), frames.tolist(), strict=True)])
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
         """Return logits (B, F, 1 + characters) for states (B, F, D) and frame lengths (B,)."""
-        hidden = (states - self.centre) / self.scale
+        hidden = (self.norm(states) - self.centre) / self.scale
         if self.recurrent is not None:
             packed = nn.utils.rnn.pack_padded_sequence(hidden, frames.cpu(), batch_first=True, enforce_sorted=False)
             half = torch.is_autocast_enabled("cpu") and not lacks_bfloat16()  # else single precision, like `hidden`

@@ -1,6 +1,7 @@
 """The multi-exit model: a backbone with a prediction head on each exit (paper, sec. 2.1 and 3)."""
 
 import copy
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ class MultiExitModel(nn.Module):
         with seeded(seed, "heads"):
             names = ["shared"] if shared_head else map(str, self.exits)
             self.heads = nn.ModuleDict({name: HEADS[head](backbone.width, len(self.labels)) for name in names})
+        for own in self.heads.values():
+            own.norm = copy.deepcopy(backbone.final_norm).requires_grad_(True)
         self.heads.to(backbone.model.dtype)
 
     def head_at(self, depth: int) -> AnyHead:
@@ -92,9 +95,20 @@ class MultiExitModel(nn.Module):
         Returns:
             By exit: (B, labels), or (B, F, 1 + labels) of a CTC head.
         """
+        states, frames = self.states(waveforms, lengths, exits)
+        return {depth: self.head_at(depth)(state, frames) for depth, state in states.items()}
+
+    def states(
+        self, waveforms: Tensor, lengths: Tensor | None = None, exits: Iterable[int] | None = None
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Return what the heads of `exits` (default all) read: (B, F, D) by exit, and the frame lengths (B,).
+
+        Arguments and errors are those of `forward`.
+        """
         asked = self._asked(exits)
-        states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
-        return {depth: self.head_at(depth)(states[depth], frames) for depth in asked}
+        states, frames = self.backbone.layer_by_layer(waveforms, lengths)
+        found = list(itertools.islice(states, max(asked) + 1))
+        return {depth: found[depth] for depth in asked}, frames
 
     @torch.no_grad()
     def embeddings(
@@ -104,9 +118,8 @@ class MultiExitModel(nn.Module):
 
         Arguments and errors are those of `forward`.
         """
-        asked = self._asked(exits)
-        states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(asked))
-        heads = {depth: self.head_at(depth) for depth in asked}
+        states, frames = self.states(waveforms, lengths, exits)
+        heads = {depth: self.head_at(depth) for depth in states}
         return {d: (head.reads(states[d], frames) - head.centre) / head.scale for d, head in heads.items()}
 
     def predict(
@@ -169,7 +182,7 @@ class MultiExitModel(nn.Module):
         A head that reads them unscaled predicts the most frequent class for a long time. This is ours, not the paper's.
         No labels are needed. Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
         """
-        states, frames = self.backbone.hidden_states(waveforms, lengths, depth=max(self.exits))
+        states, frames = self.states(waveforms, lengths)
         for exits in [self.exits] if self.shared_head else [[depth] for depth in self.exits]:
             head = self.head_at(exits[0])
             read = torch.cat([head.reads(states[depth], frames) for depth in exits])

@@ -22,17 +22,19 @@ def statistics_pooling(states: Tensor, frames: Tensor) -> Tensor:
 class Head(nn.Module):
     """Statistics pooling, then one linear layer: the paper's utterance-level head.
 
-    Between the two, `centre` and `scale` (2D,) standardise the pooled statistics (`MultiExitModel.standardise`).
+    Between the two, `centre` and `scale` (2D,) standardise the pooled statistics (`MultiExitModel.standardise`). `norm`
+    comes first: the final norm of a stable-layer-norm backbone (`Backbone.final_norm`), which `MultiExitModel` copies.
     """
 
     def __init__(self, width: int, labels: int):
         super().__init__()
+        self.norm: nn.Module = nn.Identity()
         self.linear = nn.Linear(2 * width, labels)
         self.centre, self.scale = nn.Buffer(torch.zeros(2 * width)), nn.Buffer(torch.ones(2 * width))
 
     def reads(self, states: Tensor, frames: Tensor) -> Tensor:
         """Return the pooled statistics to standardise, (B, 2D)."""
-        return statistics_pooling(states, frames)
+        return statistics_pooling(self.norm(states), frames)
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
         """Return logits (B, labels) for states (B, F, D) and frame lengths (B,)."""

@@ -21,6 +21,7 @@ from fedexit.support.streams import seeded
 TARGETS = {
     "hubert": ("q_proj", "v_proj"),
     "wav2vec2": ("q_proj", "v_proj"),
+    "data2vec-audio": ("q_proj", "v_proj"),
     "wavlm": ("intermediate_dense", "output_dense"),
 }
 

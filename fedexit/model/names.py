@@ -3,7 +3,7 @@
 import re
 from functools import cache
 
-_LAYER = re.compile(r"(?:^|\.)(?<!adapter\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?<!adapter\.)(?<!pos_conv_embed\.)layers\.(\d+)\.")
 
 
 @cache  # a round asks for every name of every client

@@ -19,7 +19,7 @@ from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import check_downloaded, read_json_object, weight_files
 from fedexit.support.streams import seeded
 
-FAMILIES = ("wav2vec2", "hubert", "wavlm")
+FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 MASK_VECTOR = "masked_spec_embed"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
 # Tensors that a file may hold beyond the encoder: the heads for CTC, classification, speaker verification and
@@ -34,11 +34,6 @@ def check_family(config: PretrainedConfig, name: str) -> None:
     """Raise FedexitError unless a model of this `config`, called `name`, can be cut at every layer."""
     if config.model_type not in FAMILIES:
         raise FedexitError(f"{name} is a {config.model_type} model; expected one of {', '.join(FAMILIES)}")
-    if config.do_stable_layer_norm:
-        raise FedexitError(
-            f"{name} is a stable-layer-norm ('large') model: only its last layer is followed by a normalisation, so a "
-            "shallow exit would read states of another scale; take a post-norm ('base') model"
-        )
 
 
 def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedModel:
@@ -123,18 +118,25 @@ def _draw_mask_vector(model: PreTrainedModel, name: str) -> None:
 
 def _check_input(name_or_path: str | Path) -> None:
     """Raise FedexitError for a model of another sampling rate; warn about one that reads raw waveforms."""
-    try:
-        file = cached_file(str(name_or_path), "preprocessor_config.json")
-    except OSError:  # there is none
-        return
-    settings = read_json_object(Path(file))  # type: ignore[arg-type]  # `cached_file` raises rather than give None
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        try:
+            file = cached_file(str(name_or_path), name)
+        except OSError:  # there is none
+            continue
+        settings = read_json_object(Path(file))  # type: ignore[arg-type]  # it raises rather than give None
+        _check_preprocessing(settings.get("feature_extractor", settings), f"{file}")
+
+
+def _check_preprocessing(settings: Any, file: str) -> None:
+    if not isinstance(settings, dict):
+        raise FedexitError(f"{file}: feature_extractor is {settings!r}, not an object; download it again")
     if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise FedexitError(f"{file}: sampling_rate is {rate!r}, but all audio here has {SAMPLE_RATE} Hz; take another")
     if settings.get("do_normalize", True) is not True:
         warnings.warn(
-            f"{name_or_path} was trained on waveforms that are not normalised (do_normalize in "
-            "preprocessor_config.json); here every clip gets mean 0 and variance 1",
-            stacklevel=4,
+            f"{file}: the model was trained on waveforms that are not normalised (do_normalize); here every clip gets "
+            "mean 0 and variance 1",
+            stacklevel=5,
         )
 
 
