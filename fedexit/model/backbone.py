@@ -133,10 +133,10 @@ class Backbone(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """Return the hidden states up to layer `depth`, and the frame lengths (B,).
 
-        The states are depth + 1 tensors (B, F, D): index 0 is the input of layer 1, index l the output of layer l, after
+        The states are depth + 1 tensors (B, F, D): index 0 is the input of layer 1, index l the output of layer l after
         `final_norm`. Frames beyond a clip's length are padding without meaning. The others do not depend on the rest of
-        the batch, and equal `final_norm(hidden_states[l])` of the full `transformers` model on that normalised clip
-        alone, which is `last_hidden_state` of that model cut at layer l.
+        the batch. They equal `final_norm(hidden_states[l])` of the full `transformers` model on that normalised clip
+        alone, which is the `last_hidden_state` of that model cut at layer l.
 
         Args:
             waveforms: (B, T) at 16 kHz, zero-padded, of any loudness: each clip is normalised as by `collate`, unless

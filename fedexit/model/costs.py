@@ -208,7 +208,7 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
 
 
 def _positions(config: PretrainedConfig) -> tuple[int, int]:
-    """Return the number of positional convolutions and the size of their kernel in frames; only data2vec stacks them."""
+    """Return the number of positional convolutions (several in data2vec) and the size of their kernel in frames."""
     if config.model_type == "data2vec-audio":
         return config.num_conv_pos_embeddings, config.conv_pos_kernel_size
     return 1, config.num_conv_pos_embeddings
