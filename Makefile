@@ -64,7 +64,7 @@ clean: ## remove checkpoints (not those of the profile full), smoke and interact
 	    echo "make: less than 8 GB of disk space are free; free some, then run make again"; exit 1; }; \
 	  $$found -m venv .venv || { rm -rf .venv; echo "make: $$found cannot make a venv; install its venv module"; exit 1; }; \
 	} >&2
-	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[dev,lora,beam]" || { \
+	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[all,dev]" || { \
 	  echo "make: the installation failed; check the network and the disk space (8 GB), then run the same command again"; \
 	  exit 1; \
 	} >&2

@@ -295,7 +295,7 @@ def _data_fetch(args: argparse.Namespace) -> None:
     from fedexit.data.corpora import fetch_corpus
 
     corpus = fetch_corpus(args.name, args.source, args.url, args.archives)
-    print(f"{args.name}: {len(corpus.dataset)} clips in {corpus.folder}")
+    print(f"{args.name}: {len(corpus.table)} clips in {corpus.folder}")
 
 
 def _data_manifest(args: argparse.Namespace) -> None:

@@ -164,7 +164,7 @@ def test_unusual_ids_survive_storing(tmp_path, monkeypatch):
     (tmp_path / "trial_lists").mkdir()
     made.to_csv(tmp_path / "trial_lists" / "odd.csv", index=False)
     monkeypatch.setattr(trial_lists, "__file__", str(tmp_path / "trials.py"))
-    read = trial_lists.trials_of(SimpleNamespace(name="odd", dataset={"id": ids}))
+    read = trial_lists.trials_of(SimpleNamespace(name="odd", table={"id": ids}))
     assert read.equals(made) and {*read["first"], *read["second"]} == set(ids)
 
 

@@ -13,7 +13,13 @@ import pandas as pd
 
 import fedexit
 from fedexit.bench.workload import Sizes, same_weights
+from fedexit.lab.looks import style
+from fedexit.support.extras import extra
 from fedexit.support.files import replacing, write_text
+
+with extra("notebooks"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
 
 _QUANTITIES = {"round": "s", "first_round": "s", "startup": "s", "startup_and_first_round": "s", "peak_memory": "MB"}
 _CELL = ["engine", "kind", "processes"]
@@ -121,11 +127,6 @@ def _summary(long: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
 
 def _engine_figure(path: Path, data: pd.DataFrame) -> None:
     """Draw a mark per repetition: the time of a round as a multiple of the bare loop's."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    from fedexit.lab.looks import style
-
     style()
     clients = {"full": "all clients at exit 12", "mixed": "exits 3 and 9"}
     data = data.assign(label=data["engine"] + ", " + data["kind"].map(clients))

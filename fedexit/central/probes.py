@@ -6,7 +6,6 @@ Index 0 is the input of layer 1, index l the output of layer l. Log-mel features
 import warnings
 from collections.abc import Iterable, Sequence
 
-import jiwer
 import numpy as np
 import pandas as pd
 import torch
@@ -24,6 +23,7 @@ from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.text import CHARACTERS, characters, frames_needed, spell
 from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream, seeded, stream_seed
 
@@ -203,6 +203,8 @@ def ctc_probe(
     Raises:
         FedexitError: names the clip whose text has no characters or needs more frames than the clip has.
     """
+    with extra("asr"):
+        import jiwer
     targets = [torch.tensor(characters(text)) for text in texts]
     for number, (state, target) in enumerate(zip(states, targets, strict=True)):
         if not len(target) or frames_needed(target.tolist()) > len(state):
@@ -223,7 +225,7 @@ def ctc_probe(
         loss.backward()
         optimiser.step()
         schedule.step()
-    on_dev, on_test = (_character_error(head, states, targets, part, mean, std) for part in (dev, test))
+    on_dev, on_test = (jiwer.cer(*_spelled(head, states, targets, part, mean, std)) for part in (dev, test))
     return on_dev, on_test
 
 
@@ -234,12 +236,13 @@ def _ctc_loss(head: nn.Linear, states: list[Tensor], targets: list[Tensor]) -> T
 
 
 @torch.no_grad()
-def _character_error(
+def _spelled(
     head: nn.Linear, states: Sequence[Tensor], targets: list[Tensor], part: np.ndarray, mean: Tensor, std: Tensor
-) -> float:
+) -> tuple[list[str], list[str]]:
+    """Return the true and the predicted texts of the clips `part`."""
     references, hypotheses = [], []
     for index in part:
         best = head((states[index] - mean) / std).argmax(-1).unique_consecutive()
         hypotheses.append(spell(best.tolist()))
         references.append(spell(targets[index].tolist()))
-    return jiwer.cer(references, hypotheses)
+    return references, hypotheses

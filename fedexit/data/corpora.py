@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pandas as pd
 import torch
 
@@ -45,9 +45,13 @@ from fedexit.data.places import (
 from fedexit.data.queen import build_queen
 from fedexit.data.unlabelled import build_unlabelled
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 from fedexit.support.files import replacing
 from fedexit.support.paths import data_dir
 from fedexit.support.reads import note_read, recording
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _TRIED = 16  # clips of a user's corpus that are decoded when it is opened, evenly spaced
 _SECONDS_OFF = 0.05  # largest error of a clip's length in a manifest, in seconds
@@ -59,17 +63,29 @@ class Corpus:
 
     name: name of a known corpus, or of the folder or .tar.
     folder: the folder that holds the manifest.
-    dataset: the manifest's columns and `audio`, the path of the clip's file, not decoded.
+    table: the checked manifest, which is not to be changed; `manifest` returns a copy.
     """
 
     name: str
     folder: Path
-    dataset: datasets.Dataset
+    table: pd.DataFrame
 
     @property
     def manifest(self) -> pd.DataFrame:
         """Return the manifest as a new table: strings are never NaN, `seconds` is float."""
-        return self.dataset.select_columns(COLUMNS).to_pandas()
+        return self.table.copy()
+
+    @cached_property
+    def dataset(self) -> "Dataset":
+        """Return the manifest as a `datasets.Dataset` with `audio`, the path of the clip's file.
+
+        The files are not decoded, because decoding in `datasets` needs FFmpeg. Raises FedexitError without `datasets`.
+        """
+        with extra("notebooks"):
+            from datasets import Audio, Dataset
+        columns = self.table.to_dict("list")
+        columns["audio"] = [str(self.folder / path) for path in self.table["path"]]
+        return Dataset.from_dict(columns).cast_column("audio", Audio(decode=False))
 
     @property
     def labels(self) -> list[str]:
@@ -77,7 +93,7 @@ class Corpus:
 
         Raises FedexitError for fewer than two labels, because there is nothing to classify.
         """
-        labels = sorted(set(self.dataset["label"]) - {""})
+        labels = sorted(set(self.table["label"]) - {""})
         if len(labels) < 2:
             raise FedexitError(
                 f"corpus {self.name} has {len(labels)} label(s), a classifier needs at least two; "
@@ -126,11 +142,11 @@ class Corpus:
 
     @cached_property
     def _paths(self) -> dict[str, str]:
-        return dict(zip(self.dataset["id"], self.dataset["path"], strict=True))
+        return dict(zip(self.table["id"], self.table["path"], strict=True))
 
     @cached_property
     def _seconds(self) -> dict[str, float]:
-        return dict(zip(self.dataset["id"], self.dataset["seconds"], strict=True))
+        return dict(zip(self.table["id"], self.table["seconds"], strict=True))
 
     @cached_property
     def _hashes(self) -> ClipHashes:
@@ -153,7 +169,7 @@ def open_corpus(name_or_folder: str | Path) -> Corpus:
     if isinstance(place, str):
         return _opened(place_of(name_or_folder), place, place)
     corpus = _opened(place_of(name_or_folder), _own_name(place), str(name_or_folder))
-    for clip in corpus.dataset["id"][:: -(-len(corpus.dataset) // _TRIED)]:
+    for clip in corpus.table["id"][:: -(-len(corpus.table) // _TRIED)]:
         corpus.waveform(clip)
     return corpus
 
@@ -242,7 +258,7 @@ def convert_folder(
         raise FedexitError(f"{out!r} is the name of a corpus of fedexit; write ./{out} for a folder of your own")
     convert(Path(folder), Path(out), report)
     corpus = open_corpus(Path(out))
-    for line in (f"{printable(folder)}: {len(corpus.dataset)} clips in {printable(corpus.folder)}", *report.lines()):
+    for line in (f"{printable(folder)}: {len(corpus.table)} clips in {printable(corpus.folder)}", *report.lines()):
         say(line)
     return corpus
 
@@ -252,7 +268,7 @@ def _opened(place: Path, name: str, named: str) -> Corpus:
     folder = folder_of(place)
     table = check_manifest(read_manifest(folder), folder)
     check_groups(table, folder)
-    corpus = Corpus(name, folder, _dataset(table, folder))
+    corpus = Corpus(name, folder, table)
     if recording():
         note_read("corpus", named, corpus.checksum)
     return corpus
@@ -270,10 +286,3 @@ def _keep_tar(source: Path, target: Path) -> None:
     check_groups(check_manifest(read_manifest(folder), folder), folder)
     with replacing(target) as part:
         shutil.copyfile(source, part)
-
-
-def _dataset(table: pd.DataFrame, folder: Path) -> datasets.Dataset:
-    """Return a manifest as a dataset in memory; `audio` holds paths, because decoding in `datasets` needs FFmpeg."""
-    columns = table.to_dict("list")
-    columns["audio"] = [str(folder / path) for path in table["path"]]
-    return datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))

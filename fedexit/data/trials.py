@@ -25,7 +25,7 @@ def trials_of(corpus: Corpus) -> pd.DataFrame | None:
     if not file.is_file():
         return None
     trials = pd.read_csv(file, dtype={"first": str, "second": str}, keep_default_na=False)
-    return trials if {*trials["first"], *trials["second"]} <= set(corpus.dataset["id"]) else None
+    return trials if {*trials["first"], *trials["second"]} <= set(corpus.table["id"]) else None
 
 
 def write_trials(corpus: str | Path, pairs: int, out: str | Path) -> Path:

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
-import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from fedexit.support.extras import extra
+
+with extra("notebooks"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # A method looks the same in every figure.
 METHODS = {

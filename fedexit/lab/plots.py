@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from fedexit.lab.looks import ARMS, EXITS, MEMORY, POLICIES, WAYS
+from fedexit.support.extras import extra
+
+with extra("notebooks"):
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 
 
 def arms_by_exit(axis: Axes, main: pd.DataFrame, lines: Sequence[str], marks: Sequence[str]) -> None:

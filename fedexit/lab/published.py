@@ -16,17 +16,20 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fedexit.lab.cells import Measured
 from fedexit.lab.kept import finished_cells, in_words, noted_name, present_code, read_cell, read_entry, table_hashes
 from fedexit.lab.setting import FederationPart, Setting
 from fedexit.runner.cell_index import INDEX, read_index, refusing_damage, trusted_codes
 from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.extras import extra
 from fedexit.support.files import json_hash, replacing
 from fedexit.support.reads import note_read
+
+with extra("notebooks"):
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
 Identity = tuple[str, str]  # key and name of a cell
 NAME, WHOLE, LARGE, REAL = pa.dictionary(pa.int32(), pa.string()), pa.int32(), pa.int64(), pa.float64()

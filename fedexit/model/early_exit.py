@@ -9,7 +9,6 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 
-import jiwer
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from fedexit.data.text import BLANK, CHARACTERS
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 
 
 def entropy(seen: Sequence[Tensor], labels: Sequence[str] = CHARACTERS) -> Tensor:
@@ -69,6 +69,8 @@ def _where_it_speaks(values: Tensor, logits: Tensor) -> Tensor:
 
 def _edit_rate(one: str, other: str) -> float:
     """Return the edits between two texts, as a share of the longer one's characters; inf if both are empty."""
+    with extra("asr"):
+        import jiwer
     longer, shorter = sorted([one, other], key=len, reverse=True)
     return jiwer.cer(longer, shorter) if longer else math.inf
 

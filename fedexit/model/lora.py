@@ -14,6 +14,7 @@ import operator
 
 from fedexit.model.backbone import Backbone
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 from fedexit.support.streams import seeded
 
 # Linear layers that get adapters. The attention of `transformers`' WavLM reads the weights of its projections without
@@ -51,10 +52,8 @@ def with_lora(backbone: Backbone, rank: int = 8, alpha: float | None = None, see
         size, scale = 0, 0.0
     if size < 1 or not 1 <= scale < math.inf:
         raise FedexitError(f"LoRA needs a whole rank >= 1 and alpha >= 1, not rank {rank!r}, alpha {alpha!r}")
-    try:
+    with extra("lora"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise FedexitError('LoRA needs the library peft; install it: pip install "fedexit[lora]"') from None
     model = backbone.model.requires_grad_(False)
     targets = list(TARGETS[model.config.model_type])
     with seeded(seed, "lora"):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jiwer
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.checks import check_exits, whole_number
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 
 UNITS = {"CER": "character", "WER": "word"}  # unit of each error rate of texts
 
@@ -122,6 +122,8 @@ def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
     """Return the number of errors and of units (clips, characters or words) of each prediction."""
     if _are_labels(predictions):
         return {"errors": (predictions["predicted"] != predictions["label"]).astype(int), "n": 1}
+    with extra("asr"):
+        import jiwer
     process: Any = {"character": jiwer.process_characters, "word": jiwer.process_words}[unit]
     found = [process(row.label, row.predicted) for row in predictions.itertuples()]
     return {

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
-
 from fedexit.support.errors import FedexitError, reason
+from fedexit.support.extras import extra
 from fedexit.support.files import file_hash
 from fedexit.support.paths import results_dir
+
+with extra("notebooks"):
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
 
 INDEX = "cells.parquet"
 SAME_CODE = "same_code.csv"

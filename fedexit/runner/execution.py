@@ -17,6 +17,7 @@ import psutil
 
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 from fedexit.support.files import replacing
 
 MAX_BYTES = 1_000_000  # bytes of an executed notebook; a larger one is slow to open and to compare
@@ -34,7 +35,8 @@ def known_parameters(notebook: Notebook) -> list[str]:
     Raises:
         FedexitError: its metadata names no Python kernel.
     """
-    import papermill  # takes 1.7 s; `fedexit status` does without
+    with extra("notebooks"):
+        import papermill  # takes 1.7 s; `fedexit status` does without
 
     try:
         return sorted(papermill.inspect_notebook(_literally(notebook.path)))

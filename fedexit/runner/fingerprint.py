@@ -19,6 +19,7 @@ import grimp
 from fedexit.data import places
 from fedexit.runner.manifest import Notebook
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 from fedexit.support.files import file_hash, json_hash, weights_hash
 from fedexit.support.paths import backbone_folders
 
@@ -243,7 +244,8 @@ def _dotted_names(tree: ast.Module, package: str) -> Iterator[str]:
 def _statements(cell: str) -> list[ast.stmt]:
     with suppress(SyntaxError):
         return ast.parse(cell).body
-    from IPython.core.inputtransformer2 import TransformerManager  # only cells with magics need it
+    with extra("notebooks"):
+        from IPython.core.inputtransformer2 import TransformerManager  # only cells with magics need it
 
     try:
         found = ast.parse(TransformerManager().transform_cell(cell)).body

@@ -1,6 +1,7 @@
 """Small tools that every other floor uses. They know nothing of speech or models.
 
 errors       `FedexitError`: a mistake that the user can fix
+extras       packages that are optional, and the extra that brings them
 paths        the folders of the project
 files        hashes, and files that are written completely or not at all
 checkpoints  the state of an interrupted run

@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from fedexit.data.folder import split_groups
 from fedexit.data.tasks.contract import FRAME, Clips, Task, can_spell, check_spelling
 from fedexit.data.text import CHARACTERS, alphabet_of, characters, checked_alphabet, unspelled
 from fedexit.support.errors import FedexitError
+from fedexit.support.extras import extra
 from fedexit.support.streams import numpy_stream
 
 PUBLIC = {"queen": "JOE"}  # a voice that no client holds; a server may train on it before the federation
@@ -44,9 +46,11 @@ def asr_task(
             `fedexit.data.text.characters` states how texts are spelled.
 
     Raises:
-        FedexitError: the alphabet is unusable, the corpus has no transcripts that it can spell, or a clip is too short
-            for its text; the message names the clip.
+        FedexitError: jiwer is not installed, the alphabet is unusable, the corpus has no transcripts that it can
+            spell, or a clip is too short for its text; the message names the clip.
     """
+    with extra("asr"):
+        import_module("jiwer")  # counts the errors after the training
     rows = corpus.manifest.query("text != '' and speaker != ''")
     rows = rows.assign(group=rows["speaker"])
     if isinstance(alphabet, str) and alphabet == LEARNED:
