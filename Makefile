@@ -1,4 +1,4 @@
-# The two commands of the README, `make reproduce` and `make test`, and three small ones. Everything they make stays
+# The two commands of the README, `make reproduce` and `make test`, and some small ones. Everything they make stays
 # in .venv/, data/ and results/.
 
 # Interpreters, tried in this order. Choose another one with: make PYTHON=/path/to/python3.12 reproduce
@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint corpus clean
+.PHONY: help reproduce test lint corpus docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ corpus: .venv/installed ## fetch the speech (queen) if it is missing
 	    "then make again"; \
 	  exit 1; \
 	} >&2
+
+docs: .venv/installed ## write docs/api.md from the docstrings
+	@$(PY) docs/make_api.py
 
 clean: ## remove checkpoints (not those of the profile full), smoke and interactive results and tool caches
 	rm -rf results/.state/default results/.state/smoke results/.state/interactive results/smoke results/interactive

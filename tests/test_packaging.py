@@ -141,7 +141,8 @@ import pandas as pd
 for line in COMMANDS:
     assert cli.main(line.split()) == 2, line
 text = pd.DataFrame([(0, 3, "a", "b")], columns=["item", "exit", "predicted", "label"])
-for use in (lambda: with_lora(load_backbone("nano")), lambda: all_rates(text), lambda: ctc_probe([], [], ([], [], []), 1)):
+probe = lambda: ctc_probe([], [], ([], [], []), 1)
+for use in (lambda: with_lora(load_backbone("nano")), lambda: all_rates(text), probe):
     try:
         use()
     except FedexitError as error:

@@ -31,9 +31,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-INSTALLED = [extra for extra in EXTRAS if extra != "teacher"]  # which makes a backbone; nobody needs it to use one
-DIRECT = [Requirement(text) for text in sum(EXTRAS.values(), PROJECT["dependencies"])]
-USUAL = [Requirement(text) for text in sum((EXTRAS[extra] for extra in INSTALLED), PROJECT["dependencies"])]
+[ALL] = [Requirement(text) for text in EXTRAS["all"]]
+INSTALLED = {*EXTRAS} - {"all", "teacher"}  # `teacher` is there to make a backbone; nobody needs it to use one
+DIRECT = [Requirement(text) for name in {*EXTRAS} - {"all"} for text in PROJECT["dependencies"] + EXTRAS[name]]
+USUAL = [Requirement(text) for name in INSTALLED for text in PROJECT["dependencies"] + EXTRAS[name]]
 CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile"}  # where conda-forge differs from PyPI
 MODULES = sorted((ROOT / "fedexit").rglob("*.py"))
 BINARY = {".parquet", ".png", ".safetensors"}
@@ -95,7 +96,8 @@ def test_every_package_and_its_files_are_installed():
 
 def test_extras_and_conda_follow_the_readme_and_makefile():
     """`make` installs the usual extras, and flashlight-text, which has no wheel for Python 3.13, is only an extra."""
-    assert f'".[{",".join(INSTALLED)}]"' in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert '".[all,dev]"' in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert ALL.name == "fedexit" and ALL.extras == INSTALLED - {"dev"}
     assert EXTRAS["beam"] == ["flashlight-text>=0.0.7; python_version < '3.13'"]
     assert not any("flashlight" in text for text in PROJECT["dependencies"])
 

@@ -124,6 +124,7 @@ _ENTRIES = [
     ),
 ]  # fmt: skip
 METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES}
+"""Methods by name, for `federate(..., method=NAME)`."""
 
 
 def find_method(method: str | Method) -> Method:
