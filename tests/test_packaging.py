@@ -113,12 +113,11 @@ def without_extras() -> str:
     assert not hidden & {"torch", "numpy", "pandas", "transformers", "soundfile"}
     return f"""
 import sys
-HIDDEN = {hidden!r}
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Hide())
+from importlib.machinery import PathFinder
+HIDDEN, true_find = {hidden!r}, PathFinder.find_spec
+def find(name, path=None, target=None):
+    return None if name.partition(".")[0] in HIDDEN else true_find(name, path, target)
+PathFinder.find_spec = staticmethod(find)
 """
 
 
