@@ -262,7 +262,7 @@ def own_recordings(folder: Path) -> None:
     table.to_csv(folder / "manifest.csv", index=False)
 
 
-def test_readme_example_runs_on_own_recordings(tmp_path, monkeypatch):
+def test_readme_example_learns_on_own_recordings_and_predicts_a_file(tmp_path, monkeypatch, capsys):
     own_recordings(tmp_path / "my_recordings")
     monkeypatch.chdir(tmp_path)
     [command] = re.findall(r"^    fedexit (data convert .*)$", README, re.M)
@@ -270,8 +270,9 @@ def test_readme_example_runs_on_own_recordings(tmp_path, monkeypatch):
     [example] = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(example, names)
-    assert set(names["result"].table["exit"]) == {3, 6, 9, 12}
-    assert (tmp_path / "my_model" / "model.safetensors").is_file()
+    errors = names["result"].table.pivot(index="round", columns="exit", values="value")
+    assert [*errors.columns] == [3, 6, 9, 12] and (errors.loc[5, [3, 12]] < errors.loc[0, [3, 12]]).all()
+    assert {"low", "high"} & {*capsys.readouterr().out.splitlines()[-1].split()}, "it does not end with a prediction"
 
 
 TABLE, CHOICE, SPEED = (
