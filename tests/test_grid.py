@@ -491,8 +491,8 @@ def test_an_interrupted_cell_resumes_with_bit_identical_results(method, folder, 
 @pytest.mark.parametrize("head", ["", "ctc-bilstm"])
 def test_asr_cells_give_cer_and_wer_with_the_chosen_head(head, folder, small, monkeypatch):
     corpus, models = corpus_like(folder, small / "spoken", people), []
-    true_start = cells._start
-    monkeypatch.setattr(cells, "_start", lambda *arguments: models.append(true_start(*arguments)) or models[-1])
+    true_start = cells.start
+    monkeypatch.setattr(cells, "start", lambda *arguments: models.append(true_start(*arguments)) or models[-1])
     for method, depth in (("layerwise", 0), ("central", 3)):
         measured = run_cell(Cell("asr", method, 0, depth), settings(corpus, "asr", head=head), small / "state")
         test = measured.errors[measured.errors["split"] == "test"]

@@ -209,7 +209,10 @@ def test_cells_of_a_grid_train_adapters_and_are_stored_apart(tmp_path, monkeypat
     central = run_cell(Cell("voice", "central", 0, 3), lora, tmp_path / "central")
     assert set(central.errors["exit"]) == {3}
     task = cells.task_of(Cell("voice", "layerwise", 0), lora)
-    drawn = [cells._start(Cell("voice", "layerwise", seed), lora, task).trainable_weights() for seed in (0, 0, 1)]
+    drawn = [
+        cells.start(Cell("voice", "layerwise", seed), lora, task, load_backbone("nano")).trainable_weights()
+        for seed in (0, 0, 1)
+    ]
     name = next(name for name in drawn[0] if "lora_A" in name)
     assert torch.equal(drawn[0][name], drawn[1][name]) and not torch.equal(drawn[0][name], drawn[2][name])
 

@@ -91,7 +91,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path, stop_after: int | None =
         found = predicted_without_backbone(cell.method, {split: clips[split] for split in ("train", "dev", "test")})
         found["dev"] = found["dev"].iloc[drawn]
         return _measured(cell, task, setting, clips, found, [], pd.DataFrame(), pd.DataFrame())
-    model = _start(cell, setting, task)
+    model = start(cell, setting, task, load_backbone(setting.model.backbone))
     backbone = model.backbone  # its convolutions stay frozen; models of several widths (heterofl) have no backbone
     frozen = freezer(Clips(task.corpus, used, setting.data.max_seconds), backbone)
     parts = {split: frozen(own) for split, own in clips.items()}
@@ -179,13 +179,13 @@ def _after(
     return pd.concat(rates)
 
 
-def _start(cell: Cell, setting: Setting, task: Task) -> MultiExitModel:
-    """Return the model before training: with one exit, or one per tier."""
+def start(cell: Cell, setting: Setting, task: Task, backbone: Backbone) -> MultiExitModel:
+    """Return the model before training: a copy of the layers of `backbone`, with one exit, or one per tier."""
     exits, shared = [cell.depth], False
     if cell.method not in (CENTRAL, HOMOGENEOUS):
         method = find_method(cell.method)
         exits, shared = method.exits(setting.model.depths), method.shared_head
-    backbone = load_backbone(setting.model.backbone).truncated(max(exits))
+    backbone = backbone.truncated(max(exits))
     if setting.model.lora:
         with_lora(backbone, setting.model.lora, seed=cell.seed)
     return MultiExitModel(backbone, task.labels, exits, head=setting.model.head or task.head, shared_head=shared)

@@ -86,7 +86,7 @@ def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Exam
     they do not all fit into the cache, the function returns waveforms, with a warning, and every round convolves them
     again. Raises FedexitError if the disk is full.
     """
-    if (size := _bytes(clips, backbone)) > limit():
+    if (size := stored_bytes(clips, backbone)) > limit():
         warnings.warn(
             f"features of {len(clips)} clips need {size / 1e9:.1f} GB and are not stored: FEDEXIT_CACHE_GB allows "
             f"{limit() / 1e9:g}",
@@ -97,7 +97,7 @@ def freezer(clips: Clips, backbone: Backbone) -> Callable[[Clips], Sequence[Exam
     return lambda part: FrozenFeatures(part, store)
 
 
-def _bytes(clips: Clips, backbone: Backbone) -> int:
+def stored_bytes(clips: Clips, backbone: Backbone) -> int:
     """Return the size of the features of `clips` on disk, by the manifest's durations."""
     return 4 * backbone.channels * int(backbone.frame_lengths(torch.tensor(clips.lengths)).sum())
 

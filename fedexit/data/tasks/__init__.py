@@ -11,6 +11,7 @@ from fedexit.data.folder import MIN_SECONDS
 from fedexit.data.tasks.asr import asr_task
 from fedexit.data.tasks.contract import Clips, Task
 from fedexit.data.tasks.keyword import digit_task, keyword_task
+from fedexit.data.tasks.official import OFFICIAL
 from fedexit.data.tasks.paralinguistic import emotion_task, sentence_task
 from fedexit.data.tasks.voice import speaker_task, voice_task
 from fedexit.support.errors import FedexitError
@@ -23,6 +24,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "speaker": speaker_task,
     "emotion": emotion_task,
     "asr": asr_task,
+    **OFFICIAL,
 }
 _RANGES = {  # of numeric options: least and greatest value
     "words": (1, math.inf),
