@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         _run,
         "run notebooks that are out of date or unverified",
-        "fedexit run 04_one_round --profile smoke -p more_rounds=3",
+        "fedexit run 04_one_round --profile smoke -p more_rounds=3; fedexit run --profile paper --dry-run",
     )
     run.add_argument(
         "notebooks", nargs="*", metavar="NOTEBOOK", help="notebooks to run, after those that they need (default: all)"
@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks that run side by side (%(default)s)")
     run.add_argument("--force", action="store_true", help="run the named notebooks (or all) even if up to date")
+    text = "print GPU hours, disk, network and memory of the paper's tables, and run nothing (with --profile paper)"
+    run.add_argument("--dry-run", action="store_true", help=text)
+    text = (
+        "speed that --dry-run assumes of the device, in 10^12 operations per second (default: %(default)s, a quarter "
+        "of the single-precision peak of an NVIDIA A100; an assumption, not a measurement)"
+    )
+    run.add_argument("--tflops", type=float, default=5.0, metavar="X", help=text)
     status = _command(
         commands,
         "status",
@@ -211,6 +218,17 @@ def _run(args: argparse.Namespace) -> int:
     from fedexit.runner.run import run
 
     overrides = dict(map(_parameter, args.parameters))
+    if args.dry_run or args.profile == "paper":
+        from fedexit.lab import paper_costs, paper_profile
+
+        grids, tables = paper_profile.grids_in(args.profile, args.notebooks, overrides)
+        if args.dry_run and not grids:
+            name = paper_profile.NOTEBOOK
+            raise FedexitError(f"--dry-run knows the costs of {name} alone; name it, or give --profile paper")
+        if args.dry_run:
+            print(paper_costs.dry_run(grids, tables, args.tflops))
+            return 0
+        paper_profile.check_ready(grids)
     return 0 if run(args.profile, args.notebooks, overrides, args.force, args.jobs) else 1
 
 

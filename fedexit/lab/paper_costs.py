@@ -17,7 +17,7 @@ from fedexit.data.tasks.contract import Clips, Task
 from fedexit.federated.ledger import client_costs
 from fedexit.federated.partition import device_of, make_clients
 from fedexit.federated.rounds import sample
-from fedexit.lab.cells import start
+from fedexit.lab.cells import Measured, start
 from fedexit.lab.material import tiers_of
 from fedexit.lab.paper import published
 from fedexit.lab.paper_profile import EXITS, ROWS, Grids, cells_of_row
@@ -29,7 +29,6 @@ from fedexit.model.features import stored_bytes
 from fedexit.support.cache import limit
 from fedexit.support.errors import FedexitError
 
-TFLOPS = 5.0  # assumed: a quarter of the single-precision peak of an NVIDIA A100, which is 19.5
 _FLOPS = 2  # operations of a multiply-accumulate
 _MOMENTS = 2  # tensors of its size that the checkpoint of a central model keeps per weight
 _TABLE_3 = {"KWS": "KWS-12", "ASR": "ASR", "ER": "ER", "SID": "SID"}  # its name of each row
@@ -103,7 +102,7 @@ def _federation(cell: Cell, setting: Setting, material: Material, model: MultiEx
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
     clients, drawn = _clients(material, setting, cell.seed), Counter[str]()
     for number in range(1, plan.rounds + 1):
-        drawn.update(sample(list(clients), plan.fraction, cell.seed, number))  # type: ignore[arg-type, type-var]
+        drawn.update(sample(list(clients), plan.fraction, cell.seed, number))  # type: ignore[arg-type]
     macs = sent = largest = 0
     for depth in set(depths.values()):
         lengths, batches = Counter[int](), dict[int, int]()  # the longest clip by size of the batch
@@ -163,7 +162,7 @@ def _lengths(material: Material, split: str) -> Counter[int]:
     return Counter(material.samples[clip] for clip in material.task.rows.query("split == @split")["id"])
 
 
-def costs(grids: Grids, tables: Sequence[int], tflops: float = TFLOPS) -> pd.DataFrame:
+def costs(grids: Grids, tables: Sequence[int], tflops: float) -> pd.DataFrame:
     """Return the costs of the rows of Tables 1 and 2, then the sum of each table, and of both without what they share.
 
     Args:
@@ -172,14 +171,14 @@ def costs(grids: Grids, tables: Sequence[int], tflops: float = TFLOPS) -> pd.Dat
         tflops: speed that the device is assumed to sustain, in 10^12 floating-point operations per second.
 
     Returns:
-        Columns `table, row, models, GPU hours, sent GB, received GB, memory GB, disk GB`. `memory` is that of the client
-        or central process that needs most. `disk` is the audio, the stored features and the largest checkpoint.
+        Columns `table, row, models, GPU hours, sent GB, received GB, memory GB, disk GB`. `memory` is that of the
+        client or central process that needs most. `disk` is the audio, the stored features and the largest checkpoint.
 
     Raises:
         FedexitError: `tflops` is not above 0; a corpus that has no published size is missing.
     """
     if not 0 < tflops < float("inf"):
-        raise FedexitError(f"the assumed speed is {tflops} TFLOP/s; give a number above 0, such as {TFLOPS:g}")
+        raise FedexitError(f"the assumed speed is {tflops} TFLOP/s; give a number above 0, such as 5")
     works: dict[str, dict[Cell, Work]] = {}
     disk: dict[str, dict[str, int]] = {}
     for name, (cells, setting) in grids.items():
@@ -191,7 +190,8 @@ def costs(grids: Grids, tables: Sequence[int], tflops: float = TFLOPS) -> pd.Dat
         wanted = {name: set(cells_of_row(ROWS[name], table, seeds)) for name in grids}
         own = {name: [works[name][cell] for cell in wanted[name]] for name in grids}
         rows += [_sum(f"Table {table}", name, own[name], [disk[name]], tflops) for name in grids]
-        rows.append(_sum(f"Table {table}", "all", [work for each in own.values() for work in each], disk.values(), tflops))
+        together = [work for each in own.values() for work in each]
+        rows.append(_sum(f"Table {table}", "all", together, disk.values(), tflops))
     if len(tables) > 1:
         every = [work for each in works.values() for work in each.values()]
         rows.append(_sum("both", "all", every, disk.values(), tflops))
@@ -222,6 +222,28 @@ def _sum(table: str, row: str, works: Sequence[Work], disk: Iterable[Mapping[str
     }
 
 
+def beside_ledger(found: Mapping[str, Measured], grids: Grids) -> pd.DataFrame:
+    """Return the planned costs of each federation beside those of its ledger.
+
+    Returns:
+        Columns `row, method, depth, seed, sent, sent_planned, macs, macs_planned, memory, memory_planned`, in bytes and
+        multiply-accumulates of training. Manifests round seconds to 1 ms, so `macs` may differ by a frame per clip.
+    """
+    rows = []
+    for name, (cells, setting) in grids.items():
+        works = _works(cells, setting, material_of(cells[0], setting))
+        ledgers = found[name].ledger
+        for cell in (cell for cell in cells if cell.federated):
+            own = ledgers.query("method == @cell.method and seed == @cell.seed")
+            if cell.depth:
+                own = own.query("depth == @cell.depth")
+            macs, plan = own["macs_forward"].sum() + own["macs_backward"].sum(), works[cell]
+            pairs = own["bytes"].sum(), plan.sent, macs, plan.macs, own["memory_training"].max(), plan.memory
+            rows.append((name, cell.method, cell.depth, cell.seed, *map(int, pairs)))
+    kinds = [f"{kind}{end}" for kind in ("sent", "macs", "memory") for end in ("", "_planned")]
+    return pd.DataFrame(rows, columns=["row", "method", "depth", "seed", *kinds])
+
+
 def memory_beside_paper(grids: Grids) -> pd.DataFrame:
     """Return the memory of a client by task and exit beside Table 3 of the paper, in MiB.
 
@@ -244,7 +266,7 @@ def memory_beside_paper(grids: Grids) -> pd.DataFrame:
     return theirs.merge(ours, on=["task", "depth"])
 
 
-def dry_run(grids: Grids, tables: Sequence[int], tflops: float = TFLOPS) -> str:
+def dry_run(grids: Grids, tables: Sequence[int], tflops: float) -> str:
     """Return the costs of the tables as a text, with what they assume. Nothing is trained. Raises as `costs` does."""
     found, third = costs(grids, tables, tflops), memory_beside_paper(grids)
     backbone = next(setting.model.backbone for _, setting in grids.values())

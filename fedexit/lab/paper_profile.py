@@ -1,7 +1,7 @@
-"""Set up the tables of the paper on its corpora: rounds, partitions, clients and tiers as published (profile `paper`).
+"""Set up the tables of the paper on its corpora, with its rounds, partitions, exits and tiers (profile `paper`).
 
-The paper states the tasks, their corpora, the partitions, the rounds, the exits and the two tiers. All else is open; our
-choice for each open point is in `OPEN_CHOICES`, and its number in `ROWS` or `setting_of_row`.
+The paper states the tasks, their corpora, the partitions, the rounds, the exits and the two tiers. All else is open.
+Our choice for each open point is in `OPEN_CHOICES`, and its number in `ROWS` or `setting_of_row`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,6 @@ from fedexit.lab.cells import Measured
 from fedexit.lab.grid import run_grids
 from fedexit.lab.inference import error_rates
 from fedexit.lab.layouts import ROWS as COUNTS
-from fedexit.lab.material import opened
 from fedexit.lab.paper import published
 from fedexit.lab.paper_sizes import BASES
 from fedexit.lab.setting import (
@@ -31,8 +30,11 @@ from fedexit.lab.setting import (
     StudyPart,
 )
 from fedexit.model.backbone import PRESETS, load_backbone
+from fedexit.runner.manifest import load_manifest, select
 from fedexit.support.errors import FedexitError
+from fedexit.support.paths import project_root
 
+NOTEBOOK = "20_paper_tables"
 EXITS, SHALLOW = (3, 6, 9, 12), 3
 Grids = Mapping[str, tuple[list[Cell], Setting]]  # the models of each row, and the setting that they share
 HETEROGENEOUS = {  # method: its name in Table 2; the paper has no row for the masked reading of FedAvg
@@ -173,6 +175,31 @@ def grids_of(
     return grids
 
 
+def grids_in(profile: str, notebooks: list[str], overrides: Mapping[str, object]) -> tuple[Grids, list[int]]:
+    """Return the models and the tables that `NOTEBOOK` has in a profile of nbs_ci.yml.
+
+    Args:
+        profile: name of the profile.
+        notebooks: notebooks that are to run; empty for all.
+        overrides: parameters with other values.
+
+    Returns:
+        As `grids_of`, and the numbers of the tables. Both are empty if `NOTEBOOK` is not to run.
+
+    Raises:
+        FedexitError: as `select` and `grids_of`; a parameter has an unknown name.
+    """
+    chosen = [one for one in select(load_manifest(project_root()), profile, notebooks) if one.id == NOTEBOOK]
+    if not chosen:
+        return {}, []
+    given = chosen[0].profiles[profile].parameters
+    if unknown := sorted(set(overrides) - set(given)):
+        raise FedexitError(f"{NOTEBOOK}: unknown parameter {unknown[0]}; its parameters: {', '.join(sorted(given))}")
+    given = {name: value for name, value in {**given, **overrides}.items() if name not in ("workers", "tflops")}
+    grids = grids_of(**given)  # type: ignore[arg-type]
+    return grids, given["tables"]  # type: ignore[return-value]
+
+
 def check_ready(grids: Grids) -> None:
     """Raise FedexitError that says how to get the first corpus or backbone that is missing. Nothing is computed."""
     for name, (_, setting) in grids.items():
@@ -216,15 +243,15 @@ def beside_paper(found: Mapping[str, Measured], grids: Grids, table: int) -> pd.
         table: 1 or 2.
 
     Returns:
-        Columns `task, metric, setting, depth, ours, low, high, seeds, paper`. `depth` is the exit that answers. `low` and
-        `high` limit the 95 % interval of `ours`; EER has none. `paper` is empty where the paper has no number: exit 3 of
-        mixed depths, and the masked reading of FedAvg.
+        Columns `task, metric, setting, depth, ours, low, high, seeds, paper`. `depth` is the exit that answers. `low`
+        and `high` limit the 95 % interval of `ours`; EER has none. `paper` is empty where the paper has no number: exit
+        3 of mixed depths, and the masked reading of FedAvg.
     """
     parts = []
     for name, measured in found.items():
         best = grids[name][1].model.depths[-1]
         wanted = {(cell.method, cell.depth) for cell in cells_of_row(replace(ROWS[name], best=best), table, [0])}
-        rates = pd.concat([_rates(name, measured, grids[name][1]), _equal_error_rates(measured)], ignore_index=True)
+        rates = pd.concat([_rates(name, measured), _equal_error_rates(measured)], ignore_index=True)
         keep = [(row.method, 0 if row.method in HETEROGENEOUS else row.exit) in wanted for row in rates.itertuples()]
         parts.append(rates[keep])
     ours = pd.concat(parts, ignore_index=True)
@@ -243,13 +270,13 @@ def _best_exits() -> dict[str, int]:
     return known | {"ASR-clean": known["ASR"], "ASR-other": known["ASR"], "ASV": known["SID"]}
 
 
-def _rates(name: str, measured: Measured, setting: Setting) -> pd.DataFrame:
-    """Return the error rate on test of each method and exit of a row; texts count words, in each part of LibriSpeech."""
+def _rates(name: str, measured: Measured) -> pd.DataFrame:
+    """Return the error rate on test of each method and exit of a row; texts count words in each part of LibriSpeech."""
     items = measured.items.query("split == 'test' and metric in ('error', 'WER')")
     items = items.drop(columns="item").rename(columns={"clip": "item"}).assign(task=name)
-    if name == "ASR":
-        paths = opened(setting.data.corpus).manifest.set_index("id")["path"]
-        items["task"] = paths[items["item"]].map(lambda path: f"ASR-{'other' if '-other' in path else 'clean'}").to_list()
+    if name == "ASR":  # the id of a clip begins with its part, such as test-other
+        other = items["item"].str.contains("-other/", regex=False)
+        items["task"] = other.map({True: "ASR-other", False: "ASR-clean"})
     rows = items.assign(arm=items["method"])[["task", "metric", "exit", *COUNTS]]
     return error_rates(rows, ["task", "metric", "exit"]).rename(columns={"arm": "method"})
 

@@ -12,6 +12,7 @@ from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.corpora import Corpus
 from fedexit.data.folder import COLUMNS
 from fedexit.data.places import place_of
+from fedexit.data.tasks.official import COMMANDS, SILENCE
 from fedexit.lab.material import opened
 from fedexit.model.backbone import Backbone, backbone_from_config, load_backbone
 from fedexit.support.errors import FedexitError
@@ -24,10 +25,7 @@ BASES = {
     "microsoft/wavlm-base-plus": "wavlm",
 }
 _SAMPLE = 2  # bytes of a sample on disk
-_WORDS = (
-    "yes no up down left right on off stop go zero one two three four five six seven eight nine bed bird cat dog happy "
-    "house marvin sheila tree wow backward forward follow learn visual"
-).split()
+_WORDS = [*COMMANDS, *(f"other word {number}" for number in range(25))]
 _LABELS = {"speech_commands": _WORDS, "iemocap": ["angry", "happy", "neutral", "sad"]}
 
 
@@ -69,7 +67,7 @@ def stand_in(name: str) -> Corpus:
             clip, speaker = f"{split}{number}", f"{shared}{number % speakers}"
             rows.append((clip, clip, speaker, speaker, "a", labels[number // speakers % len(labels)], seconds, split))
         for number in range(clips // len(labels) if labels is _WORDS else 0):
-            rows.append((f"{split}-{number}", f"{split}-{number}", "", "", "", "silence", seconds, split))
+            rows.append((f"{split}-{number}", f"{split}-{number}", "", "", "", SILENCE, seconds, split))
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"seconds": float})
     return Corpus(name, Path(), datasets.Dataset.from_dict(table.to_dict("list")))
 

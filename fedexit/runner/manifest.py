@@ -135,6 +135,7 @@ class Profile(_Entry):
     parameters: values for the cell tagged `parameters`, which must set each of these names, and `profile`.
     data: corpora that the notebook reads in this profile, beside those of the notebook.
     backbones: names of backbones (`backbone_folders`) that it loads in this profile, beside those of the notebook.
+    optional: corpora that it may read, if its parameters say so; a run does not need them.
     """
 
     minutes: Minutes
@@ -142,6 +143,7 @@ class Profile(_Entry):
     parameters: dict[Parameter, Value] = {}
     data: Names = []
     backbones: Names = []
+    optional: Names = []
 
 
 class Notebook(_Entry):

@@ -1,7 +1,7 @@
 """Define the tasks of the paper's tables on the corpora that it uses, each by the corpus's own split.
 
-A client is a speaker in all of them. They read the columns `label`, `speaker`, `text` and `split` of the manifest alone,
-so any corpus with these columns can stand in for the paper's.
+A client is a speaker in all of them. They read the columns `label`, `speaker`, `text` and `split` of the manifest, so
+any corpus that has these can stand in for the paper's.
 """
 
 from collections.abc import Callable
