@@ -61,11 +61,12 @@ def here(function, jobs, workers, desc):
 @pytest.fixture(scope="module")
 def done(corpora, tmp_path_factory):
     """Return the rows KWS-12, ASR and SID after two rounds of a random nano backbone: measured tables and grids."""
-    rows = ["KWS-12", "ASR", "SID"]
-    folders = [corpora[paper_profile.ROWS[row].corpus] for row in rows]
-    grids = paper_profile.grids_of(rows, [1, 2], [0, 1], "nano", folders, 2)
-    grids = {row: (cells, setting.changed(fraction=0.7, epochs=2)) for row, (cells, setting) in grids.items()}
-    grids["ASR"] = grids["ASR"][0][-4:], grids["ASR"][1]
+    grids = {}
+    for row, tables in {"KWS-12": [1, 2], "ASR": [2], "SID": [2]}.items():
+        folder = corpora[paper_profile.ROWS[row].corpus]
+        [(cells, setting)] = paper_profile.grids_of([row], tables, [1], "nano", [folder], 2).values()
+        kept_cells = cells if len(tables) > 1 else [cells[0], cells[-1]]  # homogeneous and layer-wise
+        grids[row] = kept_cells, setting.changed(fraction=0.7)
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDEXIT_DATA", str(root))
@@ -174,7 +175,7 @@ def test_table_1_stands_beside_the_paper(done):
     ]
     theirs = published(1).set_index(["task", "setting", "depth"])["value"]
     assert (own["paper"] == [theirs["KWS-12", row.setting, row.depth] for row in own.itertuples()]).all()
-    assert own["ours"].between(0, 100).all() and (own["seeds"] == 2).all() and own["low"].notna().all()
+    assert own["ours"].between(0, 100).all() and (own["seeds"] == 1).all()
 
 
 CENTRAL_NAME = "centralised"
@@ -199,7 +200,7 @@ def test_verification_uses_the_models_of_sid(done):
     trials = trials.assign(split="trials", metric="EER", value=0.25)
     with_trials = {"SID": found["SID"]._replace(errors=trials.query("tier == 'all'"))}
     table = paper_profile.beside_paper(with_trials, done[1], 2).query("task == 'ASV'")
-    assert set(table["ours"]) == {25.0} and set(table["seeds"]) == {2}
+    assert set(table["ours"]) == {25.0} and set(table["seeds"]) == {1}
     assert table.set_index(["setting", "depth"]).loc[("heterogeneous layer-wise", 9), "paper"] == 10.93
 
 
@@ -208,7 +209,7 @@ def test_verification_uses_the_models_of_sid(done):
 
 def test_the_dry_run_plans_the_ledger_exactly(done):
     table = paper_costs.beside_ledger(*done)
-    assert len(table) == 2 * (7 + 2 + 7) and (table["sent"] > 0).all()
+    assert len(table) == 7 + 2 + 2 and (table["sent"] > 0).all()
     for kind in ("sent", "macs", "memory"):
         assert (table[kind] == table[f"{kind}_planned"]).all(), kind
 
@@ -225,7 +226,7 @@ def test_the_dry_run_without_a_store_of_features_plans_their_convolution(done, m
 
 
 def test_costs_add_up_and_scale_with_the_assumed_speed(done):
-    _, grids = done
+    grids = {"KWS-12": done[1]["KWS-12"]}
     slow, fast = (paper_costs.costs(grids, [1, 2], tflops).set_index(["table", "row"]) for tflops in (1.0, 4.0))
     assert np.allclose(slow["GPU hours"], 4 * fast["GPU hours"])
     assert slow.loc[("both", "all"), "models"] == sum(len(cells) for cells, _ in grids.values())

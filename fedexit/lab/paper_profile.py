@@ -244,8 +244,8 @@ def beside_paper(found: Mapping[str, Measured], grids: Grids, table: int) -> pd.
 
     Returns:
         Columns `task, metric, setting, depth, ours, low, high, seeds, paper`. `depth` is the exit that answers. `low`
-        and `high` limit the 95 % interval of `ours`; EER has none. `paper` is empty where the paper has no number: exit
-        3 of mixed depths, and the masked reading of FedAvg.
+        and `high` limit the 95 % interval of `ours`; EER, one seed and one speaker have none. `paper` is empty where
+        the paper has no number: exit 3 of mixed depths, and the masked reading of FedAvg.
     """
     parts = []
     for name, measured in found.items():
@@ -277,8 +277,15 @@ def _rates(name: str, measured: Measured) -> pd.DataFrame:
     if name == "ASR":  # the id of a clip begins with its part, such as test-other
         other = items["item"].str.contains("-other/", regex=False)
         items["task"] = other.map({True: "ASR-other", False: "ASR-clean"})
-    rows = items.assign(arm=items["method"])[["task", "metric", "exit", *COUNTS]]
-    return error_rates(rows, ["task", "metric", "exit"]).rename(columns={"arm": "method"})
+    by = ["task", "metric", "exit"]
+    rows = items.assign(arm=items["method"])[[*by, *COUNTS]]
+    alone = rows.groupby([*by, "arm"])["cluster"].transform("nunique") < 2
+    rates = [error_rates(rows[~alone], by)] if not alone.all() else []
+    if alone.any():  # one speaker gives no interval
+        one = rows[alone].groupby([*by, "arm"], sort=False)
+        sums = one[["errors", "n"]].sum().assign(seeds=one["seed"].nunique()).reset_index()
+        rates.append(sums.assign(error=100 * sums["errors"] / sums["n"]))
+    return pd.concat(rates, ignore_index=True).rename(columns={"arm": "method"})
 
 
 def _equal_error_rates(measured: Measured) -> pd.DataFrame:
