@@ -16,7 +16,7 @@ from fedexit.data.tasks.official import COMMANDS, OFFICIAL
 from fedexit.lab import grid, kept, paper_costs, paper_profile, paper_sizes
 from fedexit.lab.paper import published
 from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell
-from fedexit.runner import fingerprint
+from fedexit.runner import fingerprint, provenance
 from fedexit.runner.manifest import load_manifest
 from fedexit.support.processes import one_thread
 
@@ -282,3 +282,11 @@ def test_the_command_prints_costs_without_corpora_or_weights(tmp_path, monkeypat
     assert said.count("\n") == 1 and not (tmp_path / "results").exists()
     assert cli.main([*ask, "-p", "round=3", "--dry-run"]) == 2
     assert "20_paper_tables: unknown parameter round; its parameters: backbone, corpora" in capsys.readouterr().err
+
+
+def test_a_profile_may_read_its_optional_corpora_and_needs_none_of_them():
+    [paper] = [one for one in load_manifest(ROOT) if one.id == paper_profile.NOTEBOOK]
+    assert paper.data_in("paper") == [] and set(paper.profiles["paper"].optional) == set(paper_sizes.PUBLISHED)
+    profile = paper.profiles["paper"].model_copy(update={"optional": ["emodb"]})
+    reasons = provenance.undeclared(paper.model_copy(update={"profiles": {"paper": profile}}), "paper")
+    assert "corpus emodb" not in reasons and "corpus queen" in reasons

@@ -185,7 +185,7 @@ def undeclared(notebook: Notebook, profile: str) -> dict[str, str]:
         f"{kind} {name}": f"{notebook.id} reads the {kind} {name}, which nbs_ci.yml does not declare; add {name} to "
         f"{section} of the notebook or of its profile {profile}"
         for kind, section, names in kinds
-        for name in sorted(names)
+        for name in sorted(names - set(notebook.profiles[profile].optional))
     }
 
 
