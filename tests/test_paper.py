@@ -249,7 +249,8 @@ def test_stand_ins_have_the_published_sizes_and_every_task():
 def test_the_shape_of_a_base_model_is_known_without_its_weights(name):
     backbone = paper_sizes.geometry(name)
     assert backbone.layers == 12 and backbone.width == 768
-    assert all(parameter.is_meta for parameter in backbone.parameters())
+    real = [parameter.numel() for parameter in backbone.parameters() if not parameter.is_meta]
+    assert sum(real) <= backbone.width  # `transformers` makes the mask vector in memory
     if "wav2vec2" in name:  # the paper's count of parameters
         assert sum(parameter.numel() for parameter in backbone.parameters()) == 94_371_712
 
