@@ -79,8 +79,8 @@ def fine_tune(
 
     Args:
         model: the model; training moves its heads at `exits` and the layers below the deepest of them.
-        data: (clip, target) pairs. A clip is a waveform (T,) at 16 kHz or stored features (C, F); a target is the index
-            of a label, or for CTC heads a list of character numbers.
+        data: (clip, target) pairs. A clip is a waveform (T,) at 16 kHz or stored features (C, F); a target is as the
+            model's `targets` say (`MultiExitModel`).
         exits: the layers (1-based) whose heads are trained.
         recipe: how to train.
         seed: names the random streams of order, crops, dropout and masks.
@@ -98,7 +98,7 @@ def fine_tune(
     if not isinstance(recipe, Recipe):
         raise FedexitError(f"recipe must be a Recipe, not a {type(recipe).__name__}")
     exits, seed = check_exits(exits, model.exits, model.backbone.name), whole_number(seed, "seed")
-    if recipe.crop is not None and model.head != "pooled":
+    if recipe.crop is not None and model.targets == "text":
         raise FedexitError("a crop does not contain the whole text of its clip; train CTC heads with crop=None")
     _check_data(model, data, recipe.crop)
     optimiser = torch.optim.AdamW(
@@ -135,7 +135,7 @@ def fine_tune(
 
 def _check_data(model: MultiExitModel, data: Sequence[Example], crop: int | None) -> None:
     """Raise FedexitError for no clips, an unusable clip or target, and crops shorter than one frame."""
-    lengths, cached = model.check_clips(data, "training data", spells=model.head != "pooled")
+    lengths, cached = model.check_clips(data, "training data", spells=True)
     if not lengths:
         raise FedexitError("there are no clips to train on; give at least one")
     if crop is not None and not cached and model.backbone.frame_lengths(torch.tensor([crop])) < 1:
@@ -163,7 +163,7 @@ def _step(
         clips, lengths = masked_features(model, clips, lengths)
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
         outputs = model(clips, lengths, exits).values()
-    losses = [task_loss(logits.float(), targets, recipe.label_smoothing) for logits in outputs]
+    losses = [task_loss(logits.float(), targets, recipe.label_smoothing, model.targets) for logits in outputs]
     loss = torch.stack(losses).mean()
     if not math.isfinite(loss.item()):
         raise FedexitError(f"the loss is {loss.item()}; lower the learning rate")

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset
 
 from fedexit.support.errors import FedexitError
 
-Example = tuple[Tensor, int | list[int]]
+Example = tuple[Tensor, int | float | list[int]]
 WINDOW = 8  # number of batches whose clips are sorted by length together
 _NORMALISED = 1e-3  # largest error of the mean and standard deviation of a normalised clip
 
@@ -23,7 +23,7 @@ def check_example(example: object, name: str) -> None:
 
     Args:
         example: A waveform (T,) or frozen features (C, F), a float32 tensor without NaN or infinity; and a label's
-            index (any integer type), or the character ids of a text.
+            index (any integer type), the character ids of a text, a number, or 0 and 1 for each label.
         name: The words that name the clip in the message, e.g. "client ann, clip 3".
     """
     clip, target = _pair(example, name)
@@ -39,7 +39,7 @@ def check_example(example: object, name: str) -> None:
         found = "NaN" if clip.isnan().any() else "an infinite value"
         raise FedexitError(f"{name} holds {found}; repair the recording or leave it out")
     if not _is_target(target):
-        raise FedexitError(f"{name} has target {target!r}; give the index of a label, or a text's character ids")
+        raise FedexitError(f"{name} has target {target!r}; give a number, or a list of numbers: see MultiExitModel")
 
 
 def _pair(example: object, name: str) -> tuple[object, object]:
@@ -51,17 +51,18 @@ def _pair(example: object, name: str) -> tuple[object, object]:
 
 def _is_target(target: object) -> bool:
     if isinstance(target, Tensor | np.ndarray):
-        return np.asarray(target).dtype.kind in "biu" and np.ndim(target) <= 1
+        return np.asarray(target).dtype.kind in "biuf" and np.ndim(target) <= 1
     if isinstance(target, list | tuple):
-        return all(isinstance(code, numbers.Integral) for code in target)
-    return isinstance(target, numbers.Integral | np.bool_)
+        return all(isinstance(code, numbers.Real | np.bool_) for code in target)
+    return isinstance(target, numbers.Real | np.bool_)
 
 
 def data_digest(data: Sequence[Example]) -> str:
     """Return a hash of all clips and targets in their order. Equal data give equal hashes.
 
     If the data set has an attribute `content_hash` (str), the hash is made from it and no clip is read. The type of an
-    integer target does not matter, nor whether a clip is a tensor or an array.
+    target does not matter (other numbers than integers count in single precision), nor whether a clip is a tensor or an
+    array.
     """
     if isinstance(data, ConcatDataset):
         parts: list[Any] = data.datasets
@@ -72,7 +73,7 @@ def data_digest(data: Sequence[Example]) -> str:
     for position in range(len(data)):
         clip, target = _pair(data[position], f"clip {position}")
         tensor, codes = torch.as_tensor(clip).detach().cpu().contiguous(), np.asarray(target)
-        codes = codes.astype(np.int64) if codes.dtype.kind in "biu" else codes
+        codes = codes.astype(np.int64 if codes.dtype.kind in "biu" else np.float32)
         digest.update(repr((str(tensor.dtype), tuple(tensor.shape), codes.tolist())).encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -85,8 +86,9 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
         examples: Pairs of a waveform (T,) or frozen features (C, F), float32, and a target.
 
     Returns:
-        Waveforms (B, T) with lengths (B,) in samples, or features (B, C, F) with lengths in frames; then labels (B,),
-        or texts (B, L) as character ids, zero-padded.
+        Waveforms (B, T) with lengths (B,) in samples, or features (B, C, F) with lengths in frames; then labels or
+        numbers (B,), texts (B, L) as character ids, zero-padded, or 0 and 1 for each label (B, labels). Targets are
+        integers, or float32 if any target of the batch is not.
 
     Raises:
         FedexitError: for an example that `check_example` refuses, and for waveforms and features in one batch.
@@ -103,7 +105,9 @@ def padded(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]
     lengths = torch.tensor([clip.shape[-1] for clip in clips])
     batch = torch.stack([torch.nn.functional.pad(clip, (0, int(lengths.max()) - clip.shape[-1])) for clip in clips])
-    targets = [torch.as_tensor(target, dtype=torch.long) for _, target in examples]
+    found = [np.asarray(target) for _, target in examples]
+    dtype = torch.float32 if any(one.dtype.kind == "f" and one.size for one in found) else torch.long
+    targets = [torch.as_tensor(target, dtype=dtype) for _, target in examples]
     return batch, lengths, torch.nn.utils.rnn.pad_sequence(targets, True) if targets[0].dim() else torch.stack(targets)
 
 

@@ -1,6 +1,6 @@
 """Check clips and batches before a model reads them, so that an error is one sentence and no traceback of torch."""
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import numpy as np
 import torch
@@ -63,11 +63,8 @@ def _shortest(lengths: Tensor, clips: int, longest: int) -> int:
     return least
 
 
-def checked_labels(labels: Iterable[object], spelling: bool) -> list:
-    """Return the labels as Python objects; if `spelling`, they are the characters of texts.
-
-    Raises FedexitError for none, no list, what JSON cannot keep, and characters that are no texts or are listed twice.
-    """
+def checked_labels(labels: Iterable[object]) -> list:
+    """Return the labels as Python objects. Raises FedexitError for none, no list, and what JSON cannot keep."""
     if isinstance(labels, bytes | Set) or not isinstance(labels, Iterable):  # a set has no fixed order
         raise FedexitError(f"labels must be a list of names in the order of the logits, not {labels!r}")
     found = [label.item() if isinstance(label, np.generic) else label for label in labels]
@@ -76,6 +73,11 @@ def checked_labels(labels: Iterable[object], spelling: bool) -> list:
     for label in found:
         if not isinstance(label, str | int | float | None):
             raise FedexitError(f"label {label!r} is a {type(label).__name__}; give strings or numbers")
-        if spelling and (not isinstance(label, str) or not label or found.count(label) > 1):
-            raise FedexitError(f"label {label!r} cannot spell texts; give each character once, as a string")
     return found
+
+
+def check_spelling_labels(labels: Sequence[object]) -> None:
+    """Raise FedexitError for labels of texts that are not strings or are listed twice."""
+    for label in labels:
+        if not isinstance(label, str) or not label or labels.count(label) > 1:
+            raise FedexitError(f"label {label!r} cannot spell texts; give each character once, as a string")

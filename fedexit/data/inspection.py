@@ -12,6 +12,13 @@ from fedexit.data.batches import Example, check_example
 from fedexit.data.text import frames_needed
 from fedexit.support.errors import FedexitError, first_line
 
+KINDS = {  # kinds of targets: what each clip has
+    "label": "the index of a label, 0 to {last}",
+    "text": "a text's character ids, each from 1 to {labels}",
+    "number": "one finite number",
+    "multi-label": "a list of 0 or 1 for each of the labels, {labels} in all",
+}
+
 
 def check_clips(
     data: Sequence[Example],
@@ -19,7 +26,7 @@ def check_clips(
     channels: int,
     frames: Callable[[Tensor], Tensor],
     labels: int,
-    texts: bool,
+    kind: str,
     spells: bool = False,
     start: int = 0,
 ) -> tuple[list[int], bool]:
@@ -34,8 +41,8 @@ def check_clips(
         channels: Channels C of the model's features.
         frames: The function from lengths in samples (N,) to numbers of frames (N,).
         labels: Number of labels, or of characters.
-        texts: Whether targets are texts.
-        spells: Whether CTC must be able to spell each text in its clip's frames.
+        kind: The kind of the targets, a key of `KINDS`.
+        spells: Whether CTC must be able to spell each text in its clip's frames; other targets ignore it.
         start: Number of the first clip, for messages.
 
     Raises FedexitError for a clip that `check_example` refuses, a clip of another kind or shorter than one frame, a
@@ -53,10 +60,12 @@ def check_clips(
             raise FedexitError(f"{name} is not of the same kind as clip 0; give only waveforms, or only features")
         if counts[position] < 1:
             raise FedexitError(f"{name} is shorter than one frame ({length} samples); leave it out")
-        codes = _codes(target, labels, texts, name)
-        if spells and not codes:
+        codes = _codes(target, labels, kind, name)
+        if not spells or kind != "text":
+            continue
+        if not codes:
             raise FedexitError(f"{name} has an empty text; give at least one character, or leave the clip out")
-        if spells and (need := frames_needed(codes)) > counts[position]:
+        if (need := frames_needed(codes)) > counts[position]:
             raise FedexitError(
                 f"{name} has {counts[position]} frames, and its text of {len(codes)} characters needs {need} (CTC); "
                 "shorten the text or leave the clip out"
@@ -81,16 +90,20 @@ def example_at(data: Sequence[Example], position: int, name: str) -> Example:
         ) from error
 
 
-def _codes(target: object, labels: int, texts: bool, name: str) -> list[int]:
-    """Return a target as a list of codes. Raise FedexitError when it is not within the labels."""
+def _codes(target: object, labels: int, kind: str, name: str) -> list[int]:
+    """Return a target as a list of codes or numbers. Raise FedexitError when it is not one of its `kind`."""
     codes = np.asarray(target)
-    if texts:
-        if codes.ndim != 1 or not ((codes > 0) & (codes <= labels)).all():
-            raise FedexitError(f"{name} has target {target!r}; give a text's character ids, each from 1 to {labels}")
-        return codes.tolist()
-    if codes.ndim or not 0 <= codes < labels:
-        raise FedexitError(f"{name} has target {target!r}; give the index of a label, 0 to {labels - 1}")
-    return [int(codes)]
+    whole, real = codes.dtype.kind in "biu" or not codes.size, codes.dtype.kind in "biuf"
+    fits = {
+        "label": lambda: codes.ndim == 0 and whole and 0 <= codes < labels,
+        "text": lambda: codes.ndim == 1 and whole and ((codes > 0) & (codes <= labels)).all(),
+        "number": lambda: codes.ndim == 0 and real and np.isfinite(codes),
+        "multi-label": lambda: codes.shape == (labels,) and real and np.isin(codes, (0, 1)).all(),
+    }
+    if not fits[kind]():
+        wanted = KINDS[kind].format(labels=labels, last=labels - 1)
+        raise FedexitError(f"{name} has target {target!r}; give {wanted}")
+    return codes.reshape(-1).tolist()
 
 
 def _measured(data: Any, owner: str, start: int = 0) -> Iterator[tuple[int, int, object]]:

@@ -61,7 +61,7 @@ def check_data(
     """
     longest: dict[tuple[int, int], tuple[int, Client, bool]] = {}  # by depth and size of a batch
     for client in clients:
-        lengths, cached = model.check_clips(client.data, f"client {client.name}", spells=model.head != "pooled")
+        lengths, cached = model.check_clips(client.data, f"client {client.name}", spells=True)
         if not lengths:
             raise FedexitError(f"client {client.name} has no clips; leave it out of the federation")
         kind = client.depth, min(training.batch_size, len(lengths))

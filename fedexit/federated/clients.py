@@ -156,7 +156,8 @@ def _loss(
         read = masked_features(model, *read)
     with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
         outputs = model(*read, exits=exits)
-    return objective_loss({exit: logits.float() for exit, logits in outputs.items()}, targets.to(device), objective)
+    found = {exit: logits.float() for exit, logits in outputs.items()}
+    return objective_loss(found, targets.to(device), objective, model.targets)
 
 
 def _step(

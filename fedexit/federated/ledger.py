@@ -38,7 +38,8 @@ def client_costs(
     sent = sizes_by_layer(held_weights(model.trainable_weights(), exits))
     heads = [model.head_at(exit) for exit in exits]
     samples = [fewest_samples(model.backbone.model.config, length) for length in lengths] if cached else lengths
-    clips = [clip_macs(model.backbone, length, depth, *heads) for length in samples]
+    by_length = {length: clip_macs(model.backbone, length, depth, *heads) for length in set(samples)}
+    clips = [by_length[length] for length in samples]
     forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
     held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached, exits)
     return {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedexit.model.ctc import within
-from fedexit.model.heads import task_loss
+from fedexit.model.heads import task_loss, two_classes
 from fedexit.support.errors import FedexitError
 from fedexit.support.settings import NotNegative, Positive, check_fields
 
@@ -45,26 +45,32 @@ class Objective:
         return [depth] if self.losses == "last" else [exit for exit in sorted(known) if exit <= depth]
 
 
-def objective_loss(logits: Mapping[int, Tensor], targets: Tensor, objective: Objective) -> Tensor:
+def objective_loss(logits: Mapping[int, Tensor], targets: Tensor, objective: Objective, kind: str = "label") -> Tensor:
     """Return sum_j v_j (loss_j + strength * T^2 * mean_k KL(z_k || z_j)) / sum_j v_j over the exits j of `logits`.
 
-    logits: by exit, the logits z_j of `MultiExitModel`; targets: as for `task_loss`. No gradient flows to a teacher k.
-    DepthFL and ScaleFL also ramp the strength up; this function does not. `local_round` adds the proximal term.
+    logits: by exit, the logits z_j of `MultiExitModel`; targets and their `kind`: as for `task_loss`. No gradient flows
+    to a teacher k. For numbers the squared difference to the teacher's replaces T^2 KL; several labels are as many
+    two-way choices. DepthFL and ScaleFL also ramp the strength up; this function does not. `local_round` adds the
+    proximal term.
     """
     exits = sorted(logits)
     shares = range(1, len(exits) + 1) if objective.losses == "depth-weighted" else [1] * len(exits)
     losses = []
     for exit in exits:
-        loss = task_loss(logits[exit], targets)
+        loss = task_loss(logits[exit], targets, kind=kind)
         if teachers := _teachers(exits, exit, objective.distillation):
-            taught = [divergence(logits[teacher], logits[exit], objective.temperature) for teacher in teachers]
+            taught = [divergence(logits[other], logits[exit], objective.temperature, kind) for other in teachers]
             loss = loss + objective.strength * torch.stack(taught).mean()
         losses.append(loss)
     return sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)  # type: ignore[return-value]  # not empty
 
 
-def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0, kind: str = "label") -> Tensor:
     """Return T^2 KL(teacher || student) of logits over T, averaged over clips (B, C) or frames in clips (B, F, C)."""
+    if kind == "number":
+        return torch.nn.functional.mse_loss(student, teacher.detach())
+    if kind == "multi-label":
+        teacher, student = two_classes(teacher), two_classes(student)
     fixed = (teacher.detach() / temperature).log_softmax(-1)
     each = torch.nn.functional.kl_div((student / temperature).log_softmax(-1), fixed, reduction="none", log_target=True)
     each = temperature**2 * each.sum(-1)

@@ -20,6 +20,7 @@ from fedexit.federated.clients import Client, LocalTraining, RoundReport, at_sha
 from fedexit.federated.ledger import heads_costs, ledger_row
 from fedexit.federated.objectives import Objective, objective_loss
 from fedexit.model.exits import MultiExitModel
+from fedexit.model.heads import head_name
 from fedexit.model.training import for_bfloat16
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
@@ -51,8 +52,8 @@ def check_regime(regime: Regime, model: MultiExitModel) -> None:
         raise FedexitError(f"regime must be a Regime, not a {type(regime).__name__}")
     if regime.heads_rounds and model.head != "pooled":
         raise FedexitError(
-            f"heads_rounds={regime.heads_rounds} needs heads on pooled statistics, not {model.head}; CTC heads come "
-            "with their start (`fedexit ctc`), so take 0"
+            f"heads_rounds={regime.heads_rounds} needs heads on pooled statistics, not {head_name(model.head)}; CTC "
+            "heads come with their start (`fedexit ctc`), so take 0"
         )
 
 
@@ -124,7 +125,7 @@ class Statistics(NamedTuple):
 
     Attributes:
         by_exit: standardised pooled statistics (N, 2D) at each exit up to L_i.
-        targets: labels (N,).
+        targets: labels or numbers (N,), or 0 and 1 for each of several labels (N, labels).
         lengths: lengths of the clips in samples, or in frames if `cached`.
         cached: whether the clips are frozen features.
     """
@@ -139,13 +140,14 @@ class Statistics(NamedTuple):
 def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTraining) -> Statistics:
     """Run the clips of `client` through the frozen backbone up to L_i and return what its heads read."""
     exits = [exit for exit in model.exits if exit <= client.depth]
-    device, found = next(model.parameters()).device, {exit: list[Tensor]() for exit in exits}
+    device, found, targets = next(model.parameters()).device, {exit: list[Tensor]() for exit in exits}, list[Tensor]()
     clips = [client.data[index] for index in range(len(client.data))]
     lengths = [clip.shape[-1] for clip, _ in clips]
     order = sorted(range(len(clips)), key=lambda index: lengths[index])
     with for_bfloat16(model.backbone, training.bfloat16):
         for start in range(0, len(order), _STATISTICS_BATCH):
-            batch, sizes, _ = collate([clips[index] for index in order[start : start + _STATISTICS_BATCH]])
+            batch, sizes, own = collate([clips[index] for index in order[start : start + _STATISTICS_BATCH]])
+            targets.append(own.to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
                 states, frames = model.states(batch.to(device), sizes, exits)
             for exit in exits:
@@ -153,8 +155,7 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
                 found[exit].append((head.reads(states[exit].float(), frames) - head.centre) / head.scale)
     back = torch.tensor(order, device=device).argsort()
     by_exit = {exit: torch.cat(parts)[back] for exit, parts in found.items()}
-    targets = torch.tensor([target for _, target in clips], device=device)
-    return Statistics(by_exit, targets, lengths, clips[0][0].dim() == 2)
+    return Statistics(by_exit, torch.cat(targets)[back], lengths, clips[0][0].dim() == 2)
 
 
 def _round_of_heads(
@@ -177,7 +178,7 @@ def _round_of_heads(
                 exit: nn.functional.linear(read.by_exit[exit][batch], own[place + "weight"], own[place + "bias"])
                 for exit, place in places.items()
             }
-            loss = objective_loss(logits, read.targets[batch], Objective(losses="all"))
+            loss = objective_loss(logits, read.targets[batch], Objective(losses="all"), model.targets)
             optimiser.zero_grad()
             loss.backward()
             take_step(optimiser, training)

@@ -175,7 +175,7 @@ def scored(model: MultiExitModel, data: Sequence[Example], samples: Sequence[int
         seen = []
         for depth, logits in outputs.items():
             seen.append(logits)
-            pairs = answers(logits, targets, model.labels)
+            pairs = answers(logits, targets, model.labels, kind=model.targets)
             predicted += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
             rules = {name: rule(seen, model.labels).tolist() for name, rule in RULES.items()}
             sure.append(pd.DataFrame({"item": group, "exit": depth, **rules}))

@@ -24,6 +24,7 @@ from fedexit.federated.objectives import Objective
 from fedexit.federated.rounds import CURVE, Federation, evaluated, sample
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, state_hash
 from fedexit.model.exits import MultiExitModel
+from fedexit.model.heads import head_name
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
@@ -37,19 +38,19 @@ def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
     """Return a copy of `model` with the first share `width` of its channels, attention heads and feed-forward units.
 
     The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1] or without whole numbers, LoRA,
-    and a head with a recurrent layer.
+    and a head with a recurrent layer or of your own.
     """
     if model.backbone.lora:
         raise FedexitError("adapters have no channels to leave out; use a model without LoRA")
-    if model.head == "ctc-bilstm":
-        raise FedexitError("a recurrent layer has no leading block (its gates are concatenated); take another head")
+    if model.head not in ("pooled", "ctc"):
+        raise FedexitError(f"head {head_name(model.head)} may have no leading block; take the head pooled or ctc")
     config = config_of(model.backbone)
     for name in _SCALED:
         if not 0 < width <= 1 or (config[name] * width) % 1:
             raise FedexitError(f"width {width} of {name} {config[name]} is not a whole number above 0; take another")
         config[name] = int(config[name] * width)
     backbone = backbone_from_config(config, model.backbone.name, model.backbone.pretrained)
-    narrow = MultiExitModel(backbone, model.labels, model.exits, head=model.head, shared_head=model.shared_head)
+    narrow = model.like(backbone, model.exits)
     places, full = places_in(model, narrow), model.state_dict()
     narrow.load_state_dict({name: full[name][place] for name, place in places.items()})
     return narrow
@@ -102,7 +103,7 @@ class WidthModels(nn.Module):
     def __init__(self, models: Mapping[int, MultiExitModel]):
         super().__init__()
         self.exits = sorted(models)
-        self.labels = models[self.exits[0]].labels
+        self.labels, self.targets = models[self.exits[0]].labels, models[self.exits[0]].targets
         self.models = nn.ModuleDict({str(depth): models[depth] for depth in self.exits})
 
     def forward(

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from fedexit.model.backbone import Backbone, frame_counts
 from fedexit.model.exits import MultiExitModel
-from fedexit.model.heads import AnyHead
+from fedexit.model.heads import AnyHead, macs_of
 from fedexit.model.names import layer_of
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
@@ -76,7 +76,7 @@ def clip_macs(backbone: Backbone, samples: int, depth: int, *heads: AnyHead) -> 
     if backbone.lora:
         added, spared = _lora_macs(config, frames, depth, backbone.lora[0])
         spared += 2 * (projection + position)
-    trained = projection + position + depth * layer + added + sum(head.macs(frames) for head in heads)
+    trained = projection + position + depth * layer + added + sum(macs_of(head, width, frames) for head in heads)
     return Macs(frozen, trained, spared)
 
 

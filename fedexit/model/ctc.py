@@ -23,6 +23,8 @@ class CTCHead(nn.Module):
     (`MultiExitModel.standardise`).
     """
 
+    targets = "text"
+
     def __init__(self, width: int, labels: int, recurrent: bool = False):
         super().__init__()
         self.norm: nn.Module = nn.Identity()
@@ -43,9 +45,7 @@ class CTCHead(nn.Module):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 output = self.recurrent(packed)[0]
             hidden = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=states.shape[1])[0]
-        outside = torch.arange(states.shape[1], device=states.device) >= frames.to(states.device)[:, None]
-        blank = nn.functional.one_hot(torch.tensor(BLANK), self.linear.out_features).to(hidden) * _SURE
-        return torch.where(outside[..., None], blank, self.linear(hidden))
+        return ended(self.linear(hidden), frames)
 
     def macs(self, frames: int) -> int:
         """Return the multiply-accumulates of a clip of `frames` frames."""
@@ -54,6 +54,13 @@ class CTCHead(nn.Module):
         if self.recurrent is not None:  # four gates read the input and the state, in two directions
             per_frame += 2 * 4 * (width // 2) * (width + width // 2)
         return frames * per_frame
+
+
+def ended(logits: Tensor, frames: Tensor) -> Tensor:
+    """Return logits (B, F, C) with a certain blank in the frames beyond each clip's `frames` (B,)."""
+    outside = torch.arange(logits.shape[1], device=logits.device) >= frames.to(logits.device)[:, None]
+    blank = nn.functional.one_hot(torch.tensor(BLANK), logits.shape[2]).to(logits) * _SURE
+    return torch.where(outside[..., None], blank, logits)
 
 
 def within(logits: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fedexit import __version__
 from fedexit.data.batches import Example
-from fedexit.data.checks import checked_labels
+from fedexit.data.checks import check_spelling_labels, checked_labels
 from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.inspection import check_clips
 from fedexit.data.recordings import Recordings
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
-from fedexit.model.heads import HEADS, AnyHead
+from fedexit.model.heads import AnyHead, HeadMaker, copy_norm, head_name, kind_of, make_head
 from fedexit.model.lora import merged, with_lora
 from fedexit.model.pretrained import model_folder
 from fedexit.support.checks import check_exits, misfits
@@ -42,15 +42,22 @@ class MultiExitModel(nn.Module):
         labels: names of the classes, or characters, in the order of the logits. NumPy scalars become Python ones.
         exits: layers (from 1) with a head; default the four quarter depths.
         seed: draws the heads' weights.
-        head: a name in `HEADS`: `pooled` for labels of whole clips, `ctc` or `ctc-bilstm` for texts.
+        head: a name in `HEADS`: `pooled` for labels of whole clips, `ctc` or `ctc-bilstm` for texts; or a function or
+            class of your own that makes a head (`fedexit.model.heads` has the contract and an example).
         shared_head: one head for all exits.
+        targets: kind of the targets; default that of the head. `label`: a clip has the index of a label. `text`: it has
+            character ids (`fedexit.data.text.characters`). `number` (regression): it has a float, and `labels` is the
+            name of that number alone; numbers of about mean 0 and variance 1 are learned fastest. `multi-label`: it
+            has 0 or 1 for each label.
 
     Raises:
-        FedexitError: for another kind of backbone, an exit that it lacks, no exits, labels that are not a list, and an
-            unknown head.
+        FedexitError: for another kind of backbone, an exit that it lacks, no exits, labels that are not a list, an
+            unknown head or kind of targets, and a head that does not keep its contract.
 
     Example:
         >>> logits = MultiExitModel(load_backbone("nano"), ["yes", "no"])(*collate(clips)[:2])[12]  # (B, 2)
+        >>> ages = MultiExitModel(load_backbone("nano"), ["age in decades"], targets="number")
+        >>> federate(ages, [Client("ann", [(waveform, 4.2), (another, 6.9)], depth=3)], dev=[(third, 5.0)])
     """
 
     def __init__(
@@ -59,24 +66,26 @@ class MultiExitModel(nn.Module):
         labels: Iterable[str],
         exits: Iterable[int] | None = None,
         seed: int = 0,
-        head: str = "pooled",
+        head: str | HeadMaker = "pooled",
         shared_head: bool = False,
+        targets: str | None = None,
     ):
         super().__init__()
         if not isinstance(backbone, Backbone):
             raise FedexitError(f"the backbone is a {type(backbone).__name__}; give one of load_backbone")
-        if head not in list(HEADS):
-            raise FedexitError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
         self.backbone, self.head, self.shared_head = backbone, head, shared_head
-        self.labels = checked_labels(labels, head != "pooled")
+        self.labels = checked_labels(labels)
         exits = default_exits(backbone.layers) if exits is None else exits
         self.exits = check_exits(exits, range(1, backbone.layers + 1), backbone.name)
         with seeded(seed, "heads"):
             names = ["shared"] if shared_head else map(str, self.exits)
-            self.heads = nn.ModuleDict({name: HEADS[head](backbone.width, len(self.labels)) for name in names})
-        for own in self.heads.values():
-            own.norm = copy.deepcopy(backbone.final_norm).requires_grad_(True)
-        self.heads.to(backbone.model.dtype)
+            self.heads = nn.ModuleDict({name: make_head(head, backbone.width, len(self.labels)) for name in names})
+        self.heads.to(device=backbone.model.device, dtype=backbone.model.dtype)
+        made = list(self.heads.values())
+        self.targets = kind_of(made, head_name(head), backbone.width, len(self.labels), targets)
+        copy_norm(backbone.final_norm, made, head_name(head))
+        if self.targets == "text":
+            check_spelling_labels(self.labels)
 
     def head_at(self, depth: int) -> AnyHead:
         """Return the head that reads exit `depth`."""
@@ -93,7 +102,7 @@ class MultiExitModel(nn.Module):
             exits: some of the model's exits; default all.
 
         Returns:
-            By exit: (B, labels), or (B, F, 1 + labels) of a CTC head.
+            By exit: (B, labels), or (B, F, 1 + labels) for texts.
         """
         states, frames = self.states(waveforms, lengths, exits)
         return {depth: self.head_at(depth)(state, frames) for depth, state in states.items()}
@@ -119,33 +128,36 @@ class MultiExitModel(nn.Module):
         Arguments and errors are those of `forward`.
         """
         states, frames = self.states(waveforms, lengths, exits)
-        heads = {depth: self.head_at(depth) for depth in states}
+        heads = {depth: self._reading(depth) for depth in states}
         return {d: (head.reads(states[d], frames) - head.centre) / head.scale for d, head in heads.items()}
 
     def predict(
         self,
         recordings: Any,
         exit: int | None = None,
-        rule: str | None = None,
+        rule: str | Callable | None = None,
         threshold: float | None = None,
         rate: int | None = None,
         batch_size: int = 8,
     ) -> pd.DataFrame:
-        """Return the label or text of each recording, at one exit or at the first that is confident enough.
+        """Return the answer for each recording, at one exit or at the first that is confident enough.
 
         The model normalises its input, so loudness does not matter. It is put into evaluation mode.
 
         Args:
             recordings: one or a list of: audio files of any format and rate; waveforms (T,), tensors or arrays.
             exit: the exit that answers; default the deepest.
-            rule: in place of `exit`: a confidence rule in `fedexit.model.early_exit.RULES`.
-            threshold: confidence, in the unit of `rule`, at which a clip stops.
+            rule: in place of `exit`: a name in `fedexit.model.early_exit.RULES`, or a function or callable object of
+                your own, `rule(seen, labels)`: that module has the contract and an example.
+            threshold: confidence, in the unit of `rule`, at which a clip stops; default the rule's own `threshold`.
             rate: rate of the waveforms in Hz; files state their own.
             batch_size: clips per batch; with a rule they run one by one.
 
         Returns:
-            A row per recording: `clip` (path, or position of a waveform), `label` or `text`, `confidence` (probability
-            of the label, or mean over the frames that are not blank; 0 for an empty text) and `exit`.
+            A row per recording: `clip` (path, or position of a waveform), the answer, `confidence` and `exit`. By
+            `targets` the answer is `label`, `text`, `number`, or `labels` (a list of those with a probability above
+            1/2). The confidence is the probability of the label; the mean over the frames that are not blank, 0 for an
+            empty text; NaN for a number; the probability of the least certain of several labels.
 
         Raises:
             FedexitError: before any answer, for recordings that cannot be read (all are named), and wrong options.
@@ -155,14 +167,22 @@ class MultiExitModel(nn.Module):
         """
         from fedexit.model.answers import answered  # it imports this module
 
-        clips = Recordings(recordings, rate, 0 if self.head == "pooled" else [])
+        nothing = {"label": 0, "text": [], "number": 0, "multi-label": [0] * len(self.labels)}
+        clips = Recordings(recordings, rate, nothing[self.targets])
         return answered(self, clips, exit, rule, threshold, batch_size)
 
     def transcribe(self, recordings: Any, **options: Any) -> pd.DataFrame:
-        """Return `predict(recordings, **options)` of a CTC model. Raises FedexitError for a model of labels."""
-        if self.head == "pooled":
-            raise FedexitError("the model predicts labels, not texts; use predict")
+        """Return `predict(recordings, **options)` of a model of texts. Raises FedexitError for any other."""
+        if self.targets != "text":
+            raise FedexitError(f"the model predicts a {self.targets}, not texts; use predict")
         return self.predict(recordings, **options)
+
+    def _reading(self, depth: int) -> AnyHead:
+        """Return the head at `depth`. Raise FedexitError unless it has `reads`, `centre` and `scale`."""
+        head = self.head_at(depth)
+        if lacking := [name for name in ("reads", "centre", "scale") if not hasattr(head, name)]:
+            raise FedexitError(f"head {head_name(self.head)} lacks {', '.join(lacking)}; see fedexit.model.heads.Head")
+        return head
 
     def _asked(self, exits: Iterable[int] | None) -> list[int]:
         return self.exits if exits is None else check_exits(exits, self.exits, self.backbone.name)
@@ -171,8 +191,8 @@ class MultiExitModel(nn.Module):
         self, data: Sequence[Example], owner: str, spells: bool = False, start: int = 0
     ) -> tuple[list[int], bool]:
         """Check that this model can read all clips and targets of `data`; see `fedexit.data.inspection.check_clips`."""
-        channels, frames, texts = self.backbone.channels, self.backbone.frame_lengths, self.head != "pooled"
-        return check_clips(data, owner, channels, frames, len(self.labels), texts, spells, start)
+        channels, frames = self.backbone.channels, self.backbone.frame_lengths
+        return check_clips(data, owner, channels, frames, len(self.labels), self.targets, spells, start)
 
     @torch.no_grad()
     def standardise(self, waveforms: Tensor, lengths: Tensor) -> None:
@@ -180,11 +200,12 @@ class MultiExitModel(nn.Module):
 
         Pooled statistics are nearly the same for all clips: at random weights their mean is several times their spread.
         A head that reads them unscaled predicts the most frequent class for a long time. This is ours, not the paper's.
-        No labels are needed. Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread.
+        No labels are needed. Arguments are those of `forward`. Raises FedexitError for one clip, which has no spread,
+        and for heads of your own without `reads`, `centre` and `scale`.
         """
         states, frames = self.states(waveforms, lengths)
         for exits in [self.exits] if self.shared_head else [[depth] for depth in self.exits]:
-            head = self.head_at(exits[0])
+            head = self._reading(exits[0])
             read = torch.cat([head.reads(states[depth], frames) for depth in exits])
             if len(read) < 2:
                 raise FedexitError("a head cannot be standardised on one clip; give two or more")
@@ -198,10 +219,16 @@ class MultiExitModel(nn.Module):
         """
         exits = self._asked([depth] if exits is None else exits)
         backbone = self.backbone.truncated(depth)
-        shallow = MultiExitModel(backbone, self.labels, exits, head=self.head, shared_head=self.shared_head)
+        shallow = self.like(backbone, exits)
         heads = self.heads.state_dict()
         shallow.heads.load_state_dict({name: heads[name] for name in shallow.heads.state_dict()})
         return shallow
+
+    def like(self, backbone: Backbone, exits: Iterable[int]) -> "MultiExitModel":
+        """Return a model of `backbone` with new heads of the same kind at `exits`."""
+        return MultiExitModel(
+            backbone, self.labels, exits, head=self.head, shared_head=self.shared_head, targets=self.targets
+        )
 
     def merged(self) -> "MultiExitModel":
         """Return a copy with its LoRA adapters merged (`lora.merged`). Raises FedexitError without any."""
@@ -255,7 +282,8 @@ class MultiExitModel(nn.Module):
             "pretrained": self.backbone.pretrained,
             "exits": self.exits,
             "labels": self.labels,
-            "head": self.head,
+            "head": head_name(self.head),
+            "targets": self.targets,
             "shared_head": self.shared_head,
             "lora": self.backbone.lora,
             "fedexit_version": __version__,
@@ -266,10 +294,11 @@ class MultiExitModel(nn.Module):
         write_text(Path(folder) / "config.json", text)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "MultiExitModel":
+    def from_pretrained(cls, name: str | Path, head: HeadMaker | None = None) -> "MultiExitModel":
         """Read a folder of `save_pretrained`, or a model with this hub id, in evaluation mode.
 
-        Raises FedexitError for a missing, foreign or damaged model, weights that do not fit its config and other input.
+        A model with a head of your own needs its maker again, as `head`. Raises FedexitError for a missing, foreign or
+        damaged model, weights that do not fit its config and other input.
         """
         try:
             folder = model_folder(name)
@@ -279,8 +308,9 @@ class MultiExitModel(nn.Module):
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
             if config.get("lora"):
                 with_lora(backbone, *config["lora"])
-            kind = dict(head=config["head"], shared_head=config.get("shared_head", False))  # older folders lack it
-            model = cls(backbone, config["labels"], config["exits"], **kind)
+            shared, targets = config.get("shared_head", False), config.get("targets")  # older folders lack them
+            maker = head or config["head"]
+            model = cls(backbone, config["labels"], config["exits"], head=maker, shared_head=shared, targets=targets)
             weights = load_file(folder / "model.safetensors")
             own = model.state_dict()
             shapes = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
@@ -297,10 +327,10 @@ class MultiExitModel(nn.Module):
 
 
 def check_trainable(model: MultiExitModel) -> None:
-    """Raise FedexitError for a model with fewer than two labels, a frozen head, or weights in float16."""
+    """Raise FedexitError for a model with one label to choose from, a frozen head, or weights in float16."""
     if not isinstance(model, MultiExitModel):
         raise FedexitError(f"the model to train is a {type(model).__name__}; give a MultiExitModel")
-    if model.head == "pooled" and len(set(model.labels)) < 2:
+    if model.targets == "label" and len(set(model.labels)) < 2:
         raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
     if not all(parameter.requires_grad for parameter in model.heads.parameters()):
         raise FedexitError("a head of the model is frozen; let it train: model.heads.requires_grad_(True)")

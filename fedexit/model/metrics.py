@@ -1,6 +1,7 @@
-"""Predict with every exit in one pass, and count errors per clip, character or word."""
+"""Predict with every exit in one pass, and count errors per clip, character, word or label."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import ne
 from typing import Any
 
 import pandas as pd
@@ -38,23 +39,31 @@ def predict(
 
     Returns:
         One row per (clip, exit): `item` (position in `data`), `exit`, `predicted`, `label`. The last two are indices
-        of labels, or texts.
+        of labels, texts, numbers (floats), or 0 and 1 for each of several labels (tuples).
     """
     rows = []
     for group, outputs, targets in forward(model, data, exits, batch_size):
         for depth, logits in outputs.items():
-            pairs = answers(logits, targets, model.labels, decode)
+            pairs = answers(logits, targets, model.labels, decode, model.targets)
             rows += [(item, depth, *pair) for item, pair in zip(group, pairs, strict=True)]
     return pd.DataFrame(sorted(rows), columns=["item", "exit", "predicted", "label"])
 
 
 def answers(
-    logits: Tensor, targets: Tensor, labels: Sequence[str], decode: Callable[[Tensor], list[str]] | None = None
+    logits: Tensor,
+    targets: Tensor,
+    labels: Sequence[str],
+    decode: Callable[[Tensor], list[str]] | None = None,
+    kind: str = "label",
 ) -> list[tuple]:
-    """Return the pairs (predicted, true) of each clip: indices of labels, or texts in the characters `labels`."""
+    """Return the pairs (predicted, true) of each clip: see `predict`; texts are in the characters `labels`."""
     if logits.dim() == 3:
         predicted = decode(logits) if decode else greedy(logits, labels)
         return [(text, spell(codes, labels)) for text, codes in zip(predicted, targets.tolist(), strict=True)]
+    if kind == "number":
+        return list(zip(logits[:, 0].tolist(), targets.double().tolist(), strict=True))
+    if kind == "multi-label":
+        return [(tuple(map(int, one)), tuple(map(int, own))) for one, own in zip(logits > 0, targets, strict=True)]
     return list(zip(logits.argmax(1).tolist(), targets.tolist(), strict=True))
 
 
@@ -88,8 +97,9 @@ def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: 
 
     For labels, `n` counts clips and `value` is the share of wrong ones. For texts, `n` counts the units of all texts of
     the group and `value` is the CER or WER over them. With insertions it may exceed 1. If the texts are empty and a
-    prediction is not, it is infinite.
-    `unit` is `character` or `word`; labels ignore it.
+    prediction is not, it is infinite. For numbers, `n` counts clips and `value` is the mean absolute error. For several
+    labels, `n` counts the labels of all clips and `value` is the share of wrong ones (Hamming loss).
+    `unit` is `character` or `word`; only texts read it.
     """
     counted = predictions.assign(**_counts(predictions, unit))
     sums = counted.groupby(list(by), sort=True)[["errors", "n"]].sum().reset_index()
@@ -98,30 +108,40 @@ def error_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",), unit: 
 
 
 def all_rates(predictions: pd.DataFrame, by: Sequence[str] = ("exit",)) -> pd.DataFrame:
-    """Return `error_rates` with the column `metric`: `error` for labels; `CER` and `WER` for texts."""
-    if _are_labels(predictions):
-        return error_rates(predictions, by).assign(metric="error")
+    """Return `error_rates` with the column `metric`: `error`, `CER` and `WER`, `MAE`, or `Hamming`."""
+    units = _units(predictions)
     return pd.concat(
-        [error_rates(predictions, by, unit).assign(metric=metric) for metric, unit in UNITS.items()], ignore_index=True
+        [error_rates(predictions, by, unit).assign(metric=metric) for metric, unit in units.items()], ignore_index=True
     )
 
 
 def item_errors(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the errors of every clip at every exit: `exit, item, metric, errors, n`; texts have CER and WER rows."""
     about = predictions[["exit", "item"]]
-    if _are_labels(predictions):
-        return about.assign(metric="error", **_counts(predictions, "character"))
-    return pd.concat([about.assign(metric=m, **_counts(predictions, unit)) for m, unit in UNITS.items()])
+    units = _units(predictions)
+    return pd.concat([about.assign(metric=m, **_counts(predictions, unit)) for m, unit in units.items()])
 
 
-def _are_labels(predictions: pd.DataFrame) -> bool:
-    return pd.api.types.is_integer_dtype(predictions["label"])
+def _units(predictions: pd.DataFrame) -> dict[str, str]:
+    """Return the metrics of `predictions`, by the type of their labels, and the unit of each metric."""
+    own = predictions["label"]
+    if pd.api.types.is_integer_dtype(own):
+        return {"error": "clip"}
+    if pd.api.types.is_float_dtype(own):
+        return {"MAE": "clip"}
+    return {"Hamming": "label"} if len(own) and isinstance(own.iloc[0], tuple) else UNITS
 
 
-def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Sequence[int]]:
-    """Return the number of errors and of units (clips, characters or words) of each prediction."""
-    if _are_labels(predictions):
+def _counts(predictions: pd.DataFrame, unit: str) -> dict[str, Any]:
+    """Return the number of errors (for numbers, their size) and of units of each prediction."""
+    [metric, *_] = _units(predictions)
+    if metric == "error":
         return {"errors": (predictions["predicted"] != predictions["label"]).astype(int), "n": 1}
+    if metric == "MAE":
+        return {"errors": (predictions["predicted"] - predictions["label"]).abs(), "n": 1}
+    if metric == "Hamming":
+        pairs = zip(predictions["predicted"], predictions["label"], strict=True)
+        return {"errors": [sum(map(ne, *pair)) for pair in pairs], "n": predictions["label"].map(len)}
     with extra("asr"):
         import jiwer
     process: Any = {"character": jiwer.process_characters, "word": jiwer.process_words}[unit]
