@@ -34,6 +34,8 @@ _EXPORTS = {
     "local_round": "fedexit.federated.clients",
     "federate": "fedexit.federated.rounds",
     "METHODS": "fedexit.federated.methods",
+    "Method": "fedexit.federated.methods",
+    "Objective": "fedexit.federated.objectives",
     "Policy": "fedexit.devices.policy",
     "with_lora": "fedexit.model.lora",
 }

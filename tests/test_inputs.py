@@ -17,9 +17,10 @@ from fedexit.devices.fleet import Device
 from fedexit.devices.policy import Policy, needs_by_exit
 from fedexit.devices.profiles import Calibration, profiles
 from fedexit.federated import checks
-from fedexit.federated.aggregation import FedAdam, make_aggregator
+from fedexit.federated.aggregation import make_aggregator
 from fedexit.federated.clients import local_round
 from fedexit.federated.objectives import Objective
+from fedexit.federated.server import FedAdam
 from fedexit.lab.verification import verify
 from fedexit.model import early_exit
 from fedexit.model.lora import with_lora

@@ -10,10 +10,10 @@ from test_federation import SGD, assert_same, make_clients, make_model, run
 
 from fedexit import FedexitError, federate, layer_of, local_round
 from fedexit.data.batches import batches
-from fedexit.federated.aggregation import FedAdam
 from fedexit.federated.clients import make_optimiser
 from fedexit.federated.ledger import client_costs
 from fedexit.federated.objectives import Objective
+from fedexit.federated.server import FedAdam
 from fedexit.support.streams import numpy_stream
 
 

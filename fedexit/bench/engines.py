@@ -130,12 +130,12 @@ def fedexit(workload: Workload, processes: int, started: float) -> dict:
     method = find_method("masked")
     if workload.kind == "empty":
         method = replace(method, local_round=partial(_untrained, workload.samples))
-    federation.federate(model, clock, method, workload.rounds, SEED, training=training, workers=processes)
+    result = federation.federate(model, clock, method, workload.rounds, SEED, training=training, workers=processes)
     marks = [since, *clock.marks[1:]]
     rounds = [end - begin for begin, end in pairwise(marks)]
     if len(rounds) != workload.rounds - 1:
         raise AssertionError("`federate` no longer asks for its first client once a round: see `_Clock`")
-    return {"startup": startup, "rounds": rounds, **outcome(workload, model.trainable_weights())}
+    return {"startup": startup, "rounds": rounds, **outcome(workload, result.model.trainable_weights())}
 
 
 class _Clock(list):

@@ -9,19 +9,17 @@ The functions are pure and work on named tensors; they know nothing of models.
 import itertools
 import numbers
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fedexit.model.names import in_layer, layer_of
 from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
-from fedexit.support.settings import Positive, check_fields
 
+Rule = Callable[[Mapping[str, Tensor], "list[Update]"], Mapping[str, Tensor]]  # one of your own: see `aggregate`
 RULES = ("layerwise", "masked", "stale", "unmasked", "count", "inclusive")
 _WHOLE = ("stale", "unmasked")  # these rules average whole models, with untouched layers
 _MOMENTUM = 0.2  # of InclusiveFL
@@ -86,6 +84,15 @@ class Aggregator:
         Raises FedexitError for anything but an `Update`, unknown names, other shapes, values that are not finite, n_i
         or L_i that is not a whole number >= 1, L_i beyond the model's layers, and after `result`.
         """
+        self.check(update)
+        weight = client_weight(update, self.method, self.depth_exponent)
+        self._all_clients += weight
+        for name, tensor in update.weights.items():
+            if self._trained(name, update.depth):
+                self._accumulate(name, tensor, weight)
+
+    def check(self, update: Update) -> None:
+        """Raise FedexitError for an update that `add` would refuse."""
         _check_update(self, update)
         whole_number(update.examples, "examples n_i of an update", 1)
         whole_number(update.depth, "depth L_i of an update", 1)
@@ -93,11 +100,6 @@ class Aggregator:
             raise FedexitError(f"depth L_i of an update is {update.depth}; the model has {self._layers} layers")
         for name, tensor in update.weights.items():
             self._check(name, tensor)
-        weight = client_weight(update, self.method, self.depth_exponent)
-        self._all_clients += weight
-        for name, tensor in update.weights.items():
-            if self._trained(name, update.depth):
-                self._accumulate(name, tensor, weight)
 
     def _trained(self, name: str, depth: int) -> bool:
         """Return whether the client is in S_l. Plain FedAvg averages all that it receives."""
@@ -223,9 +225,49 @@ class TierAggregator:
         return top
 
 
+class OwnAggregator(Aggregator):
+    """Collect copies of all updates of a round for a rule of your own (`aggregate`), and check what it returns."""
+
+    def __init__(self, global_weights: Mapping[str, Tensor], rule: Rule, layers: int | None = None):
+        super().__init__(global_weights, layers=layers)
+        self._rule, self._updates = rule, list[Update]()
+
+    def add(self, update: Update) -> None:
+        """Add one client's update. Errors are those of `Aggregator.add`."""
+        self.check(update)
+        copies = {name: tensor.clone() for name, tensor in update.weights.items()}
+        self._updates.append(Update(copies, update.examples, update.depth))
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the new global weights; without updates the old ones. Raises FedexitError as `checked_weights`."""
+        _check_open(self)
+        self._finished = True
+        if not self._updates:
+            return dict(self.global_weights)
+        return checked_weights(self._rule(self.global_weights, self._updates), self.global_weights, "the rule")
+
+
+def checked_weights(found: object, weights: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """Return new global weights that a part of the user's own, the `owner`, made from `weights`.
+
+    Raises FedexitError unless they are finite tensors with the names and shapes of `weights`.
+    """
+    if not isinstance(found, Mapping):
+        raise FedexitError(f"{owner} returned a {type(found).__name__}; return the new weights by name, as a dict")
+    if other := found.keys() ^ weights.keys():
+        raise FedexitError(f"{owner} returned {len(found)} weights of {len(weights)}; check {min(other, key=str)!r}")
+    for name, old in weights.items():
+        new = found[name]
+        if not isinstance(new, Tensor) or new.shape != old.shape or not _is_finite(new):
+            wanted = f"return a finite tensor of shape {tuple(old.shape)}"
+            raise FedexitError(f"{owner} returned {str(new)[:60]!r} for {name!r}; {wanted}")
+    # a weight that is the same object counts as untrained
+    return {name: old if found[name] is old else found[name].detach().to(old) for name, old in weights.items()}
+
+
 def make_aggregator(
     global_weights: Mapping[str, Tensor],
-    method: str = "layerwise",
+    method: str | Rule = "layerwise",
     depth_exponent: float = 1.0,
     layers: int | None = None,
 ) -> Aggregator | TierAggregator:
@@ -233,8 +275,10 @@ def make_aggregator(
 
     layers: of the model, the bound of L_i; by default the deepest layer that the weights name.
     """
+    if callable(method):
+        return OwnAggregator(global_weights, method, layers)
     if method not in RULES:
-        raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(RULES)}")
+        raise FedexitError(f"unknown aggregation method {method!r}; known: {', '.join(RULES)}; or give a function")
     if method == "inclusive":
         return TierAggregator(global_weights, layers)
     return Aggregator(global_weights, method, depth_exponent, layers)
@@ -243,7 +287,7 @@ def make_aggregator(
 def aggregate(
     global_weights: Mapping[str, Tensor],
     updates: Iterable[Update],
-    method: str = "layerwise",
+    method: str | Rule = "layerwise",
     depth_exponent: float = 1.0,
 ) -> dict[str, Tensor]:
     """Average the clients' updates into new global weights, layer by layer, by parameter name.
@@ -256,54 +300,22 @@ def aggregate(
         method: The rule. `layerwise` is Eq. (1). `masked` weights by n_i over S_l (ReeFL; Eq. (1) with g = 0). `count`
             weights all clients of S_l equally (DepthFL, ScaleFL, FedRA). `stale` is FedAvg over whole models, in which
             deep layers of shallow clients are untouched copies; `unmasked` is the same with weights n_i L_i^g.
-            `inclusive` is `TierAggregator`.
+            `inclusive` is `TierAggregator`. A function of your own, `rule(global_weights, updates)`, gets the list of
+            all updates of a round and returns the new weights, all of them by name. An update lacks the layers and
+            heads that its client does not hold.
         depth_exponent: g in Eq. (1) and in `unmasked`.
 
-    Raises FedexitError for an unknown rule, and as `Aggregator.add` and `Aggregator.result`.
+    Raises FedexitError for an unknown rule or one that returns something else, and as `Aggregator.add` and
+    `Aggregator.result`.
 
-    Example: `aggregate(model.trainable_weights(), [Update(weights, examples=40, depth=6)])`
+    Example:
+        >>> aggregate(model.trainable_weights(), [Update(weights, examples=40, depth=6)])
+        >>> def median(old, updates):
+        ...     sent = {n: [u.weights[n] for u in updates if n in u.weights] for n in old}
+        ...     return {n: torch.stack(sent[n]).median(0).values if sent[n] else old[n] for n in old}
+        >>> federate(model, clients, method=Method("median", rule=median))
     """
     server = make_aggregator(global_weights, method, depth_exponent)
     for update in [updates] if isinstance(updates, Update) else updates:
         server.add(update)
     return server.result()
-
-
-MOMENTS = ("first:", "second:")  # prefixes of their names
-
-
-@dataclass(frozen=True)
-class FedAdam:
-    """FedAdam (Reddi et al., ICLR 2021, alg. 2). The change d = average - w takes the place of a gradient.
-
-        m = beta1 m + (1 - beta1) d,  v = beta2 v + (1 - beta2) d^2,  w = w + learning_rate * m / (sqrt(v) + tau)
-
-    As in the paper there is no bias correction, and m = v = 0 at first. Reddi et al. tune learning_rate and tau by
-    task. Ours make the first steps about as large as those of averaging, at a client's usual change of 1e-3 per round.
-    """
-
-    learning_rate: Positive = 1e-2
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    tau: Positive = 1e-3
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def step(
-        self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor], moments: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the new weights, and replace the entries `first:name` (m) and `second:name` (v) of `moments`.
-
-        A weight that no client trained (its average is the same tensor object) keeps its value and its moments.
-        """
-        stepped = dict(averages)
-        for name, old in weights.items():
-            if averages[name] is old:
-                continue
-            change = averages[name] - old
-            first = (1 - self.beta1) * change + self.beta1 * moments.get(f"first:{name}", 0.0)
-            second = (1 - self.beta2) * change.square() + self.beta2 * moments.get(f"second:{name}", 0.0)
-            moments |= {f"first:{name}": first, f"second:{name}": second}
-            stepped[name] = old + self.learning_rate * first / (second.sqrt() + self.tau)
-        return stepped

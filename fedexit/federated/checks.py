@@ -6,12 +6,15 @@ from collections.abc import Sequence
 import psutil
 
 from fedexit.data.batches import Example
+from fedexit.federated.aggregation import Update, aggregate
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.ledger import client_costs
+from fedexit.federated.methods import Method
 from fedexit.federated.objectives import Objective
+from fedexit.federated.server import FedAdam, stepped
 from fedexit.model.exits import MultiExitModel
-from fedexit.support.checks import whole_number
-from fedexit.support.errors import FedexitError
+from fedexit.support.checks import trial_copy, whole_number
+from fedexit.support.errors import FedexitError, first_line
 
 
 def check_run(
@@ -46,6 +49,24 @@ def check_depths(model: MultiExitModel, clients: Sequence[Client]) -> None:
             raise FedexitError(f"client {client.name} asks for exit {client.depth}; the model has {known}")
 
 
+def try_parts(model: MultiExitModel, way: Method) -> None:
+    """Call a rule and a server of the user's own once, on copies of the weights of `model` and of the parts.
+
+    Raises FedexitError when one of them fails or does not keep its contract.
+    """
+    weights, averages = ({name: one.clone() for name, one in model.trainable_weights().items()} for _ in range(2))
+    try:
+        if callable(way.rule):
+            aggregate(weights, [Update(averages, 1, model.backbone.layers)], trial_copy(way.rule))
+        if way.server is not None and not isinstance(way.server, FedAdam):
+            stepped(trial_copy(way.server), weights, averages, {})
+    except Exception as error:  # of any code
+        raise FedexitError(
+            f"method {way.name}, on trial: {type(error).__name__}: {first_line(error)}; see the contracts in "
+            "fedexit.federated.aggregation.aggregate and fedexit.federated.server"
+        ) from error
+
+
 def check_data(
     model: MultiExitModel,
     clients: Sequence[Client],
@@ -67,6 +88,7 @@ def check_data(
         kind = client.depth, min(training.batch_size, len(lengths))
         if kind not in longest or max(lengths) > longest[kind][0]:
             longest[kind] = max(lengths), client, cached
+        model.check_clips(client.dev, f"client {client.name}, dev")
     model.check_clips(dev, "dev")
     for (depth, size), (length, client, cached) in longest.items():
         batch = [length] * size

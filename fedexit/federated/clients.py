@@ -29,8 +29,8 @@ _OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 class Client:
     """A participant of a federation.
 
-    A clip is a waveform (T,), float32 at 16 kHz, or frozen features (C, F). A target is a label's index, or the
-    character ids of a text (`fedexit.data.text.characters`). `own` holds weights that the client keeps between rounds
+    A clip is a waveform (T,), float32 at 16 kHz, or frozen features (C, F). A target is as the model's `targets` say
+    (`MultiExitModel`), e.g. a label's index. `own` holds weights that the client keeps between rounds
     and starts from instead of the global ones.
     """
 
@@ -39,6 +39,7 @@ class Client:
     depth: int  # L_i, the exit that it trains to
     tier: str = ""  # the class of its device, for the ledger
     own: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    dev: Sequence[Example] = field(default=(), compare=False)  # held-out pairs, for `Federation.by_client`
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, numbers.Integral) and not isinstance(self.depth, bool):  # NumPy's as well

@@ -4,17 +4,22 @@ An entry may change who takes part and how deep, the loss of a client, the heads
 that it takes towards the average. Everything else is as in the paper: every client at its own depth, the loss at its
 last exit, one head per exit, and the average by Eq. (1) as the new weights.
 
+A `Method` of your own goes to `federate` as it is, or by name once it is in `METHODS`. See `Method`.
+
 With LoRA (`fedexit.model.lora`) clients train, send and average adapters instead of all weights. Every method but FedRA
 works with it.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from fedexit.federated.aggregation import FedAdam
+from fedexit.federated.aggregation import RULES, Rule, check_exponent
 from fedexit.federated.clients import Client, LocalRound, local_round
 from fedexit.federated.fedra import round_of_drawn_layers
 from fedexit.federated.objectives import Objective
+from fedexit.federated.server import FedAdam, Server
 from fedexit.support.errors import FedexitError
 
 
@@ -54,17 +59,24 @@ PAPERS_LOSS = Objective()
 
 @dataclass(frozen=True)
 class Method:
-    """One method of federated training."""
+    """One method of federated training. `federate` checks its parts, and tries an own rule and server on copies.
+
+    With several workers, `local_round` must be defined in a module or script, because processes load it by its name.
+
+    Example:
+        >>> mine = Method("mine", rule="masked", objective=Objective(proximal=0.1))
+        >>> federate(model, clients, method=mine)
+    """
 
     name: str  # the name by which `federate` knows it
-    source: str
-    changes: str  # the difference from the paper's method in one line
-    rule: str = "layerwise"  # the rule of the server's average (`aggregation.aggregate`)
+    source: str = ""
+    changes: str = ""  # the difference from the paper's method in one line
+    rule: str | Rule = "layerwise"  # the rule of the server's average, or your own (`aggregation.aggregate`)
     depth_exponent: float = 1.0  # g of Eq. (1)
-    enlist: Callable[[Sequence[Client]], Sequence[Client]] = everyone  # participants, with depths
+    enlist: Callable[[Sequence[Client]], Sequence[Client]] = everyone  # returns the participants, with depths
     objective: Objective = PAPERS_LOSS
-    local_round: LocalRound = local_round
-    server: FedAdam | None = None  # its step towards the average; None: the average itself
+    local_round: LocalRound = local_round  # has the arguments and results of `clients.local_round`
+    server: Server | None = None  # its step towards the average (`server`); None: the average itself
     shared_head: bool = False  # one head for all exits
     local_heads: bool = False  # a client keeps its head; new clients get the average
     narrow: bool = False  # narrow models instead of shallow ones: see `heterofl`
@@ -132,5 +144,50 @@ def find_method(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
     if method not in list(METHODS):
-        raise FedexitError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        raise FedexitError(f"unknown method {method!r}; known: {', '.join(METHODS)}; or give a Method")
     return METHODS[method]
+
+
+def check_method(way: Method) -> None:
+    """Raise FedexitError for a part of a method that has another type than `Method` says."""
+    if not isinstance(way.name, str) or not way.name:
+        raise FedexitError(f"the name of a method is {way.name!r}; give a text")
+    check_exponent(way.depth_exponent)
+    if not callable(way.rule) and way.rule not in RULES:
+        raise FedexitError(f"method {way.name}: unknown rule {way.rule!r}; known: {', '.join(RULES)}; or a function")
+    parts = {
+        "enlist": (callable(way.enlist), "a function from the clients to the participants"),
+        "objective": (isinstance(way.objective, Objective), "an Objective"),
+        "local_round": (_takes(way.local_round, 6), "a function with the arguments of clients.local_round"),
+        "server": (way.server is None or _takes(getattr(way.server, "step", None), 3), _STEP),
+    }
+    for part, (fits, wanted) in parts.items():
+        if not fits:
+            raise FedexitError(f"method {way.name}: its {part} is {getattr(way, part)!r:.80}; give {wanted}")
+
+
+_STEP = "an object with step(weights, averages, moments), see fedexit.federated.server"
+
+
+def _takes(function: object, arguments: int) -> bool:
+    """Return whether a function can be called with that number of arguments."""
+    if not callable(function):
+        return False
+    with suppress(ValueError):  # some functions state no signature
+        try:
+            inspect.signature(function).bind(*range(arguments))
+        except TypeError:
+            return False
+    return True
+
+
+def enlisted(way: Method, clients: Sequence[Client]) -> Sequence[Client]:
+    """Return the participants. Raises FedexitError unless they are some of the clients, each once."""
+    found = way.enlist(clients)
+    if found is clients:
+        return found
+    names = [one.name for one in found if isinstance(one, Client)] if isinstance(found, Sequence) else []
+    if not names or len(names) < len(found) or sorted(names) != sorted({*names} & {one.name for one in clients}):
+        kind = f"{type(found).__name__}: {found!r:.60}"
+        raise FedexitError(f"method {way.name}: its enlist returned a {kind}; return a list of clients, each once")
+    return found

@@ -2,23 +2,24 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from fedexit.data.batches import Example, data_digest
-from fedexit.federated.aggregation import MOMENTS
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.local_heads import Heads, packed, unpacked
 from fedexit.federated.methods import Method
 from fedexit.federated.regime import Regime
+from fedexit.federated.server import MOMENTS, FedAdam
 from fedexit.model.exits import MultiExitModel
 from fedexit.support import checkpoints
 from fedexit.support.errors import FedexitError
 
-_AVERAGE = "average:"
+_AVERAGE, _MOMENT = "average:", "moment:"
 Depths = Callable[[int], Mapping[str, int | None]]
 
 
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
     training: LocalTraining
     rounds: int
     regime: Regime
+    threads: int = 1
 
 
 def identity_of(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[Example], plan: Plan) -> dict:
@@ -61,12 +63,29 @@ def identity_of(model: MultiExitModel, clients: Sequence[Client], dev: Sequence[
     regime = {**options(plan.regime), **({"rounds": plan.rounds} if plan.regime.falling_rates else {})}
     return {
         "start": model.checksum(),
-        "method": [way.name, way.rule, options(way.objective), way.local_round.__name__, way.local_heads],
-        "server": options(way.server) if is_dataclass(way.server) else type(way.server).__name__,
+        "method": [way.name, _named(way.rule), options(way.objective), _named(way.local_round), way.local_heads],
+        "server": options(way.server) if isinstance(way.server, FedAdam) else _named(way.server),
         "settings": [plan.seed, plan.depth_exponent, plan.fraction, options(plan.training)] + [regime] * bool(regime),
         "clients": [[client.name, client.tier, client.depth, data_digest(client.data)] for client in clients],
         "dev": data_digest(dev),
+        **({"threads": plan.threads} if plan.threads > 1 else {}),
+        **({"targets": model.targets} if model.targets in ("number", "multi-label") else {}),
     }
+
+
+def _named(part: object) -> object:
+    """Return what identifies a part of a method in every process: its name, or its type and plain attributes."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, partial):
+        return [_named(part.func), [*map(_named, part.args)], {key: _named(own) for key, own in part.keywords.items()}]
+    if name := getattr(part, "__qualname__", ""):
+        return name
+    if isinstance(part, bool | int | float):
+        return part
+    held = getattr(part, "__dict__", {})
+    plain = {name: value for name, value in held.items() if isinstance(value, str | bool | int | float)}
+    return [type(part).__qualname__, plain] if plain else type(part).__qualname__
 
 
 def resumed(model: MultiExitModel, checkpoint: str | Path | None, identity: dict) -> tuple[RoundState, Kept]:
@@ -81,7 +100,8 @@ def resumed(model: MultiExitModel, checkpoint: str | Path | None, identity: dict
         if other := [n for n, tensor in model.trainable_weights().items() if tensors[n].shape != tensor.shape]:
             raise ValueError(f"{other[0]} has another shape")
     kept = Kept(checkpoints.read_rows(checkpoint, state.ledger_bytes), heads=unpacked(tensors))
-    kept.moments.update({name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)})
+    moments = [name for name in tensors if name.startswith((_MOMENT, *MOMENTS))]
+    kept.moments.update({name.removeprefix(_MOMENT): tensors[name] for name in moments})
     kept.average.update({n.removeprefix(_AVERAGE): tensor for n, tensor in tensors.items() if n.startswith(_AVERAGE)})
     model.load_weights(tensors)
     return state, kept
@@ -111,7 +131,10 @@ def saved(
     """Write the ledger's new `rows`, then the checkpoint that counts them; return the state that it holds."""
     state = replace(state, ledger_bytes=checkpoints.append_rows(checkpoint, rows, state.ledger_bytes))
     average = {_AVERAGE + name: tensor for name, tensor in kept.average.items()}
-    tensors = {**model.trainable_weights(), **kept.moments, **packed(kept.heads), **average}
+    moments = {
+        name if name.startswith(MOMENTS) else _MOMENT + name: tensor.clone() for name, tensor in kept.moments.items()
+    }
+    tensors = {**model.trainable_weights(), **moments, **packed(kept.heads), **average}
     checkpoints.save_checkpoint(checkpoint, identity, asdict(state), tensors)
     return state
 

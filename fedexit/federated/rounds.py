@@ -1,23 +1,26 @@
 """The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from fedexit.data.batches import Example
 from fedexit.federated.aggregation import check_exponent, make_aggregator
-from fedexit.federated.checks import check_data, check_depths, check_run
+from fedexit.federated.checks import check_data, check_depths, check_run, try_parts
 from fedexit.federated.clients import Client, LocalTraining
 from fedexit.federated.fedra import round_of_drawn_layers
 from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.local_heads import Heads, heads_in
-from fedexit.federated.methods import Method, everyone, find_method
+from fedexit.federated.methods import Method, check_method, enlisted, everyone, find_method
 from fedexit.federated.regime import Regime, as_average, check_regime, train_heads, update_average
 from fedexit.federated.resuming import Depths, Kept, Plan, RoundState, continued, hash_of, identity_of, resumed, saved
+from fedexit.federated.server import stepped
 from fedexit.federated.workers import Round, Work, local_rounds
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.metrics import all_rates, predict
@@ -37,11 +40,14 @@ class Federation:
     and `seconds` of wall time, the only column that differs between equal runs.
     """
 
-    model: MultiExitModel  # the object that was given to `federate`, with the averaged weights of `Regime.average`
+    model: MultiExitModel  # the trained model, a copy of the given one; with the averaged weights of `Regime.average`
     table: pd.DataFrame  # errors of every exit on `dev`: `round, exit, metric, value, n`
     clients: pd.DataFrame  # the ledger: see above
     heads: Heads = field(default_factory=dict)  # heads that clients kept, by client (`local_heads`)
     last: dict[str, Tensor] = field(default_factory=dict)  # weights after the last round, if `model` is an average
+    # errors of `model`, with the heads that a client kept, on its `Client.dev` at each exit up to L_i, after the last
+    # round: `client, exit, metric, value, n`
+    by_client: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def _repr_html_(self) -> str:
         """Return for a notebook how much was trained, and the errors at every exit after the last round."""
@@ -67,15 +73,15 @@ def federate(
     depths: Depths | None = None,
     regime: Regime | None = None,
     on_round: Callable[[int, MultiExitModel, pd.DataFrame], object] | None = None,
+    threads: int = 1,
 ) -> Federation:
-    """Fine-tune `model` with clients of mixed depth. `model` ITSELF IS TRAINED: its weights change in place.
+    """Fine-tune a copy of `model` with clients of mixed depth, and return it as `Federation.model`.
 
-    To compare methods from one start, give each call a model of its own (`copy.deepcopy(model)`). In each round a
-    `fraction` of the clients trains layers 1..L_i and the head of exit L_i from the global weights, and the server
-    averages them by Eq. (1). Equal arguments give bit-identical results.
+    In each round a `fraction` of the clients trains layers 1..L_i and the head of exit L_i from the global weights, and
+    the server averages them by Eq. (1). Equal arguments give bit-identical results.
 
     Args:
-        model: The global model; the same object is returned as `Federation.model`.
+        model: The global model before training. It does not change.
         clients: The clients; their names differ and their depths are exits of `model`.
         method: The name of an entry of `fedexit.federated.methods.METHODS`, or a `Method`.
         rounds: Number of rounds, >= 1; 0 as well after rounds of heads (`regime`), for a backbone that stays frozen.
@@ -97,19 +103,30 @@ def federate(
         on_round: A function that is called after every round with its number, the global model and the table of errors
             so far, for example to log them. If it returns True, the federation stops there. It is called before the
             round is stored, so a resumed run calls it again for a round that was not stored.
+        threads: Threads of torch in each process. Their number can change the last digits of a result.
 
     Raises FedexitError before the first round for arguments out of range, clips that cannot be trained on (see
     `checks`), a method that needs another model, and a checkpoint that is damaged or of another run; later for a loss
     or an average that is not finite, and a worker that dies.
 
-    Example: `federate(model, [Client("ann", clips, depth=3), Client("ben", more_clips, depth=12)], rounds=2)`
+    Example:
+        >>> result = federate(model, [Client("ann", clips, depth=3), Client("ben", more_clips, depth=12)], rounds=2)
+
+        With `writer = torch.utils.tensorboard.SummaryWriter()`, log to TensorBoard and stop early:
+
+        >>> def on_round(number, model, table):
+        ...     for row in table[table["round"] == number].itertuples():
+        ...         writer.add_scalar(f"{row.metric}/exit {row.exit}", row.value, number)
+        ...     return table["value"].iloc[-1] < 0.05
+        >>> federate(model, clients, rounds=100, dev=dev, on_round=on_round)
     """
     way, training, given = find_method(method), training or LocalTraining(), listed(clients, "clients", "Client")
     check_trainable(model)
     regime = regime or Regime()
     check_regime(regime, model)
     check_run(given, rounds, fraction, workers, evaluate_every, least=0 if regime.heads_rounds else 1)
-    clients = way.enlist(given)
+    check_method(way)
+    clients = enlisted(way, given)
     _check_method(model, way)
     check_depths(model, clients)
     exponent = check_exponent(way.depth_exponent if depth_exponent is None else depth_exponent)
@@ -119,12 +136,15 @@ def federate(
         if not (own is None or callable(own)):
             raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
     check_data(model, clients, dev, training, way.objective)
-    plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime)
+    threads = whole_number(threads, "threads", 1)
+    plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime, threads)
+    try_parts(model, way)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
+    model = copy.deepcopy(model)
     state, kept = resumed(model, checkpoint, identity)
     state = continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint or "").name)
-    with local_rounds(model, clients, Work(training, way.objective, way.local_round), workers) as run:
+    with local_rounds(model, clients, Work(training, way.objective, way.local_round), workers, threads) as run:
         if regime.heads_rounds and not kept.ledger:
             state = _heads_first(model, clients, plan, state, kept, checkpoint, identity)
         if state.round in due - {row[0] for row in state.evaluations}:
@@ -137,15 +157,27 @@ def federate(
             _train(number, drawn, plan, model, run, kept)
             errors = _errors(model, kept, dev, number) if number in due else []
             state = RoundState(number, state.evaluations + errors, hashes, state.ledger_bytes)
-            stop = on_round and on_round(number, model, pd.DataFrame(state.evaluations, columns=CURVE)) is True
+            answer = on_round and on_round(number, model, pd.DataFrame(state.evaluations, columns=CURVE))
             if checkpoint is not None:
                 state = saved(state, kept, kept.ledger[rows:], model, checkpoint, identity)
-            if stop:
+            if isinstance(answer, bool | np.bool_) and answer:
                 break
-    table = pd.DataFrame(state.evaluations, columns=CURVE)
-    last = {name: tensor.clone() for name, tensor in model.trainable_weights().items()} if kept.average else {}
-    model.load_weights({**model.trainable_weights(), **kept.average})
-    return Federation(model.eval(), table, pd.DataFrame(kept.ledger), kept.heads, last)
+        table = pd.DataFrame(state.evaluations, columns=CURVE)
+        last = {name: tensor.clone() for name, tensor in model.trainable_weights().items()} if kept.average else {}
+        model.load_weights({**model.trainable_weights(), **kept.average})
+        by_client = _by_client(model, clients, kept.heads)
+    return Federation(model.eval(), table, pd.DataFrame(kept.ledger), kept.heads, last, by_client)
+
+
+def _by_client(model: MultiExitModel, clients: Sequence[Client], heads: Heads) -> pd.DataFrame:
+    """Return the table `Federation.by_client`."""
+    parts = [pd.DataFrame(columns=["client", *CURVE[1:]])]
+    for client in [client for client in clients if len(client.dev)]:
+        own = heads.get(client.name)
+        with as_average(model, {**model.trainable_weights(), **own} if own else {}):
+            found = predict(model, client.dev, [exit for exit in model.exits if exit <= client.depth])
+        parts.append(all_rates(found).assign(client=client.name))
+    return pd.concat(parts[1:] or parts, ignore_index=True)[parts[0].columns]
 
 
 def _heads_first(
@@ -172,6 +204,8 @@ def _errors(model: MultiExitModel, kept: Kept, dev: Sequence[Example], number: i
 def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitModel, run: Round, kept: Kept) -> None:
     """Train the clients `drawn` in round `number`, average their updates, and load the new weights into `model`."""
     way, weights = plan.method, model.trainable_weights()
+    if callable(way.rule) or way.server:  # copies, because parts of the user's own may keep or change them
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
     server = make_aggregator(weights, way.rule, plan.depth_exponent, model.backbone.layers)
     drawn = [replace(client, own=kept.heads.get(client.name, {})) for client in drawn]
     share = plan.regime.share(number, plan.rounds)
@@ -185,7 +219,7 @@ def _train(number: int, drawn: Sequence[Client], plan: Plan, model: MultiExitMod
             kept.costs[kind] = client_costs(model, *about)
         kept.ledger.append(ledger_row(number, client, report, kept.costs[kind]))
     averages = server.result()
-    model.load_weights(way.server.step(weights, averages, kept.moments) if way.server else averages)
+    model.load_weights(stepped(way.server, weights, averages, kept.moments) if way.server else averages)
     if plan.regime.average:
         update_average(kept.average, model.trainable_weights(), plan.regime.average)
 

@@ -1,7 +1,7 @@
-"""Train the clients of one round side by side, in processes of one thread each.
+"""Train the clients of one round side by side, in processes of one thread each by default.
 
 Two threads on a busy core are ten times slower than one, and sums may round differently with another number of threads.
-With one thread per process, results are bit-identical for any number of workers.
+With equal threads per process, results are bit-identical for any number of workers.
 """
 
 import tempfile
@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fedexit.federated.aggregation import Update
+from fedexit.federated.aggregation import Aggregator, Update
 from fedexit.federated.clients import Client, LocalRound, LocalTraining, RoundReport, at_share, local_round
 from fedexit.federated.objectives import Objective
 from fedexit.model.exits import MultiExitModel
+from fedexit.model.heads import HEADS
 from fedexit.support.errors import FedexitError
-from fedexit.support.processes import one_thread, start_worker, worker_pool
+from fedexit.support.processes import limited_threads, start_worker, worker_pool
 from fedexit.support.sharing import Shared, pickled
 
 Stream = tuple[str | int, ...]
@@ -43,30 +44,43 @@ class Work(NamedTuple):
     ) -> tuple[Update, RoundReport]:
         """Return the update and the report of `client`, trained with a `share` of the full learning rates."""
         training = at_share(self.training, share)
-        return self.train(scratch, weights, client, training, (*stream, client.name), self.objective)
+        found = self.train(scratch, weights, client, training, (*stream, client.name), self.objective)
+        if self.train is not local_round:
+            if not isinstance(found, tuple) or [type(part) for part in found] != [Update, RoundReport]:
+                raise FedexitError(
+                    f"client {client.name}: local_round returned a {type(found).__name__}; return (Update, RoundReport), "
+                    "as fedexit.federated.clients.local_round does"
+                )
+            Aggregator(weights).check(found[0])
+        return found
 
 
 @contextmanager
-def local_rounds(model: MultiExitModel, clients: Sequence[Client], work: Work, workers: int) -> Iterator[Round]:
+def local_rounds(
+    model: MultiExitModel, clients: Sequence[Client], work: Work, workers: int, threads: int = 1
+) -> Iterator[Round]:
     """Give a function `run(drawn, stream, share)` that yields (client, update, report) in the order of `drawn` clients.
 
     The tensors of an update are valid until the next update is requested. A client's random stream is `stream` and its
     name; `share` is that of the full learning rates. With one worker, this process does the work. Raises FedexitError
-    for several workers on a GPU, clients that cannot be sent to a process, too little shared memory, and a worker that
-    dies.
+    for several workers on a GPU, clients and own parts that cannot be sent to a process, too little shared memory, and
+    a worker that dies.
     """
-    with one_thread():
+    with limited_threads(threads):
         if workers == 1:
             yield _here(model, work)
             return
         if next(model.parameters()).device.type != "cpu":
             raise FedexitError("several workers share a CPU, not a GPU: take workers=1 or move the model to the CPU")
-        sent = pickled(list(clients))
+        sent = pickled([replace(client, dev=()) for client in clients])
+        head = HEADS[model.head] if isinstance(model.head, str) else model.head  # a name may be known here alone
+        parts = pickled((work.train, work.objective), "the method's local_round"), pickled(head, "the model's head")
         shared = Shared.of(model.trainable_weights(), sections=1 + 2 * workers)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)  # because a model with weight norm cannot be pickled
             # the forkserver has imported torch: workers start at once and share the memory of the libraries
-            with worker_pool("forkserver", workers, _start_inside, folder, sent, work, shared) as pool:
+            given = folder, sent, work.training, *parts, shared, threads
+            with worker_pool("forkserver", workers, _start_inside, *given) as pool:
                 yield _elsewhere(pool, model, clients, shared)
 
 
@@ -106,9 +120,9 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
                 )
                 running.append((client, section, job))
             client, section, job = running.popleft()
-            names, depth, report = job.result()
+            names, examples, depth, report = job.result()
             sent = {name: sections[section][name] for name in names}
-            yield client, Update(sent, len(client.data), depth), report
+            yield client, Update(sent, examples, depth), report
             free.append(section)
 
     return run
@@ -117,11 +131,12 @@ def _elsewhere(pool: ProcessPoolExecutor, model: MultiExitModel, clients: Sequen
 class _Inside:
     """The state of a worker. Only the sections of weights are shared with other processes."""
 
-    def __init__(self, folder: str, clients: bytes, work: Work, shared: Shared):
-        self.model = MultiExitModel.from_pretrained(folder)
+    def __init__(self, folder: str, clients: bytes, training: LocalTraining, parts: bytes, head: bytes, shared: Shared):
+        train, objective = ForkingPickler.loads(parts)
+        self.model = MultiExitModel.from_pretrained(folder, ForkingPickler.loads(head))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in shared.places)
-        self.clients, self.work = ForkingPickler.loads(clients), work
+        self.clients, self.work = ForkingPickler.loads(clients), Work(training, objective, train)
         self.scratch: dict[int, MultiExitModel] = {}
         self.sections = shared.split()
 
@@ -129,16 +144,18 @@ class _Inside:
 _inside: _Inside  # one per process, set as it starts
 
 
-def _start_inside(folder: str, clients: bytes, work: Work, shared: Shared) -> None:
+def _start_inside(
+    folder: str, clients: bytes, training: LocalTraining, parts: bytes, head: bytes, shared: Shared, threads: int
+) -> None:
     global _inside
-    start_worker()
-    _inside = _Inside(folder, clients, work, shared)
+    start_worker(threads)
+    _inside = _Inside(folder, clients, training, parts, head, shared)
 
 
 def _train(
     position: int, depth: int, own: list[str], stream: Stream, share: float, section: int
-) -> tuple[list[str], int, RoundReport]:
-    """Train a client, write its update to `section`, and return the update's names and depth and the report.
+) -> tuple[list[str], int, int, RoundReport]:
+    """Train a client, write its update to `section`, and return the update's names, examples, depth and the report.
 
     Before, that section holds the weights `own` that the client kept, by these names.
     """
@@ -149,4 +166,4 @@ def _train(
     update, report = work.run(_inside.scratch[client.depth], _inside.sections[0], client, stream, share)
     for name, tensor in update.weights.items():
         into[name].copy_(tensor)
-    return list(update.weights), update.depth, report
+    return list(update.weights), update.examples, update.depth, report

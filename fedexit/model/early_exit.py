@@ -17,7 +17,6 @@ Example:
     >>> model.predict("yes.wav", rule=margin, threshold=0.5)
 """
 
-import copy
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from fedexit.data.text import BLANK, CHARACTERS
 from fedexit.model.ctc import greedy
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import head_name, two_classes
+from fedexit.support.checks import trial_copy
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.extras import extra
 from fedexit.support.streams import seeded
@@ -148,7 +148,7 @@ def check_rule(model: MultiExitModel, rule: str | Rule, threshold: object) -> fl
         raise FedexitError(f"threshold must be a number, not {threshold!r}")
     if not isinstance(rule, str):
         shape = (1, 50, 1 + len(model.labels)) if model.targets == "text" else (1, len(model.labels))
-        tried = copy.deepcopy(rule)
+        tried = trial_copy(rule)
         try:
             with seeded(0, "rule on trial"):
                 seen = [torch.randn(shape) for _ in model.exits]

@@ -1,8 +1,10 @@
 """Check plain values."""
 
+import copy
 import numbers
 import operator
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from fedexit.support.errors import FedexitError
 
@@ -20,6 +22,14 @@ def whole_number(value: object, name: str, least: int | None = None) -> int:
     if least is not None and value < least:
         raise FedexitError(f"{name} must be >= {least}, not {value}")
     return int(value)
+
+
+def trial_copy(part: Any) -> Any:
+    """Return a copy of an object whose state a trial could change; the object itself if it cannot be copied."""
+    try:
+        return copy.deepcopy(part)
+    except Exception:  # of any class
+        return part
 
 
 def misfits(missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str] = ()) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import wait
 
 import torch
@@ -16,11 +16,16 @@ from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """Let torch use one thread inside the block: several threads on a busy machine are ten times slower."""
+    return limited_threads(1)
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -83,9 +88,9 @@ def processes_of(pool: ProcessPoolExecutor) -> list[multiprocessing.Process]:
     return list((pool._processes or {}).values())
 
 
-def start_worker() -> None:
-    """Set this process to one thread, and let it end when its parent ends."""
-    torch.set_num_threads(1)
+def start_worker(threads: int = 1) -> None:
+    """Set this process to a number of threads, and let it end when its parent ends."""
+    torch.set_num_threads(threads)
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 

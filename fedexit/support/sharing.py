@@ -62,14 +62,14 @@ class _ByValue(pickle.Pickler):
         return NotImplemented
 
 
-def pickled(value: object) -> bytes:
-    """Return `value` as bytes for another process. Raise FedexitError when that process could not load it."""
+def pickled(value: object, name: str = "the clients' data") -> bytes:
+    """Return `value` as bytes for another process. Raise FedexitError, with its `name`, if that could not load it."""
     buffer = io.BytesIO()
     try:
         _ByValue(buffer).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise FedexitError(
-            f"the clients' data cannot be sent to workers ({first_line(error)}); use workers=1, or data "
-            "whose class is defined in a module"
+            f"{name} cannot be sent to workers ({first_line(error)}); use workers=1, or classes and functions that are "
+            "defined in a module"
         ) from error
     return buffer.getvalue()
