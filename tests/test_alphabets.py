@@ -172,6 +172,7 @@ def test_other_languages_train_and_decode(texts):
     model.standardise(*collate(data)[:2])
     result = federate(model, [Client("ann", data[::2], 3), Client("ben", data[1::2], 3)], rounds=1, dev=data)
     assert set(result.table["metric"]) == {"CER", "WER"}
+    model = result.model
     recipe = dict(batch_size=3, crop=None, learning_rate=3e-3, head_learning_rate=3e-2)
     for epochs in (25, 45):
         fine_tune(model, data, [3], Recipe(epochs=epochs, **recipe))

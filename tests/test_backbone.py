@@ -403,7 +403,7 @@ WRONG_EXAMPLES = {
     r"has shape \(2, 400\); give a mono waveform": (torch.zeros(2, 400), 0),
     r"has shape \(1, 400\)": (torch.zeros(1, 400), 0),
     "holds an infinite value": (torch.full((400,), np.inf), 0),
-    "has target 0.7; give the index of a label": (torch.zeros(400), 0.7),
+    "has target 0.7j; give a number": (torch.zeros(400), 0.7j),
     "has target None": (torch.zeros(400), None),
     "has target 'yes'": (torch.zeros(400), "yes"),
     "is a dict with the keys audio, label; give a pair": {"audio": torch.zeros(400), "label": 1},

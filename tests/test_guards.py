@@ -170,10 +170,11 @@ def test_runs_with_unusual_names_and_seeds_resume_bit_identically(tmp_path):
     assert set(whole.clients["client"]) == {"NA", "nan", "a,b\r\n", "0"}
 
 
-def test_federate_returns_the_model_that_it_trained():
-    model = make_model()
+def test_federate_trains_a_copy_and_leaves_its_argument_unchanged():
+    model = make_model().train()
     before = model.checksum()
-    assert federate(model, make_clients(), rounds=1, training=TRAINING).model is model and model.checksum() != before
+    first, second = (federate(model, make_clients(), rounds=1, training=TRAINING).model for _ in range(2))
+    assert model.checksum() == before != first.checksum() == second.checksum() and model.training
 
 
 @pytest.mark.parametrize("rule", ["layerwise", "stale", "count", "inclusive"])

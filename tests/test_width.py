@@ -85,7 +85,7 @@ def test_with_full_width_it_is_bit_identical_to_fedavg_with_equal_weights():
     expected = federate(plain, clients, "count", **settings, evaluate_every=2)
     found = federate_by_width(one_exit(), clients, {12: 1.0}, **settings)
     weights = found.model.models["12"].state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.model.state_dict().items())
     assert found.table.equals(expected.table)
     ours = found.clients.drop(columns=["seconds", "width"])
     assert ours.equals(expected.clients.drop(columns="seconds")) and (found.clients["width"] == 1).all()

@@ -48,8 +48,8 @@ class Work(NamedTuple):
         if self.train is not local_round:
             if not isinstance(found, tuple) or [type(part) for part in found] != [Update, RoundReport]:
                 raise FedexitError(
-                    f"client {client.name}: local_round returned a {type(found).__name__}; return (Update, RoundReport), "
-                    "as fedexit.federated.clients.local_round does"
+                    f"client {client.name}: local_round returned a {type(found).__name__}; return a pair (Update, "
+                    "RoundReport), as fedexit.federated.clients.local_round does"
                 )
             Aggregator(weights).check(found[0])
         return found
