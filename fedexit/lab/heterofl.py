@@ -6,6 +6,7 @@ quarter of the depth. This method needs other models and another average than th
 `fedexit.federated.methods`. It has its own round loop, with the same random streams as `fedexit.federated.rounds`.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -159,7 +160,7 @@ def federate_by_width(
     unlabelled: Sequence[Example] = (),
     dev: Sequence[Example] = (),
 ) -> Federation:
-    """Run HeteroFL from `model` (changed in place): every client trains to its one exit, at the width of its depth.
+    """Run HeteroFL from a copy of `model`: every client trains to its one exit, at the width of its depth.
 
     The result has `WidthModels` as its model, and a column `width` in its ledger. Nothing is saved on the way. Other
     arguments and errors are as those of `federate`.
@@ -177,6 +178,7 @@ def federate_by_width(
         raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
     check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective())
+    model = copy.deepcopy(model)
     with one_thread():
         models = {depth: narrowed(model, width) for depth, width in widths.items()}
         for depth, narrow in models.items():
