@@ -160,7 +160,7 @@ def test_an_own_head_is_saved_and_its_products_are_counted(tmp_path):
     model = MultiExitModel(load_backbone("nano"), ["low", "high"], head=Last)
     model.save_pretrained(tmp_path)
     assert MultiExitModel.from_pretrained(tmp_path, head=Last).checksum() == model.checksum()
-    with pytest.raises(FedexitError, match="unknown head 'Last'.*head=MyHead"):
+    with pytest.raises(FedexitError, match=r"unknown head 'Last'.*head=MyHead"):
         MultiExitModel.from_pretrained(tmp_path)
     assert macs_of(Last(64, 2), 64, 50) == 2 * 64 and macs_of(Head(64, 2), 64, 50) == 2 * 2 * 64
     with pytest.raises(FedexitError, match="head Last lacks reads, centre, scale"):

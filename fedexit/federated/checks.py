@@ -54,11 +54,14 @@ def try_parts(model: MultiExitModel, way: Method) -> None:
 
     Raises FedexitError when one of them fails or does not keep its contract.
     """
+    own_server = way.server is not None and not isinstance(way.server, FedAdam)
+    if not own_server and not callable(way.rule):
+        return
     weights, averages = ({name: one.clone() for name, one in model.trainable_weights().items()} for _ in range(2))
     try:
         if callable(way.rule):
             aggregate(weights, [Update(averages, 1, model.backbone.layers)], trial_copy(way.rule))
-        if way.server is not None and not isinstance(way.server, FedAdam):
+        if own_server:
             stepped(trial_copy(way.server), weights, averages, {})
     except Exception as error:  # of any code
         raise FedexitError(
