@@ -73,6 +73,9 @@ RULES: dict[str, Rule] = {
 }
 
 
+_BUILT_IN = tuple(RULES.values())
+
+
 def _where_it_speaks(values: Tensor, logits: Tensor) -> Tensor:
     """Return values (B,) of labels unchanged; for values (B, F) of texts, the mean over frames that are not blank.
 
@@ -122,10 +125,11 @@ def run_checked(model: MultiExitModel, clip: Tensor, rule: str | Rule, threshold
 
 def _confidence(rule: str | Rule, seen: Sequence[Tensor], model: MultiExitModel) -> float:
     """Return the confidence of a clip. Raise FedexitError unless a rule of the user's own gives one number."""
-    if isinstance(rule, str):
+    function = RULES[rule] if isinstance(rule, str) else rule
+    if function in _BUILT_IN:
         several = model.targets == "multi-label"
-        return RULES[rule]([two_classes(one) for one in seen] if several else seen, model.labels).min().item()
-    found = rule(seen, model.labels)
+        return function([two_classes(one) for one in seen] if several else seen, model.labels).min().item()
+    found = function(seen, model.labels)
     value = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
     if not isinstance(value, numbers.Real) or math.isnan(value):
         kind = tuple(found.shape) if isinstance(found, Tensor) and found.numel() != 1 else value
@@ -141,14 +145,15 @@ def check_rule(model: MultiExitModel, rule: str | Rule, threshold: object) -> fl
     """
     if rule not in list(RULES) and (isinstance(rule, str) or not callable(rule)):
         raise FedexitError(f"unknown rule {rule!r}; known: {', '.join(RULES)}; or give your own: rule=my_rule")
-    if isinstance(rule, str) and model.targets == "number":
+    function = RULES[rule] if isinstance(rule, str) else rule
+    if function in _BUILT_IN and model.targets == "number":
         raise FedexitError(f"rule {rule!r} needs labels or texts, and the model predicts a number; {_CONTRACT}")
     threshold = getattr(rule, "threshold", None) if threshold is None else threshold
     if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or math.isnan(threshold):
         raise FedexitError(f"threshold must be a number, not {threshold!r}")
-    if not isinstance(rule, str):
+    if function not in _BUILT_IN:
         shape = (1, 50, 1 + len(model.labels)) if model.targets == "text" else (1, len(model.labels))
-        tried = trial_copy(rule)
+        tried = trial_copy(function)
         try:
             with seeded(0, "rule on trial"):
                 seen = [torch.randn(shape) for _ in model.exits]
