@@ -167,8 +167,8 @@ class MultiExitModel(nn.Module):
         """
         from fedexit.model.answers import answered  # it imports this module
 
-        nothing = {"label": 0, "text": [], "number": 0, "multi-label": [0] * len(self.labels)}
-        clips = Recordings(recordings, rate, nothing[self.targets])
+        nothing: dict[str, list[int]] = {"text": [], "multi-label": [0] * len(self.labels)}
+        clips = Recordings(recordings, rate, nothing.get(self.targets, 0))
         return answered(self, clips, exit, rule, threshold, batch_size)
 
     def transcribe(self, recordings: Any, **options: Any) -> pd.DataFrame:

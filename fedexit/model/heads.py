@@ -82,8 +82,8 @@ HEADS: dict[str, HeadMaker] = {
 }
 
 
-def head_name(head: str | HeadMaker) -> str:
-    """Return the name of a head in `HEADS`, or of the function or class that makes it."""
+def head_name(head: str | Callable) -> str:
+    """Return the name of a head in `HEADS`, or of the function or class that makes it; and so for rules."""
     return head if isinstance(head, str) else getattr(head, "__qualname__", type(head).__qualname__)
 
 
@@ -152,14 +152,14 @@ def _try_head(head: nn.Module, name: str, width: int, labels: int, kind: str) ->
         raise FedexitError(f"head {name} changes its buffers in training, and clients send weights only; {_CONTRACT}")
     if kind == "text" and within(logits).sum(1).tolist() != [50, 30]:
         raise FedexitError(f"head {name} has no certain blank beyond the end of a clip: apply ctc.ended; {_CONTRACT}")
-    if hasattr(head, "macs"):
-        whole_number(head.macs(50), f"macs(50) of head {name}", 0)
+    if callable(own := getattr(head, "macs", None)):
+        whole_number(own(50), f"macs(50) of head {name}", 0)
 
 
 def macs_of(head: nn.Module, width: int, frames: int) -> int:
     """Return the multiply-accumulates of `head` for a clip of `frames` frames: its own `macs`, or torch's count."""
-    if hasattr(head, "macs"):
-        return head.macs(frames)  # type: ignore[operator]  # of Module
+    if callable(own := getattr(head, "macs", None)):
+        return own(frames)
     like = next(head.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad(), seeded(0, "macs"):
         copy.deepcopy(head).eval()(torch.zeros(1, frames, width).to(like), torch.tensor([frames], device=like.device))
