@@ -174,7 +174,7 @@ class MultiExitModel(nn.Module):
     def transcribe(self, recordings: Any, **options: Any) -> pd.DataFrame:
         """Return `predict(recordings, **options)` of a model of texts. Raises FedexitError for any other."""
         if self.targets != "text":
-            raise FedexitError(f"the model predicts a {self.targets}, not texts; use predict")
+            raise FedexitError(f"the model predicts {self.targets}s, not texts; use predict")
         return self.predict(recordings, **options)
 
     def _reading(self, depth: int) -> AnyHead:
