@@ -44,7 +44,9 @@ def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
     if model.backbone.lora:
         raise FedexitError("adapters have no channels to leave out; use a model without LoRA")
     if model.head not in ("pooled", "ctc"):
-        raise FedexitError(f"head {head_name(model.head)} may have no leading block; take the head pooled or ctc")
+        raise FedexitError(
+            f"head {head_name(model.head)} is recurrent or your own and has no known leading block; take pooled or ctc"
+        )
     config = config_of(model.backbone)
     for name in _SCALED:
         if not 0 < width <= 1 or (config[name] * width) % 1:
