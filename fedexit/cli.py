@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
 
 # exit codes: 0 done, 1 a notebook or the machine failed, 2 wrong input, 130 interrupted (Ctrl-C)
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     ctc.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
-    _add_predict_command(commands)
+    add_model_commands(commands, _command)
     _add_bench_command(commands)
     _add_data_commands(commands)
     _add_cells_commands(commands)
@@ -117,17 +118,6 @@ def _add_publish_commands(commands: argparse._SubParsersAction) -> None:
     publish = _command(commands, "publish", _publish, text, "fedexit publish 12_cost_of_depth")
     publish.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="notebooks of the profile default")
     _command(commands, "readme", _readme, "write the tables of README.md from the stored results", "fedexit readme")
-
-
-def _add_predict_command(commands: argparse._SubParsersAction) -> None:
-    text = "print the label or text of recordings as CSV"
-    example = "fedexit predict my_model yes.mp3 no.wav --rule probability --threshold 0.9"
-    predict = _command(commands, "predict", _predict, text, example)
-    predict.add_argument("model", metavar="MODEL", help="folder of save_pretrained, or hub id")
-    predict.add_argument("files", nargs="+", metavar="FILE", help="audio files of any format and rate")
-    predict.add_argument("--exit", type=int, metavar="N", help="the exit that answers (default: the deepest)")
-    predict.add_argument("--rule", metavar="NAME", help="stop early by entropy, probability or agreement")
-    predict.add_argument("--threshold", type=float, metavar="X", help="the confidence at which a clip stops (--rule)")
 
 
 def _add_bench_command(commands: argparse._SubParsersAction) -> None:
@@ -285,13 +275,6 @@ def _ctc(args: argparse.Namespace) -> None:
 
     train_ctc_start(args.out, args.start, args.corpus, dict(map(_parameter, args.settings)))
     print(f"{args.out}: done; its README.md has its error rates")
-
-
-def _predict(args: argparse.Namespace) -> None:
-    from fedexit.model.exits import MultiExitModel
-
-    table = MultiExitModel.from_pretrained(args.model).predict(args.files, args.exit, args.rule, args.threshold)
-    print(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"), end="")
 
 
 def _bench(args: argparse.Namespace) -> None:

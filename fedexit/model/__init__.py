@@ -5,6 +5,7 @@ exits       the backbone with a prediction head on each exit; `heads` and `ctc` 
 features    output of the frozen convolutions, stored once per clip
 lora        adapters in place of all weights
 early_exit  inference that stops at a confident exit
+export      the model cut at one exit, as an ONNX or TorchScript file
 answers     the label or text of recordings, with its confidence
 metrics     predictions and error rates of every exit
 costs       parameters, bytes, multiply-accumulates and memory by depth

@@ -163,7 +163,13 @@ class Backbone(nn.Module):
             features, frames = waveforms.to(self.model.dtype), lengths
         else:
             features, frames = self._convolved(waveforms, lengths), self.frame_lengths(lengths)
-        return self._states(*self._layer_input(features, frames)), frames
+        padded = bool((frames < features.shape[2]).any())
+        return self._states(*self._layer_input(features, frames, padded)), frames
+
+    def traced_states(self, waveforms: Tensor, lengths: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Return `layer_by_layer` of waveforms as a tracer needs it: without checks, every batch treated as padded."""
+        features, frames = self._convolved(waveforms, lengths), self.frame_lengths(lengths)
+        return self._states(*self._layer_input(features, frames, padded=True)), frames
 
     def _states(self, hidden: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         """Yield the input of layer 1 (B, F, D), then each layer's output."""
@@ -176,12 +182,12 @@ class Backbone(nn.Module):
                 hidden = layer(hidden, attention_mask=mask)
             yield hidden
 
-    def _layer_input(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _layer_input(self, features: Tensor, frames: Tensor, padded: bool) -> tuple[Tensor, Tensor | None]:
         """Return the input of layer 1 (B, F, D) and the attention mask of its family (None if nothing is padded)."""
         hidden = self.model.feature_projection(features.transpose(1, 2))  # (B, C, F) -> (B, F, D)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         valid = mask = None
-        if (frames < hidden.shape[1]).any():
+        if padded:
             valid = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]  # (B, F)
             hidden = hidden * valid[..., None]  # the positional convolution must read zeros beyond the end
             mask = self._attention_mask(hidden, valid)
