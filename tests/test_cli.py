@@ -14,6 +14,7 @@ COMMANDS = (
     ["run"],
     ["status"],
     ["predict"],
+    ["export"],
     ["pretrain"],
     ["ctc"],
     ["bench"],
