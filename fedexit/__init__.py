@@ -38,7 +38,7 @@ _EXPORTS = {
     "Objective": "fedexit.federated.objectives",
     "Policy": "fedexit.devices.policy",
     "with_lora": "fedexit.model.lora",
-    "export": "fedexit.model.export",
+    "export": "fedexit.devices.export",
 }
 
 __all__ = ["FedexitError", "__version__", *_EXPORTS]

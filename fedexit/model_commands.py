@@ -34,7 +34,7 @@ def _export(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from fedexit.model.exits import MultiExitModel
-    from fedexit.model.export import SUFFIXES, export
+    from fedexit.devices.export import SUFFIXES, export
 
     model = MultiExitModel.from_pretrained(args.model)
     exit = model.exits[-1] if args.exit is None else args.exit

@@ -12,7 +12,7 @@ from fedexit.data.batches import collate
 from fedexit.model import export as module
 from fedexit.model.backbone import PRESETS, Backbone, load_backbone
 from fedexit.model.exits import MultiExitModel
-from fedexit.model.export import export, load_onnx, onnx_available
+from fedexit.devices.export import export, load_onnx, onnx_available
 from fedexit.support.errors import FedexitError
 
 needs_onnx = pytest.mark.skipif(not onnx_available(), reason="onnx or onnxruntime is not installed")

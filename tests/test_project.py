@@ -110,7 +110,7 @@ def test_versions_agree():
 def test_modules_are_short():
     sizes = {module: len(module.read_text(encoding="utf-8").splitlines()) for module in MODULES}
     assert {module.name: lines for module, lines in sizes.items() if lines > 350} == {}
-    assert sum(lines for module, lines in sizes.items() if module.parent.name in ("model", "federated")) <= 3900
+    assert sum(lines for module, lines in sizes.items() if module.parent.name in ("model", "federated")) <= 4100
 
 
 def prose(module: Path) -> Iterator[tuple[int, str]]:
