@@ -5,4 +5,5 @@ profiles  device classes, and the calibration of predicted memory by measured me
 dynamics  load, battery and faults by round
 fleet     time and energy of local rounds on simulated devices
 probe     measured memory and time of a client
+export    one exit as a file of ONNX or TorchScript
 """
