@@ -15,7 +15,6 @@ from fedexit.data.tasks import make_task
 from fedexit.data.text import CHARACTERS
 from fedexit.lab.exit_study import (
     FIXED,
-    against_deepest,
     fixed_exit_for,
     held,
     latencies,
@@ -23,6 +22,7 @@ from fedexit.lab.exit_study import (
     scored,
     sweep,
     taken,
+    threshold_at_work,
     threshold_for,
     totals,
     train_and_score,
@@ -192,10 +192,6 @@ def test_totals_by_hand():
     assert (found["error"], found["extra"]) == (0.5, 0.25)
     assert found["saved"] == pytest.approx(1 - (30 + 30 + 60 + 60) / 200)
     assert found["saved_layers"] == pytest.approx(1 - (20 + 20 + 50 + 50) / 160)
-    both = pd.concat([rows.assign(seed=0), rows.assign(seed=1, errors=rows["deepest_errors"])])
-    pairs = against_deepest(both.assign(clip=both["item"].astype(str)))
-    assert pairs.more.tolist() == [(rows["errors"] - rows["deepest_errors"]).tolist(), [0] * len(rows)]
-    assert pairs.difference == pytest.approx(found["extra"] / 2)  # the other model makes no more errors
 
 
 def test_a_model_is_trained_and_scored_and_then_reused(tmp_path):
@@ -213,6 +209,13 @@ def test_a_model_is_trained_and_scored_and_then_reused(tmp_path):
     timed = latencies(made, waveforms[:5], {"probability": threshold}, 2).pivot(index="item", columns="way")
     assert timed["exit", "probability"].tolist() == taken(test, "probability", threshold)["exit"].tolist()[:5]
     assert timed["exit", "exit 9"].tolist() == [9] * 5 and (timed["seconds"] > 0).all(axis=None)
+
+
+def test_the_strictest_threshold_within_a_budget_of_work():
+    table = small([(0, 0)] * 3, [(0.9, 0.0), (0.5, 0.0), (0.2, 0.0)])  # 30 to stop at the first exit, 60 at the last
+    found = [threshold_at_work(table, "entropy", macs) for macs in (29, 30, 45, 50, 60)]
+    assert found == [-math.inf, 0.2, 0.5, 0.9, math.inf]
+    assert taken(table, "entropy", 0.5)["macs"].mean() == 40
 
 
 def test_a_sweep_goes_from_the_first_exit_to_the_last():

@@ -9,6 +9,7 @@ from test_grid import settings
 
 from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone, open_corpus
 from fedexit.data.trials import make_trials
+from fedexit.federated.regime import Regime
 from fedexit.lab import cells
 from fedexit.lab import heterofl as width
 from fedexit.lab.cells import run_cell
@@ -25,6 +26,10 @@ def with_adapters():
     model = make_model()
     model.backbone.lora = (4, 16.0)
     return model
+
+
+def two_tiers_deep():
+    return [Client(c.name, c.data[:4], 12, c.tier) for c in make_clients()]
 
 
 def two_tiers():
@@ -89,6 +94,47 @@ def test_with_full_width_it_is_bit_identical_to_fedavg_with_equal_weights():
     assert found.table.equals(expected.table)
     ours = found.clients.drop(columns=["seconds", "width"])
     assert ours.equals(expected.clients.drop(columns="seconds")) and (found.clients["width"] == 1).all()
+
+
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+def test_a_ranked_narrow_model_keeps_what_the_full_model_uses(family):
+    """Where half of the channels, heads and units are zero, the other half computes the same before the heads."""
+    model = MultiExitModel(small(family), ["a", "b", "c"], [2, 4]).eval()
+    wide, weights = narrowed(model, 0.5, ranked=True), model.state_dict()
+    kept = places_in(model, wide, ranked=True)
+    grown = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    for name, tensor in grown.items():
+        tensor[kept[name]] = weights[name][kept[name]]
+    units = "backbone.model.encoder.layers.{}.feed_forward.intermediate_dense.weight"
+    norms = [weights[units.format(layer)].square().sum(1) for layer in range(2)]
+    chosen = [set(kept[units.format(layer)][0][:, 0].tolist()) for layer in range(2)]
+    assert chosen[0] != chosen[1] and chosen[0] != set(range(len(chosen[0])))  # each layer has its own, not the first
+    assert all(len(own) * 2 == len(norm) for own, norm in zip(chosen, norms, strict=True))
+    model.load_state_dict(grown)
+    again = narrowed(model, 0.5, ranked=True).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in wide.state_dict().items())
+
+
+def test_a_regime_trains_the_heads_of_all_widths_first_and_evaluates_the_average():
+    clips, widths, regime = tones(50, 20), {3: 0.5, 12: 1.0}, Regime(3, falling_rates=True, average=0.9)
+    seen = []
+    settings = dict(training=TRAINING, unlabelled=clips, dev=tones(99, 20), regime=regime, ranked=True)
+    found = federate_by_width(
+        one_exit(), two_tiers(), widths, 4, **settings, evaluate_every=2, on_round=lambda n, *_: seen.append(n)
+    )
+    assert sorted(set(found.table["round"])) == [0, 2, 4] and seen == [1, 2, 3, 4]
+    assert sorted(set(found.clients["round"])) == [-2, -1, 0, 1, 2, 3, 4]
+    sent = found.clients.query("width == 0.5").groupby(found.clients["round"] > 0)["bytes"].max()
+    assert sent[False] < sent[True] / 10  # heads alone
+    start = federate_by_width(one_exit(), two_tiers(), widths, 1, **settings).table.query("round == 0")["value"]
+    raw = settings | {"regime": None}
+    cold = federate_by_width(one_exit(), two_tiers(), widths, 1, **raw).table.query("round == 0")["value"]
+    assert start.sum() < cold.sum()
+    same = dict(rounds=0, dev=tones(99, 6), training=TRAINING, regime=regime)  # heads alone
+    full = federate(one_exit(), two_tiers_deep(), "count", **same)
+    wide = federate_by_width(one_exit(), two_tiers_deep(), {12: 1.0}, **same)
+    weights = wide.model.at(12).state_dict()
+    assert all(torch.allclose(tensor, weights[name], atol=1e-4) for name, tensor in full.model.state_dict().items())
 
 
 def test_narrow_and_wide_clients_learn_something_easy_together():

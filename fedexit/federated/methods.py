@@ -80,6 +80,7 @@ class Method:
     shared_head: bool = False  # one head for all exits
     local_heads: bool = False  # a client keeps its head; new clients get the average
     narrow: bool = False  # narrow models instead of shallow ones: see `heterofl`
+    ranked: bool = False  # narrow models keep the channels, heads and units of the largest norm, not the first
 
     def exits(self, depths: Sequence[int]) -> list[int]:
         """Return the exits that the model of this method needs when clients have these `depths`."""
@@ -98,6 +99,10 @@ _ENTRIES = [
     Method(
         "heterofl", "HeteroFL, Diao et al. 2021", "weak clients train narrow layers; plain mean",
         "count", enlist=all_deepest, narrow=True,
+    ),
+    Method(
+        "heterofl-ranked", "HeteroFL, channels by norm (ours)", "weak clients train the strongest channels; plain mean",
+        "count", enlist=all_deepest, narrow=True, ranked=True,
     ),
     # the average of the server
     Method("stale", f"{PAPER}, as we read its FedAvg", "n_i over whole models, with untrained layers", "stale"),

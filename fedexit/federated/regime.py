@@ -28,6 +28,7 @@ from fedexit.support.settings import check_fields
 from fedexit.support.streams import numpy_stream
 
 _STATISTICS_BATCH = 32  # clips whose pooled statistics are computed together
+Costs = dict[tuple[str, bool], dict]  # of rounds of heads, by client and whether it is the client's first
 
 
 @dataclass(frozen=True)
@@ -99,25 +100,37 @@ def train_heads(
     model.eval()  # dropout would make the statistics depend on what ran before
     heads = {f"heads.{name}": parameter.detach() for name, parameter in model.heads.named_parameters()}
     known: dict[str, Statistics] = {}
-    costs: dict[tuple[str, bool], dict] = {}
+    costs: Costs = {}
     rows: list[dict] = []
     for place in progress(range(1, regime.heads_rounds + 1), "heads"):
         number, local = place - regime.heads_rounds, at_share(training, regime.share(place, regime.heads_rounds))
         server = Aggregator(heads, layers=model.backbone.layers)
         for client in sampled(number):
-            since, first = time.perf_counter(), client.name not in known
-            if first:
-                known[client.name] = pooled_statistics(model, client, training)
-            read = known[client.name]
-            update, loss = _round_of_heads(model, client.depth, read, local, (seed, "heads", number, client.name))
+            update, row = round_of_heads(model, client, number, training, local, seed, known, costs)
             server.add(update)
-            report = RoundReport(loss, time.perf_counter() - since, read.lengths, read.cached)
-            if (client.name, first) not in costs:
-                costs[client.name, first] = heads_costs(model, client.depth, report, training, first)
-            rows.append(ledger_row(number, client, report, costs[client.name, first]))
+            rows.append(row)
         for name, tensor in server.result().items():
             heads[name].copy_(tensor)
     return rows
+
+
+def round_of_heads(
+    model: MultiExitModel, client: Client, number: int, training: LocalTraining, local: LocalTraining, seed: int,
+    known: dict[str, "Statistics"], costs: Costs,
+) -> tuple[Update, dict]:  # fmt: skip
+    """Train the heads of `client` in round `number` at the rates of `local`; return its update and its ledger row.
+
+    The first round of a client adds its statistics to `known`. `costs` keeps its costs, by name and for that round.
+    """
+    since, first = time.perf_counter(), client.name not in known
+    if first:
+        known[client.name] = pooled_statistics(model, client, training)
+    read = known[client.name]
+    update, loss = _trained_heads(model, client.depth, read, local, (seed, "heads", number, client.name))
+    report = RoundReport(loss, time.perf_counter() - since, read.lengths, read.cached)
+    if (client.name, first) not in costs:
+        costs[client.name, first] = heads_costs(model, client.depth, report, training, first)
+    return update, ledger_row(number, client, report, costs[client.name, first])
 
 
 class Statistics(NamedTuple):
@@ -158,7 +171,7 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
     return Statistics(by_exit, torch.cat(targets)[back], lengths, clips[0][0].dim() == 2)
 
 
-def _round_of_heads(
+def _trained_heads(
     model: MultiExitModel, depth: int, read: Statistics, training: LocalTraining, stream: tuple
 ) -> tuple[Update, float]:
     """Train copies of the heads on a client's statistics; return its update and the mean loss of the last epoch."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -259,29 +259,26 @@ def _federate(
     depths = dict.fromkeys(tiers, cell.depth) if cell.method == HOMOGENEOUS else tiers
     dealt = plan.partition, setting.data.min_clips, setting.data.max_seconds, cell.seed, plan.alpha
     clients = [replace(client, data=trained_on(client.data)) for client in make_clients(task, depths, *dealt)]
-    if find_method(cell.method).narrow:
-        widths = widths_for(setting.model.depths, model.backbone)
-        return federate_by_width(model, clients, widths, plan.rounds, cell.seed, plan.fraction, plan.training, dev, dev)
 
     def on_round(number: int, trained: MultiExitModel, curve: pd.DataFrame) -> bool:
         spots.early(number, plan.rounds, trained)
         return number == stop_after
 
-    return federate(
-        model,
-        clients,
-        method=cell.method,
-        rounds=plan.rounds,
-        seed=cell.seed,
-        fraction=plan.fraction,
-        training=plan.training,
-        dev=dev,
-        evaluate_every=max(1, plan.rounds // plan.evaluations),
-        checkpoint=checkpoint,
-        depths=_depths(setting, clients, cell.seed),
-        regime=plan.regime,
-        on_round=on_round,
-    )
+    about: dict[str, Any] = {
+        "rounds": plan.rounds,
+        "seed": cell.seed,
+        "fraction": plan.fraction,
+        "training": plan.training,
+        "dev": dev,
+        "evaluate_every": max(1, plan.rounds // plan.evaluations),
+        "regime": plan.regime,
+        "on_round": on_round,
+    }
+    if (method := find_method(cell.method)).narrow:
+        widths = widths_for(setting.model.depths, model.backbone)
+        return federate_by_width(model, clients, widths, unlabelled=dev, ranked=method.ranked, **about)
+    changing = _depths(setting, clients, cell.seed)
+    return federate(model, clients, cell.method, checkpoint=checkpoint, depths=changing, **about)
 
 
 def _depths(setting: Setting, clients: Sequence[Client], seed: int) -> Callable[[int], Mapping] | None:

@@ -10,7 +10,6 @@ from fedexit.data.tasks import TASKS
 from fedexit.data.tasks.contract import Task
 from fedexit.federated.methods import everyone, find_method
 from fedexit.federated.partition import PARTITIONS
-from fedexit.federated.regime import Regime
 from fedexit.lab import beam
 from fedexit.lab.heterofl import widths_for
 from fedexit.lab.material import has_folds, task_of, tiers_of
@@ -54,8 +53,8 @@ def _check_federation(cell: Cell, setting: Setting) -> None:
         )
     if federation.partition not in PARTITIONS:
         raise FedexitError(f"unknown partition {federation.partition!r}; known: {', '.join(PARTITIONS)}")
-    if method.narrow and (federation.policy or federation.drop_out or federation.regime != Regime()):
-        raise FedexitError(f"method {cell.method} has no depths by round, no drop-outs and no regime; leave them out")
+    if method.narrow and (federation.policy or federation.drop_out):
+        raise FedexitError(f"method {cell.method} has no depths by round and no drop-outs; leave them out")
     if method.enlist is not everyone and federation.policy:
         raise FedexitError(f"method {cell.method} sets the depths of its clients itself; leave out the policy")
 

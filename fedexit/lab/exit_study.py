@@ -18,7 +18,6 @@ from fedexit.central.ctc_start import set_heads
 from fedexit.central.fine_tuning import Recipe, fine_tune
 from fedexit.data.batches import Example, collate
 from fedexit.data.tasks.contract import Clips, Task, majority_error
-from fedexit.lab.statistics import Pairs
 from fedexit.model.backbone import load_backbone
 from fedexit.model.costs import clip_macs
 from fedexit.model.early_exit import RULES, run
@@ -88,19 +87,6 @@ def totals(rows: pd.DataFrame) -> dict[str, float]:
         "saved": 1 - rows["macs"].sum() / rows["deepest_macs"].sum(),
         "saved_layers": 1 - layers.sum() / deepest_layers.sum(),
     }
-
-
-def against_deepest(rows: pd.DataFrame) -> Pairs:
-    """Pair `rows` of `taken` with the deepest exit, for an interval of the `extra` of `totals`."""
-    counts = rows.assign(more=rows["errors"] - rows["deepest_errors"]).set_index(["seed", "clip"])[["more", "n"]]
-    wide = counts.unstack("clip", fill_value=0)
-    return Pairs(wide["more"].to_numpy(float), wide["n"].to_numpy(float))
-
-
-def totals_by(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Return the `totals` of each group of `rows` with the same `keys`, in their order."""
-    groups = rows.groupby(list(keys), sort=False)
-    return pd.DataFrame([dict(zip(keys, key, strict=True)) | totals(own) for key, own in groups])
 
 
 def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
@@ -218,6 +204,21 @@ def threshold_for(dev: pd.DataFrame, rule: str, points: float) -> float:
     early, clips, found = sure[:, :-1], np.arange(len(errors)), math.inf
     for threshold in np.unique(early[np.isfinite(early)])[::-1]:
         if errors[clips, stops(sure, threshold)].sum() > allowed:
+            break
+        found = float(threshold)
+    return found
+
+
+def threshold_at_work(dev: pd.DataFrame, rule: str, macs: float) -> float:
+    """Return the strictest threshold for `rule` whose mean work per clip on `dev` is at most `macs`.
+
+    The result is -inf, so that every clip stops at the first exit, if any other threshold takes more work. `dev` is a
+    table of `scored`.
+    """
+    sure, work = _by_exit(dev, rule), _by_exit(dev, "macs_early")
+    clips, found = np.arange(len(work)), -math.inf
+    for threshold in [*np.unique(sure[np.isfinite(sure)]), math.inf]:
+        if work[clips, stops(sure, threshold)].mean() > macs:
             break
         found = float(threshold)
     return found

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from fedexit.central.fine_tuning import Recipe
+from fedexit.devices.dynamics import Dynamics, Faults
+from fedexit.devices.policy import Need, Policy
 from fedexit.federated.clients import LocalTraining
 from fedexit.federated.methods import find_method
 from fedexit.federated.regime import Regime
@@ -33,6 +35,19 @@ from fedexit.lab.setting import (
 from fedexit.support.errors import FedexitError
 
 TIERS, TWO_TIERS = (3, 6, 9, 12), (3, 12)
+DEEP_RARE = (3, 3, 3, 12)  # one device in four trains all layers
+EQUAL_MEMORY = (4, 12)  # half the width takes as much memory in training as four layers of `tiny`
+# Needs of a busy fleet: those of wav2vec 2.0 Base on 40 clips of 8 seconds, in batches of 4 (`needs_by_exit`)
+NEEDS = {
+    3: Need(1277965472, 105580072, 2135236505600),
+    6: Need(2026664480, 190634536, 3239936122880),
+    9: Need(2965573856, 275689000, 4344635740160),
+    12: Need(3904483232, 360743464, 5449335357440),
+}
+BUSY = {
+    "policy": Policy(NEEDS, dynamics=Dynamics(), faults=Faults(killed=0.05, surge=0.15, wrong_report=0.05)),
+    "fleet": ("phone mid", "phone high", "laptop", "server"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +58,14 @@ class Arm:
     depth: the depth of `central` and `homogeneous`.
     depths: depths of the tiers.
     changes: fields of the setting with other values.
+    factors: fields of the schedule, and by how much they are multiplied.
     """
 
     method: str
     depth: int = 0
     depths: tuple[int, ...] = TIERS
     changes: Mapping[str, object] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 ARMS = {
@@ -70,6 +87,22 @@ ARMS = {
     "Eq. (1), 2 tiers": Arm("layerwise", depths=TWO_TIERS),
     "masked, 2 tiers": Arm("masked", depths=TWO_TIERS),
     "stale, 2 tiers": Arm("stale", depths=TWO_TIERS),
+    # stresses; the factors keep the number of updates that arrive, or the bytes, as they are without the stress
+    "half drop out": Arm("layerwise", changes={"drop_out": 0.5}, factors={"fraction": 2}),
+    "shuffled clips": Arm("layerwise", changes={"partition": "iid"}),
+    "skewed labels": Arm("layerwise", changes={"partition": "dirichlet", "alpha": 0.1}),
+    "deep tier rare": Arm("layerwise", depths=DEEP_RARE, factors={"rounds": 2}),
+    "busy fleet": Arm("layerwise", changes=BUSY, factors={"fraction": 1.7}),
+    **{
+        f"adapters, rate times {factor}": Arm("layerwise", changes={"lora": 8}, factors={"rate": factor})
+        for factor in (1, 3, 10)
+    },
+    "all weights, bytes of adapters": Arm("layerwise", factors={"rounds": 1 / 40}),
+    # depth or width
+    "everyone at 4": Arm(HOMOGENEOUS, 4),
+    "few layers": Arm("count", depths=EQUAL_MEMORY),
+    "narrow layers": Arm("heterofl-ranked", depths=EQUAL_MEMORY),
+    "narrow layers, first channels": Arm("heterofl", depths=EQUAL_MEMORY),
 }
 
 
@@ -115,6 +148,9 @@ SCHEDULES = {
 def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Setting:
     """Return the setting in which `arm` trains on `task` from `backbone`, as its `schedule` says."""
     plan = plan_of(task)
+    schedule = replace(
+        schedule, **{name: _times(getattr(schedule, name), factor) for name, factor in arm.factors.items()}
+    )
     every = arm.method not in (CENTRAL, *YARDSTICKS) and find_method(arm.method).objective.losses != "last"
     rate = schedule.rate_all if every else schedule.rate
     training = LocalTraining(learning_rate=rate, head_learning_rate=1e-2, bfloat16=schedule.bfloat16)
@@ -129,6 +165,11 @@ def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Se
         StudyPart(central, dev_clips=schedule.dev_clips),
     )
     return setting.changed(**arm.changes)
+
+
+def _times(value: float, factor: float) -> float:
+    """Return a number of a schedule times `factor`; whole numbers stay whole and at least 1, shares at most 1."""
+    return max(1, round(value * factor)) if isinstance(value, int) else min(1.0, value * factor)
 
 
 def measure(

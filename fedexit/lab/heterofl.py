@@ -8,9 +8,10 @@ quarter of the depth. This method needs other models and another average than th
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import cast
 
 import pandas as pd
 import torch
@@ -19,13 +20,18 @@ from torch import Tensor, nn
 from fedexit.data.batches import Example, collate
 from fedexit.federated.aggregation import finite
 from fedexit.federated.checks import check_data, check_run
-from fedexit.federated.clients import Client, LocalTraining, local_round
+from fedexit.federated.clients import Client, LocalTraining, at_share, local_round
 from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.objectives import Objective
+from fedexit.federated.regime import Costs, Regime, Statistics, check_regime, round_of_heads, update_average
 from fedexit.federated.rounds import CURVE, Federation, evaluated, sample
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, state_hash
 from fedexit.model.exits import MultiExitModel
+<<<<<<< HEAD
 from fedexit.model.heads import head_name
+=======
+from fedexit.model.names import layer_of
+>>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
@@ -33,13 +39,27 @@ from fedexit.support.progress import progress
 
 _SCALED = ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups")
 Place = tuple[Tensor, ...]  # the index of a narrow tensor's elements in the full one
+Kept = dict[tuple[int, str], Tensor]  # positions that a narrow model keeps (`strongest`)
 
 
-def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
-    """Return a copy of `model` with the first share `width` of its channels, attention heads and feed-forward units.
+def narrowed(model: MultiExitModel, width: float, ranked: bool = False) -> MultiExitModel:
+    """Return a copy of `model` with a share `width` of its channels, attention heads and feed-forward units.
 
+<<<<<<< HEAD
     The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1] or without whole numbers, LoRA,
     and a head with a recurrent layer or of your own.
+=======
+    The frozen convolutions stay whole.
+
+    Args:
+        model: the full model.
+        width: the share, in (0, 1].
+        ranked: keep those of the largest norm (`strongest`), not the first.
+
+    Raises:
+        FedexitError: the share is out of range or does not give whole numbers; the model has adapters or a recurrent
+            head; `ranked` for a WavLM.
+>>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
     """
     if model.backbone.lora:
         raise FedexitError("adapters have no channels to leave out; use a model without LoRA")
@@ -48,33 +68,101 @@ def narrowed(model: MultiExitModel, width: float) -> MultiExitModel:
             f"head {head_name(model.head)} is recurrent or your own and has no known leading block; take pooled or ctc"
         )
     config = config_of(model.backbone)
-    for name in _SCALED:
+    if ranked and config["model_type"] == "wavlm":
+        raise FedexitError("the position bias of WavLM has no ranked channels; take a HuBERT or ranked=False")
+    for name in _SCALED[: 3 if ranked else 4]:
         if not 0 < width <= 1 or (config[name] * width) % 1:
             raise FedexitError(f"width {width} of {name} {config[name]} is not a whole number above 0; take another")
         config[name] = int(config[name] * width)
     backbone = backbone_from_config(config, model.backbone.name, model.backbone.pretrained)
+<<<<<<< HEAD
     narrow = model.like(backbone, model.exits)
     places, full = places_in(model, narrow), model.state_dict()
+=======
+    narrow = MultiExitModel(backbone, model.labels, model.exits, head=model.head, shared_head=model.shared_head)
+    places, full = places_in(model, narrow, ranked), model.state_dict()
+>>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
     narrow.load_state_dict({name: full[name][place] for name, place in places.items()})
     return narrow
 
 
-def places_in(model: MultiExitModel, narrow: MultiExitModel) -> dict[str, Place]:
-    """Return, by name, the index of each weight and buffer of `narrow` in that of `model`."""
+def places_in(model: MultiExitModel, narrow: MultiExitModel, ranked: bool = False) -> dict[str, Place]:
+    """Return, by name, the index of each weight and buffer of `narrow` in that of `model`.
+
+    If `ranked`, call it before `model` is trained, because its weights decide the index.
+    """
     full, pooled = model.state_dict(), model.head == "pooled"
+    kept = strongest(model.backbone, narrow.backbone) if ranked else {}
+    heads = {name for name in full if pooled and name.startswith("heads.") and ".norm." not in name}
     return {
-        name: _place(tensor.shape, full[name].shape, pooled and name.startswith("heads.") and ".norm." not in name)
+        name: _place(name, tensor.shape, full[name].shape, name in heads, kept)
         for name, tensor in narrow.state_dict().items()
     }
 
 
-def _place(narrow: torch.Size, full: torch.Size, pooled: bool) -> Place:
-    """Return the index of the leading block. A head on pooled statistics has two: for the means and the deviations."""
+def _place(name: str, narrow: torch.Size, full: torch.Size, pooled: bool, kept: Kept) -> Place:
+    """Return the index of the kept block. A head on pooled statistics has two: for the means and the deviations."""
+    channels = kept.get((0, "channels"))
     index = [torch.arange(size) for size in narrow]
+    for axis, kind in enumerate(_kinds(name, len(narrow)) if kept else ()):
+        if narrow[axis] < full[axis] and not pooled:
+            index[axis] = kept[_layer(name, kind), kind]
     if pooled and narrow[-1] < full[-1]:
-        half = torch.arange(narrow[-1] // 2)
+        half = torch.arange(narrow[-1] // 2) if channels is None else channels
         index[-1] = torch.cat([half, full[-1] // 2 + half])
+    if channels is not None and "pos_conv_embed" in name and narrow[0] < full[0] and len(narrow) == 3:
+        groups = channels.view(-1, narrow[1]) % full[1]  # a channel reads only those of its own group
+        inputs = groups.repeat_interleave(narrow[1], 0)[:, :, None]
+        return channels[:, None, None], inputs, index[2]
     return torch.meshgrid(*index, indexing="ij")
+
+
+def _layer(name: str, kind: str) -> int:
+    """Return the layer of a weight's heads or units; 0 for channels, which all layers share."""
+    return 0 if kind == "channels" else layer_of(name) or 0
+
+
+def _kinds(name: str, axes: int) -> list[str]:
+    """Return what each axis of a weight counts: `channels` of hidden states, or `heads` or `units` of a layer."""
+    if ".attention." in name and "out_proj" not in name:
+        return ["heads", "channels"][:axes]
+    if "intermediate_dense" in name:
+        return ["units", "channels"][:axes]
+    inner = "heads" if "out_proj" in name else "units" if "output_dense" in name else "channels"
+    return ["channels", inner, "channels"][:axes]
+
+
+def strongest(backbone: Backbone, narrow: Backbone) -> Kept:
+    """Return the channels, and for each layer the heads and units, that `narrow` keeps by their norm.
+
+    The norm is over all matrices of the layers that read or write them (after Li et al. 2017, "Pruning filters for
+    efficient ConvNets"). Heads are kept whole. Each group of the positional convolution keeps an equal share of its
+    channels, because they read only each other.
+
+    Returns:
+        Sorted positions by layer (0 for the channels, which all layers share) and kind.
+    """
+    squares: dict[tuple[int, str], Tensor] = {}
+    for name, tensor in backbone.state_dict().items():
+        if tensor.dim() != 2 or not layer_of(name):
+            continue
+        for axis, kind in enumerate(_kinds(name, 2)):
+            place = _layer(name, kind), kind
+            squares[place] = squares.get(place, 0) + tensor.square().sum(1 - axis)
+    config, wanted = config_of(backbone), config_of(narrow)
+    groups, heads = config["num_conv_pos_embedding_groups"], config["num_attention_heads"]
+    kept = {}
+    for (layer, kind), found in squares.items():
+        if kind == "channels":
+            share, blocks = wanted["hidden_size"] // groups, found.view(groups, -1)
+            best = blocks.topk(share).indices + torch.arange(groups)[:, None] * blocks.shape[1]
+        elif kind == "heads":
+            blocks = torch.arange(len(found)).view(heads, -1)
+            best = blocks[found.view(heads, -1).sum(1).topk(wanted["num_attention_heads"]).indices]
+        else:
+            best = found.topk(wanted["intermediate_size"]).indices
+        kept[layer, kind] = best.flatten().sort().values
+    return kept
 
 
 def average_by_element(
@@ -121,20 +209,23 @@ class WidthModels(nn.Module):
         """Return `MultiExitModel.embeddings` of the model of each of `exits` (default all)."""
         return self._asked("embeddings", waveforms, lengths, exits)
 
+    def at(self, depth: int) -> MultiExitModel:
+        """Return the model of the width that stands for `depth`."""
+        return cast(MultiExitModel, self.models[str(depth)])
+
     def checksum(self) -> str:
         """Return the SHA-256 of all weights and their names."""
         return state_hash(self)
 
     def check_clips(self, data: Sequence[Example], owner: str, start: int = 0) -> tuple[list[int], bool]:
         """Check that the models can read all clips and targets. See `MultiExitModel.check_clips`."""
-        deepest: Any = self.models[str(self.exits[-1])]
-        return deepest.check_clips(data, owner, start=start)
+        return self.at(self.exits[-1]).check_clips(data, owner, start=start)
 
     def _asked(self, what: str, waveforms: Tensor, lengths: Tensor | None, exits: Iterable[int] | None) -> dict:
         asked = self.exits if exits is None else sorted(exits)
         for depth in asked:
             check_exit(depth, self.exits, "the models by width")
-        models: dict[int, Any] = {depth: self.models[str(depth)] for depth in asked}
+        models = {depth: self.at(depth) for depth in asked}
         return {depth: getattr(model, what)(waveforms, lengths)[model.exits[-1]] for depth, model in models.items()}
 
 
@@ -161,6 +252,10 @@ def federate_by_width(
     training: LocalTraining | None = None,
     unlabelled: Sequence[Example] = (),
     dev: Sequence[Example] = (),
+    evaluate_every: int = 0,
+    regime: Regime | None = None,
+    on_round: Callable[[int, WidthModels, pd.DataFrame], object] | None = None,
+    ranked: bool = False,
 ) -> Federation:
     """Run HeteroFL from a copy of `model`: every client trains to its one exit, at the width of its depth.
 
@@ -173,40 +268,101 @@ def federate_by_width(
         unlabelled: Clips that standardise the heads of narrow models before the first round
             (`MultiExitModel.standardise`), as the statistics of a narrow layer are not a part of those of a wide one.
         dev: Clips for the errors before the first round and after the last.
+        evaluate_every: Rounds between further evaluations; 0 for none.
+        regime: Heads first, falling rates, an averaged model. In rounds of heads every client trains the head of its
+            own width on frozen layers, and the server averages by element.
+        ranked: Whether narrow models keep the strongest channels of `model`, not the first (`strongest`).
     """
-    training, ledger, costs = training or LocalTraining(), [], {}
-    check_run(clients, rounds, fraction)
+    training, regime, costs, average = training or LocalTraining(), regime or Regime(), {}, dict[str, Tensor]()
+    check_run(clients, rounds, fraction, least=0 if regime.heads_rounds else 1)
+    check_regime(regime, model)
     if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
         raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
     check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective())
+<<<<<<< HEAD
     model = copy.deepcopy(model)
+=======
+    due = {0, rounds, *(range(0, rounds, evaluate_every) if evaluate_every else ())}
+>>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
     with one_thread():
-        models = {depth: narrowed(model, width) for depth, width in widths.items()}
+        models = {depth: narrowed(model, width, ranked) for depth, width in widths.items()}
         for depth, narrow in models.items():
             if widths[depth] < 1 and len(unlabelled):
                 narrow.standardise(*collate(unlabelled)[:2])
-        places = {depth: places_in(model, narrow) for depth, narrow in models.items()}
-        together: Any = WidthModels(models)
-        table = evaluated(together, dev, 0)
+        places = {depth: places_in(model, narrow, ranked) for depth, narrow in models.items()}
+        sampled, together = partial(sample, clients, fraction, seed), WidthModels(models)
+        ledger = _heads_first(model, models, places, sampled, training, regime, seed)
+        table = _evaluated(together, places, model.trainable_weights(), dev, 0)
         for number in progress(range(1, rounds + 1), f"heterofl, seed {seed}"):
             weights, updates = model.trainable_weights(), []
-            for client in sample(clients, fraction, seed, number):
+            local = at_share(training, regime.share(number, rounds))
+            for client in sampled(number):
                 scratch, place = models[client.depth], places[client.depth]
                 stream = (seed, "round", number, "client", client.name)
-                update, report = local_round(
-                    scratch, _cut(weights, place), replace(client, depth=last), training, stream
-                )
+                update, report = local_round(scratch, _cut(weights, place), replace(client, depth=last), local, stream)
                 updates.append((update.weights, place))
                 if client.name not in costs:
                     costs[client.name] = client_costs(scratch, last, report.lengths, training, report.cached)
-                row = ledger_row(number, client, report, costs[client.name])
-                ledger.append({**row, "width": widths[client.depth]})
+                ledger.append(ledger_row(number, client, report, costs[client.name]))
             model.load_weights(average_by_element(weights, updates))
-        for depth, narrow in models.items():
-            narrow.load_weights(_cut(model.trainable_weights(), places[depth]))
-        table += evaluated(together, dev, rounds)
-    return Federation(together.eval(), pd.DataFrame(table, columns=CURVE), pd.DataFrame(ledger))
+            if regime.average:
+                update_average(average, model.trainable_weights(), regime.average)
+            if number in due:
+                table += _evaluated(together, places, average or model.trainable_weights(), dev, number)
+            _spread(together, places, model.trainable_weights())
+            if on_round and on_round(number, together, pd.DataFrame(table, columns=CURVE)) is True:
+                break
+        _spread(together, places, average or model.trainable_weights())
+    rows = pd.DataFrame(ledger)
+    return Federation(
+        together.eval(), pd.DataFrame(table, columns=CURVE), rows.assign(width=rows["depth"].map(dict(widths)))
+    )
+
+
+def _heads_first(
+    model: MultiExitModel,
+    models: Mapping[int, MultiExitModel],
+    places: Mapping[int, Mapping[str, Place]],
+    sampled: Callable[[int], Sequence[Client]],
+    training: LocalTraining,
+    regime: Regime,
+    seed: int,
+) -> list[dict]:
+    """Train the heads of all widths on frozen layers, as `fedexit.federated.regime.train_heads` does for exits."""
+    rows, last, known, costs = [], model.exits[-1], dict[str, Statistics](), Costs()
+    together = WidthModels(models).eval()
+    for place in progress(range(1, regime.heads_rounds + 1), "heads"):
+        number, updates = place - regime.heads_rounds, []
+        local = at_share(training, regime.share(place, regime.heads_rounds))
+        _spread(together, places, model.trainable_weights())
+        for client in sampled(number):
+            at_last = replace(client, depth=last)
+            update, row = round_of_heads(models[client.depth], at_last, number, training, local, seed, known, costs)
+            updates.append((update.weights, places[client.depth]))
+            rows.append({**row, "depth": client.depth})
+        weights = model.trainable_weights()
+        heads = {name: tensor for name, tensor in weights.items() if name.startswith("heads.")}
+        model.load_weights(weights | average_by_element(heads, updates))
+    return rows
+
+
+def _spread(together: WidthModels, places: Mapping[int, Mapping[str, Place]], weights: Mapping[str, Tensor]) -> None:
+    """Give the model of each width its part of the global `weights`."""
+    for depth, place in places.items():
+        together.at(depth).load_weights(_cut(weights, place))
+
+
+def _evaluated(
+    together: WidthModels,
+    places: Mapping[int, Mapping[str, Place]],
+    weights: Mapping[str, Tensor],
+    dev: Sequence[Example],
+    number: int,
+) -> list[list]:
+    """Return the errors of the models of all widths on `dev`, with their parts of the global `weights`."""
+    _spread(together, places, weights)
+    return evaluated(together, dev, number)  # type: ignore[arg-type]  # it has the interface of a MultiExitModel
 
 
 def _cut(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:

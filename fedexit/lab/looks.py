@@ -42,6 +42,7 @@ WAYS = {
     "probability": ("#D55E00", "^", ":"),
     "agreement": ("#009E73", "D", "-."),
     "oracle": ("black", "*", ""),
+    "dedicated": ("#CC79A7", "X", ""),
 }
 # Depth policies: colour, marker, dashes.
 POLICIES = {

@@ -130,20 +130,21 @@ def error_by_work(axis: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> Non
     axis.set(xlabel="million MACs per clip, all included", ylabel="error on test (%)")
 
 
-def time_by_work(axis: Axes, saved: pd.DataFrame, band: float) -> None:
-    """Draw time saved over multiply-accumulates saved for every way, with the line of equality and a `band` of points.
+def similarity_by_layer(axis: Axes, similarity: pd.DataFrame) -> None:
+    """Draw likeness to the full model by layer, a line per cut: `cut, layer, cka`."""
+    for place, (cut, own) in enumerate(similarity.groupby("cut", sort=False)):
+        colour, marker, dash = ARMS[place % len(ARMS)]
+        axis.plot(own["layer"], own["cka"], color=colour, marker=marker, ls=dash, ms=5, lw=1.3, label=cut)
+    axis.set(xlabel="layer (0: the input of layer 1)", ylabel="likeness (CKA)", ylim=(0, 1.05))
 
-    saved: `way, macs_saved, latency_saved`; the way `exit 3` is one of the fixed exits.
-    """
-    for way, (colour, marker, _) in WAYS.items():
-        own = saved[saved["way"].str.startswith("exit") if way == "fixed" else saved["way"] == way]
-        if len(own):
-            x, y = 100 * own["macs_saved"], 100 * own["latency_saved"]
-            axis.scatter(x, y, color=colour, marker=marker, s=60, label=way, edgecolor="white", zorder=3)
-    ends = 100 * np.array([min(0, saved["macs_saved"].min()), saved["macs_saved"].max()])
-    axis.plot(ends, ends, color="black", lw=1)
-    axis.fill_between(ends, ends - band, ends + band, color="grey", alpha=0.2)
-    axis.set(xlabel="MACs saved (%), all included", ylabel="measured time saved (%)")
+
+def error_by_bytes(axis: Axes, rows: pd.DataFrame) -> None:
+    """Draw error over the megabytes that all clients sent, on a log axis: `arm, megabytes, error` in percent."""
+    for place, row in enumerate(rows.itertuples()):
+        colour, marker, _ = ARMS[place % len(ARMS)]
+        axis.scatter(row.megabytes, row.error, color=colour, marker=marker, s=70, label=row.arm)
+    axis.set(xscale="log", xlabel="megabytes sent by all clients", ylabel="error on test (%)")
+    axis.set_ylim(0, None)
 
 
 def shares_by_exit(axis: Axes, shares: pd.DataFrame) -> None:

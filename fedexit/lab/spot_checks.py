@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedexit.data.places import place_of
-from fedexit.federated.methods import find_method
 from fedexit.lab.cells import run_cell
 from fedexit.lab.kept import origin_of, present_code, processor, today
 from fedexit.lab.published import read_published, setting_from
@@ -154,9 +153,8 @@ def _trained(row: dict, whole: bool) -> pd.DataFrame:
                 f"{row['name']} was made from another content of the {kind} {row[kind]}; get that one, or measure the "
                 "cell again"
             )
-    to_the_end = whole or (cell.federated and find_method(cell.method).narrow)
     with tempfile.TemporaryDirectory() as state, one_thread():
-        return run_cell(cell, setting, Path(state), stop_after=None if to_the_end else SPOT_ROUND).spot
+        return run_cell(cell, setting, Path(state), stop_after=None if whole else SPOT_ROUND).spot
 
 
 def _in_single_precision(setting: Setting) -> Setting:
