@@ -15,8 +15,8 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 reproduce: .venv/installed corpus ## install, fetch the speech and run every notebook that is out of date (results/)
-	@echo "== notebooks, profile default: each line gives the expected time; if interrupted, run the same command again"
-	@$(PY) -m fedexit run
+	@echo "== notebooks, profile default, two at a time: each line gives the expected time; if interrupted, run it again"
+	@$(PY) -m fedexit run --jobs 2
 
 test: .venv/installed lint ## run what CI runs: lint, every notebook with small parameters, tests
 	@if $(MAKE) corpus; then \
