@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from typing import Any
 
 import pandas as pd
 
@@ -148,9 +149,8 @@ SCHEDULES = {
 def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Setting:
     """Return the setting in which `arm` trains on `task` from `backbone`, as its `schedule` says."""
     plan = plan_of(task)
-    schedule = replace(
-        schedule, **{name: _times(getattr(schedule, name), factor) for name, factor in arm.factors.items()}
-    )
+    changed: dict[str, Any] = {name: _times(getattr(schedule, name), factor) for name, factor in arm.factors.items()}
+    schedule = replace(schedule, **changed)
     every = arm.method not in (CENTRAL, *YARDSTICKS) and find_method(arm.method).objective.losses != "last"
     rate = schedule.rate_all if every else schedule.rate
     training = LocalTraining(learning_rate=rate, head_learning_rate=1e-2, bfloat16=schedule.bfloat16)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -291,7 +291,8 @@ def federate_by_width(
             if widths[depth] < 1 and len(unlabelled):
                 narrow.standardise(*collate(unlabelled)[:2])
         places = {depth: places_in(model, narrow, ranked) for depth, narrow in models.items()}
-        sampled, together = partial(sample, clients, fraction, seed), WidthModels(models)
+        sampled = partial(sample, clients, fraction, seed)
+        together: Any = WidthModels(models)
         ledger = _heads_first(model, models, places, sampled, training, regime, seed)
         table = _evaluated(together, places, model.trainable_weights(), dev, 0)
         for number in progress(range(1, rounds + 1), f"heterofl, seed {seed}"):
