@@ -33,8 +33,8 @@ def _predict(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from fedexit.model.exits import MultiExitModel
     from fedexit.devices.export import SUFFIXES, export
+    from fedexit.model.exits import MultiExitModel
 
     model = MultiExitModel.from_pretrained(args.model)
     exit = model.exits[-1] if args.exit is None else args.exit

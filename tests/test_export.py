@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModel
 
 from fedexit import __version__, cli, with_lora
 from fedexit.data.batches import collate
-from fedexit.model import export as module
+from fedexit.devices import export as module
+from fedexit.devices.export import export, load_onnx, onnx_available
 from fedexit.model.backbone import PRESETS, Backbone, load_backbone
 from fedexit.model.exits import MultiExitModel
-from fedexit.devices.export import export, load_onnx, onnx_available
 from fedexit.support.errors import FedexitError
 
 needs_onnx = pytest.mark.skipif(not onnx_available(), reason="onnx or onnxruntime is not installed")

@@ -22,6 +22,7 @@ from fedexit import __version__
 from fedexit.data.constants import SAMPLE_RATE
 from fedexit.model.ctc import within
 from fedexit.model.exits import MultiExitModel
+from fedexit.model.heads import head_name
 from fedexit.model.pretrained import quiet_transformers
 from fedexit.support.checks import check_exit, whole_number
 from fedexit.support.errors import FedexitError, reason
@@ -83,7 +84,8 @@ def export(model: MultiExitModel, exit: int, file: str | Path, to: str = "onnx",
     shortest = _shortest(cut)
     about = {
         "labels": json.dumps(cut.labels, ensure_ascii=False),
-        "head": cut.head,
+        "head": head_name(cut.head),
+        "targets": cut.targets,
         "exit": str(exit),
         "sample_rate": str(SAMPLE_RATE),
         "shortest_samples": str(shortest),
@@ -120,11 +122,11 @@ class ExitGraph(nn.Module):
         self.cut = cut.merged() if cut.backbone.lora else cut
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits, and the frame lengths (B,) of a CTC head, for waveforms (B, T) of `lengths` (B,)."""
+        """Return the logits, and the frame lengths (B,) of texts, for waveforms (B, T) of `lengths` (B,)."""
         states, frames = self.cut.backbone.traced_states(waveforms, lengths)
         *_, last = states
         logits = self.cut.head_at(self.cut.exits[0])(last, frames)
-        return (logits,) if self.cut.head == "pooled" else (logits, frames)
+        return (logits, frames) if self.cut.targets == "text" else (logits,)
 
 
 def onnx_available() -> bool:

@@ -9,7 +9,7 @@ published   the cells in results/cells; `spot_checks` trains some again and comp
 statistics  intervals over seeds and clips, and tests
 exit_study  early exit: saved work against added errors
 beam, verification, own_heads  other ways to decode, to compare and to predict
-heterofl    a baseline: narrow clients instead of shallow ones
+heterofl    a baseline: narrow clients instead of shallow ones; `channels` chooses what they keep
 paper       the published tables
 plots, looks  figures and their common style
 """

@@ -25,13 +25,10 @@ from fedexit.federated.ledger import client_costs, ledger_row
 from fedexit.federated.objectives import Objective
 from fedexit.federated.regime import Costs, Regime, Statistics, check_regime, round_of_heads, update_average
 from fedexit.federated.rounds import CURVE, Federation, evaluated, sample
+from fedexit.lab.channels import Kept, kinds_of_axes, layer_with, strongest
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, state_hash
 from fedexit.model.exits import MultiExitModel
-<<<<<<< HEAD
 from fedexit.model.heads import head_name
-=======
-from fedexit.model.names import layer_of
->>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
 from fedexit.support.processes import one_thread
@@ -39,16 +36,11 @@ from fedexit.support.progress import progress
 
 _SCALED = ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups")
 Place = tuple[Tensor, ...]  # the index of a narrow tensor's elements in the full one
-Kept = dict[tuple[int, str], Tensor]  # positions that a narrow model keeps (`strongest`)
 
 
 def narrowed(model: MultiExitModel, width: float, ranked: bool = False) -> MultiExitModel:
     """Return a copy of `model` with a share `width` of its channels, attention heads and feed-forward units.
 
-<<<<<<< HEAD
-    The frozen convolutions stay whole. Raises FedexitError for a share outside (0, 1] or without whole numbers, LoRA,
-    and a head with a recurrent layer or of your own.
-=======
     The frozen convolutions stay whole.
 
     Args:
@@ -57,9 +49,8 @@ def narrowed(model: MultiExitModel, width: float, ranked: bool = False) -> Multi
         ranked: keep those of the largest norm (`strongest`), not the first.
 
     Raises:
-        FedexitError: the share is out of range or does not give whole numbers; the model has adapters or a recurrent
-            head; `ranked` for a WavLM.
->>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
+        FedexitError: the share is out of range or does not give whole numbers; the model has adapters, or a head that
+            is recurrent or your own; `ranked` for a WavLM.
     """
     if model.backbone.lora:
         raise FedexitError("adapters have no channels to leave out; use a model without LoRA")
@@ -75,13 +66,8 @@ def narrowed(model: MultiExitModel, width: float, ranked: bool = False) -> Multi
             raise FedexitError(f"width {width} of {name} {config[name]} is not a whole number above 0; take another")
         config[name] = int(config[name] * width)
     backbone = backbone_from_config(config, model.backbone.name, model.backbone.pretrained)
-<<<<<<< HEAD
     narrow = model.like(backbone, model.exits)
-    places, full = places_in(model, narrow), model.state_dict()
-=======
-    narrow = MultiExitModel(backbone, model.labels, model.exits, head=model.head, shared_head=model.shared_head)
     places, full = places_in(model, narrow, ranked), model.state_dict()
->>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
     narrow.load_state_dict({name: full[name][place] for name, place in places.items()})
     return narrow
 
@@ -104,9 +90,9 @@ def _place(name: str, narrow: torch.Size, full: torch.Size, pooled: bool, kept: 
     """Return the index of the kept block. A head on pooled statistics has two: for the means and the deviations."""
     channels = kept.get((0, "channels"))
     index = [torch.arange(size) for size in narrow]
-    for axis, kind in enumerate(_kinds(name, len(narrow)) if kept else ()):
+    for axis, kind in enumerate(kinds_of_axes(name, len(narrow)) if kept else ()):
         if narrow[axis] < full[axis] and not pooled:
-            index[axis] = kept[_layer(name, kind), kind]
+            index[axis] = kept[layer_with(name, kind), kind]
     if pooled and narrow[-1] < full[-1]:
         half = torch.arange(narrow[-1] // 2) if channels is None else channels
         index[-1] = torch.cat([half, full[-1] // 2 + half])
@@ -115,54 +101,6 @@ def _place(name: str, narrow: torch.Size, full: torch.Size, pooled: bool, kept: 
         inputs = groups.repeat_interleave(narrow[1], 0)[:, :, None]
         return channels[:, None, None], inputs, index[2]
     return torch.meshgrid(*index, indexing="ij")
-
-
-def _layer(name: str, kind: str) -> int:
-    """Return the layer of a weight's heads or units; 0 for channels, which all layers share."""
-    return 0 if kind == "channels" else layer_of(name) or 0
-
-
-def _kinds(name: str, axes: int) -> list[str]:
-    """Return what each axis of a weight counts: `channels` of hidden states, or `heads` or `units` of a layer."""
-    if ".attention." in name and "out_proj" not in name:
-        return ["heads", "channels"][:axes]
-    if "intermediate_dense" in name:
-        return ["units", "channels"][:axes]
-    inner = "heads" if "out_proj" in name else "units" if "output_dense" in name else "channels"
-    return ["channels", inner, "channels"][:axes]
-
-
-def strongest(backbone: Backbone, narrow: Backbone) -> Kept:
-    """Return the channels, and for each layer the heads and units, that `narrow` keeps by their norm.
-
-    The norm is over all matrices of the layers that read or write them (after Li et al. 2017, "Pruning filters for
-    efficient ConvNets"). Heads are kept whole. Each group of the positional convolution keeps an equal share of its
-    channels, because they read only each other.
-
-    Returns:
-        Sorted positions by layer (0 for the channels, which all layers share) and kind.
-    """
-    squares: dict[tuple[int, str], Tensor] = {}
-    for name, tensor in backbone.state_dict().items():
-        if tensor.dim() != 2 or not layer_of(name):
-            continue
-        for axis, kind in enumerate(_kinds(name, 2)):
-            place = _layer(name, kind), kind
-            squares[place] = squares.get(place, 0) + tensor.square().sum(1 - axis)
-    config, wanted = config_of(backbone), config_of(narrow)
-    groups, heads = config["num_conv_pos_embedding_groups"], config["num_attention_heads"]
-    kept = {}
-    for (layer, kind), found in squares.items():
-        if kind == "channels":
-            share, blocks = wanted["hidden_size"] // groups, found.view(groups, -1)
-            best = blocks.topk(share).indices + torch.arange(groups)[:, None] * blocks.shape[1]
-        elif kind == "heads":
-            blocks = torch.arange(len(found)).view(heads, -1)
-            best = blocks[found.view(heads, -1).sum(1).topk(wanted["num_attention_heads"]).indices]
-        else:
-            best = found.topk(wanted["intermediate_size"]).indices
-        kept[layer, kind] = best.flatten().sort().values
-    return kept
 
 
 def average_by_element(
@@ -280,11 +218,8 @@ def federate_by_width(
         raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
     check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective())
-<<<<<<< HEAD
     model = copy.deepcopy(model)
-=======
     due = {0, rounds, *(range(0, rounds, evaluate_every) if evaluate_every else ())}
->>>>>>> c9ed935 (Rewrite notebooks 15, 16 and 18 by arms and declared comparisons)
     with one_thread():
         models = {depth: narrowed(model, width, ranked) for depth, width in widths.items()}
         for depth, narrow in models.items():
