@@ -21,7 +21,6 @@ BESIDE = {
     "make_task": "fedexit.data.tasks",
     "Federation": "fedexit.federated.rounds",
     "Regime": "fedexit.federated.regime",
-    "Method": "fedexit.federated.methods",
     "drop_outs": "fedexit.federated.rounds",
     "depths_of_round": "fedexit.devices.policy",
     "federate_by_width": "fedexit.lab.heterofl",

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from fedexit.data_commands import add_data_commands
 from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
 
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_model_commands(commands, _command)
     _add_bench_command(commands)
-    _add_data_commands(commands)
+    add_data_commands(commands, _command)
     _add_cells_commands(commands)
     return parser
 
@@ -133,47 +134,6 @@ def _add_bench_command(commands: argparse._SubParsersAction) -> None:
         "--repetitions", type=int, default=3, metavar="N", help="repetitions of each measurement (%(default)s)"
     )
     bench.add_argument("--out", metavar="FOLDER", help="folder for tables and the figure (default: results/bench)")
-
-
-def _add_data_commands(commands: argparse._SubParsersAction) -> None:
-    examples = "examples: fedexit data fetch emodb; fedexit data fetch voxceleb1 --from MY_FOLDER"
-    text = "example: fedexit data list; more " + examples
-    data = commands.add_parser("data", help="list, fetch and convert corpora", epilog=text)
-    parts = data.add_subparsers(required=True, metavar="COMMAND")
-    _command(parts, "list", _data_list, "list the known corpora and where they are", "fedexit data list")
-    example = "fedexit data fetch librispeech --part dev-clean --part test-clean"
-    fetch = _command(parts, "fetch", _data_fetch, "download a corpus, or make it of a release that you have", example)
-    fetch.add_argument("name", metavar="NAME", help="a name that `fedexit data list` shows")
-    fetch.add_argument(
-        "--from", dest="source", metavar="PATH", help="use this folder or archive instead of the network"
-    )
-    text = "address of a folder with copies of the archives (default: the official one)"
-    fetch.add_argument("--url", default="", metavar="URL", help=text)
-    text = "an archive of the release; may be given several times (default: the usual ones)"
-    fetch.add_argument("--part", dest="archives", action="append", default=[], metavar="PART", help=text)
-    example = "fedexit data manifest queen --out queen.csv"
-    manifest = _command(parts, "manifest", _data_manifest, "write the manifest of a corpus", example)
-    manifest.add_argument("corpus", metavar="CORPUS", help="name of a corpus, or a folder of your own")
-    manifest.add_argument("--out", required=True, metavar="FILE.csv", help="file to write")
-    example = "fedexit data trials queen --pairs 1000 --out trials.csv"
-    trials = _command(parts, "trials", _data_trials, "draw pairs of test clips for speaker verification", example)
-    trials.add_argument("corpus", metavar="CORPUS", help="name of a corpus, or a folder of your own")
-    trials.add_argument(
-        "--pairs",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="number of same-speaker pairs, and of different-speaker pairs (%(default)s)",
-    )
-    trials.add_argument("--out", required=True, metavar="FILE.csv", help="file to write")
-    example = "fedexit data convert my_mp3s my_corpus"
-    convert = _command(
-        parts, "convert", _data_convert, "convert a folder of audio into a corpus (16 kHz, mono)", example
-    )
-    convert.add_argument("folder", metavar="FOLDER", help="folder of audio files, of any sample rate and format")
-    convert.add_argument("out", metavar="OUT", help="folder to create")
-    text = "leave out unusable files and list them (default: the first one stops the conversion)"
-    convert.add_argument("--skip-bad", action="store_true", help=text)
 
 
 def _add_cells_commands(commands: argparse._SubParsersAction) -> None:
@@ -281,40 +241,6 @@ def _bench(args: argparse.Namespace) -> None:
     from fedexit.bench.suite import bench
 
     print(f"tables and figure: {bench(args.parts, args.repetitions, args.out)}")
-
-
-def _data_list(args: argparse.Namespace) -> None:
-    from fedexit.data.corpora import list_corpora
-    from fedexit.support.cache import feature_files, limit
-
-    print(list_corpora().to_string(index=False))
-    held = sum(feature_files().values())
-    print(f"cache of frozen features: {held / 1e6:.0f} MB of at most {limit() / 1e6:.0f} MB")
-
-
-def _data_fetch(args: argparse.Namespace) -> None:
-    from fedexit.data.corpora import fetch_corpus
-
-    corpus = fetch_corpus(args.name, args.source, args.url, args.archives)
-    print(f"{args.name}: {len(corpus.table)} clips in {corpus.folder}")
-
-
-def _data_manifest(args: argparse.Namespace) -> None:
-    from fedexit.data.corpora import write_manifest
-
-    print(f"manifest of {args.corpus}: {write_manifest(args.corpus, args.out)}")
-
-
-def _data_trials(args: argparse.Namespace) -> None:
-    from fedexit.data.trials import write_trials
-
-    print(f"trials of {args.corpus}: {write_trials(args.corpus, args.pairs, args.out)}")
-
-
-def _data_convert(args: argparse.Namespace) -> None:
-    from fedexit.data.corpora import convert_folder
-
-    convert_folder(args.folder, args.out, skip_bad=args.skip_bad)
 
 
 def _cells_list(args: argparse.Namespace) -> None:

@@ -466,6 +466,7 @@ def test_all_files_of_shipped_backbones_are_in_the_package():
     patterns = tomllib.loads((project_root() / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     folder = Path(fedexit.__file__).parent
     packed = {file for pattern in patterns["fedexit"] for file in folder.glob(pattern) if file.is_file()}
+    packed.remove(folder / "py.typed")
     assert packed == {file for file in (folder / "backbones").rglob("*") if file.is_file()}
     sizes = {file.parent.name: file.stat().st_size for file in packed if file.name == "model.safetensors"}
     assert max(sizes.values()) <= 8e6 and len(sizes) >= 3
