@@ -26,12 +26,18 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 # Only these need an extra. Whatever trains, federates, saves, loads, predicts or reads a corpus needs none.
 NEEDS_NOTEBOOKS = {
     *("bench.report", "bench.suite", "runner.cell_index", "runner.provenance", "runner.publish", "runner.run"),
-    *("lab.experiments", "lab.grid", "lab.looks", "lab.plots", "lab.published", "lab.spot_checks"),
+    *(
+        "lab.experiments",
+        "lab.grid",
+        "lab.looks",
+        "lab.paper_costs",
+        "lab.paper_profile",
+        "lab.plots",
+        "lab.published",
+        "lab.spot_checks",
+    ),
 }
-COMMANDS = {
-    **dict.fromkeys(["run", "status", "publish x", "bench depth", "cells list", "cells check"], "notebooks"),
-    "ctc new": "asr",
-}
+COMMANDS = ["run", "status", "publish x", "bench depth", "cells list", "cells check"]
 
 
 def built(hook: str, source: Path, out: Path) -> Path:
@@ -150,11 +156,11 @@ for use in (lambda: with_lora(load_backbone("nano")), lambda: all_rates(text), p
 
 
 def test_whatever_needs_an_extra_names_it_in_one_line(tmp_path):
-    code = without_extras() + f"COMMANDS = {[*COMMANDS]!r}" + USES
+    code = without_extras() + f"COMMANDS = {COMMANDS!r}" + USES
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = re.findall(r'^(?:fedexit: )?\w+ is not installed; run: pip install "fedexit\[(\w+)\]"$', done.stderr, re.M)
-    assert said == [*COMMANDS.values(), "lora", "asr", "asr"] and len(done.stderr.splitlines()) == len(said)
+    assert said == ["notebooks"] * len(COMMANDS) + ["lora", "asr", "asr"] and len(done.stderr.splitlines()) == len(said)
 
 
 def test_the_reference_is_up_to_date():
