@@ -23,7 +23,11 @@ from setuptools import find_packages
 
 import fedexit
 from fedexit import cli
+from fedexit.data.places import corpus_checksum
 from fedexit.runner import readme
+from fedexit.runner.fingerprint import VERSIONS
+from fedexit.runner.manifest import load_manifest, select
+from fedexit.runner.provenance import NOT_HERE, state_of
 from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
@@ -291,6 +295,21 @@ def test_readme_tables_are_those_of_the_committed_results():
     if changed:
         pytest.skip(f"results differ from the committed ones: {changed.split()[1]} ...")
     assert readme.render(README, ROOT) == README, "run: fedexit readme"
+
+
+def test_every_published_result_is_of_the_present_code():
+    """Notebooks, parameters, modules, cells and weights are the present ones; versions of packages may differ."""
+    try:
+        corpus_checksum("queen")
+    except FedexitError as error:
+        pytest.skip(f"the corpus is missing: {error}")
+    stale = {}
+    for notebook in select(load_manifest(ROOT), "default", []):
+        state = state_of(notebook, "default", {**notebook.profiles["default"].parameters, "profile": "default"})
+        allowed = {NOT_HERE} | {why for why in state.reasons if why.startswith(tuple(VERSIONS))}
+        if reasons := set(state.reasons) - allowed:
+            stale[notebook.id] = sorted(reasons)
+    assert not stale, "run: make reproduce, fedexit publish"
 
 
 def test_reproduce_only_runs_notebooks():
