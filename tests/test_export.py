@@ -82,6 +82,7 @@ def test_onnxruntime_and_numpy_are_enough_to_use_a_file(model, tmp_path):
     assert json.loads(about.pop("labels")) == LABELS
     assert about == {
         "head": "pooled",
+        "targets": "label",
         "exit": "6",
         "sample_rate": "16000",
         "shortest_samples": "400",

@@ -128,7 +128,7 @@ def mean_of_rates(predictions, by=("exit",), unit="character"):
     return rates.agg(value=("value", "mean"), n=("n", "sum")).reset_index()
 
 
-def a_teacher_that_learns(teacher, student, temperature=1.0):
+def a_teacher_that_learns(teacher, student, temperature=1.0, kind="label"):
     told = (teacher / temperature).log_softmax(-1)
     pupil = (student / temperature).log_softmax(-1)
     return temperature**2 * (told.exp() * (told - pupil)).sum(-1).mean()

@@ -171,7 +171,7 @@ def test_the_reference_is_up_to_date():
     page = make_api.PAGE.read_text(encoding="utf-8")
     assert make_api.page() == page, "run: make docs"
     assert all(f"\n## {name}\n" in page for name in fedexit._EXPORTS)
-    assert "\n\n\n" not in re.sub(r"```.*?```", "", page, flags=re.S), "a public name lacks its docstring"
+    assert "\n\n\n" not in re.sub(r"```.*?```", "code", page, flags=re.S), "a public name lacks its docstring"
 
 
 def test_the_reference_has_the_present_docstrings():

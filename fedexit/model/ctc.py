@@ -59,7 +59,7 @@ class CTCHead(nn.Module):
 def ended(logits: Tensor, frames: Tensor) -> Tensor:
     """Return logits (B, F, C) with a certain blank in the frames beyond each clip's `frames` (B,)."""
     outside = torch.arange(logits.shape[1], device=logits.device) >= frames.to(logits.device)[:, None]
-    blank = nn.functional.one_hot(torch.tensor(BLANK), logits.shape[2]).to(logits) * _SURE
+    blank = (torch.arange(logits.shape[2], device=logits.device) == BLANK).to(logits) * _SURE
     return torch.where(outside[..., None], blank, logits)
 
 
