@@ -397,6 +397,9 @@ def test_on_another_processor_nearly_all_answers_must_be_alike(fact, value, copy
         assert not found.identical and found.passed == passed, wrong
         assert f"{len(answers) - wrong} of {len(answers)} answers alike" in str(found)
         assert ("differs" in str(found)) != passed
+    with pytest.raises(FedexitError, match="nothing is recorded, because all cells were made on other processors"):
+        spot_checks.record(results / "cells", [found])
+    monkeypatch.undo()
     with pytest.raises(FedexitError, match="nothing is recorded, because voice-masked-seed0 is not bit-identical"):
         spot_checks.record(results / "cells", [found])
 

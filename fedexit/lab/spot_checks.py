@@ -177,13 +177,18 @@ def _compared(row: dict, old: pd.DataFrame, new: pd.DataFrame) -> Checked:
 def record(folder: Path, checked: Sequence[Checked]) -> list[str]:
     """Note in same_code.csv that the present code reproduced the cells of other codes; return the hashes of these.
 
+    Cells of another kind of processor prove nothing about the code and are left out.
+
     Raises:
-        FedexitError: one of the cells was not bit-identical.
+        FedexitError: one of the other cells was not bit-identical, or there is none.
     """
-    if others := [one for one in checked if not one.identical]:
+    comparable = [one for one in checked if one.identical or not _made_elsewhere(one.row)]
+    if others := [one for one in comparable if not one.identical]:
         raise FedexitError(f"nothing is recorded, because {others[0].row['name']} is not bit-identical")
+    if not comparable:
+        raise FedexitError("nothing is recorded, because all cells were made on other processors; check others: --turn")
     present = present_code()
-    counts = Counter(one.row["code"] for one in checked)
+    counts = Counter(one.row["code"] for one in comparable)
     gives = sorted({*counts} - {"", present})
     if not gives:
         return []
