@@ -70,8 +70,7 @@ def check_cells(
     Args:
         folder: the published cells.
         number: number of cells; None takes one of every experiment, i.e. of every key.
-        whole: train the cells to the end; otherwise until `SPOT_ROUND`, except models of several widths, which cannot
-            stop early. Cells that train no weights are never checked.
+        whole: train the cells to the end; otherwise until `SPOT_ROUND`. Cells that train no weights are never checked.
         say: gets a line for each cell, and for each corpus that is not there.
         turn: another turn checks other cells, as long as there are any.
 
