@@ -23,6 +23,7 @@ from fedexit.runner.provenance import NOT_HERE, state_folder, state_of
 from fedexit.runner.publish import locked, put_in_place
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
+from fedexit.support.locks import sweep
 from fedexit.support.paths import data_dir, project_root, results_dir, results_of, shown
 
 
@@ -98,9 +99,9 @@ def _run_all(
                     print(f"{name}: {outcome[name]}", flush=True)
             except FedexitError as error:
                 failure = failure or (name, error)
-            except BrokenExecutor:
+            except BrokenExecutor as error:
                 killed = (
-                    f"{name}: its process was killed; most often memory ran out: use fewer --jobs, then run it again"
+                    f"{name}: its process died ({error}); most often memory ran out: use fewer --jobs, run it again"
                 )
                 failure = failure or (name, FedexitError(killed))
     if failure:
@@ -156,6 +157,7 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
     checkpoints = state / "checkpoints" / fingerprint.key_of(parts)
     failed = results_of(profile) / f"{notebook.id}.failed.ipynb"
     shutil.rmtree(out, ignore_errors=True)
+    sweep(state)
     for folder in (out, checkpoints, failed.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for left in (notes, executed):

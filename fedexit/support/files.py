@@ -147,14 +147,14 @@ def swap(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, and remove the older `target` if there is one.
 
     On Linux `target` is there at every moment. Other systems need two steps; a kill between them leaves the older
-    folder as `old_name(target)`, from which `fedexit.support.locks.owned` restores it.
+    folder as `.<name>.old`, which `fedexit.support.locks.sweep` restores.
     """
     if not target.exists():
         os.rename(new, target)
     elif _exchange(new, target):
         shutil.rmtree(new)
     else:
-        old = old_name(target)
+        old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
         try:
@@ -164,11 +164,6 @@ def swap(new: Path, target: Path) -> None:
             raise
         shutil.rmtree(old)
     flush_to_disk(target.parent)
-
-
-def old_name(target: Path) -> Path:
-    """Return the name that the older folder has while `swap` puts another in its place."""
-    return target.with_name(f".{target.name}.old")
 
 
 def flush_to_disk(path: Path) -> None:

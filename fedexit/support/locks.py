@@ -9,9 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedexit.support.errors import FedexitError, reason
-from fedexit.support.files import old_name
 
-_PART = r"\.{}\.[a-z0-9_]{{8}}\.part(\..*)?"  # names that tempfile makes for `replacing` and `new_folder`
+_PART = r"\.({})\.([a-z0-9_]{{8}}\.part(\..*)?|old)"  # names that `replacing`, `new_folder` and `swap` make
 
 
 @contextmanager
@@ -41,8 +40,6 @@ def owned(path: str | Path, wait: bool = False) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise FedexitError(f"{path} cannot be written ({reason(error)}); choose another place") from error
     try:
-        if not path.exists() and old_name(path).is_dir():  # killed in the middle of `swap`
-            old_name(path).rename(path)
         sweep(path.parent, path.name)
         yield
     finally:
@@ -54,9 +51,14 @@ def owned(path: str | Path, wait: bool = False) -> Iterator[None]:
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove temporary files and folders that killed processes left in `folder`: those of `name`, or all.
 
-    Call it only where no other process writes them.
+    A folder that was moved aside and has no successor yet gets its name back. Call this only where no other process
+    writes such files.
     """
     pattern = re.compile(_PART.format(re.escape(name) if name is not None else ".+"))
     for left in folder.iterdir() if folder.is_dir() else ():
-        if pattern.fullmatch(left.name):
+        if not (match := pattern.fullmatch(left.name)):
+            continue
+        if match[2] == "old" and not (folder / match[1]).exists():
+            left.rename(folder / match[1])
+        else:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
