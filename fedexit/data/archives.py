@@ -44,12 +44,13 @@ class Limits:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar of any compression, or a .zip, into the existing `folder`. No file is written outside of it.
+    """Unpack a .tar of any compression, or a .zip, into `folder`. No file is written outside of it.
 
     Raises:
         FedexitError: `archive` is damaged or no archive; it holds a link, a device, a path that is absolute or leads
             out of the folder, more than `MAX_MEMBERS` entries, or more bytes than `MAX_BYTES` or the disk has room for.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     limits = Limits(min(MAX_BYTES, shutil.disk_usage(folder).free))
     with refusing_faults(f"{archive}: cannot be unpacked", "get it again"):
         if tarfile.is_tarfile(archive) or not zipfile.is_zipfile(archive):
