@@ -145,7 +145,8 @@ def run_fetch(folder: Path) -> None:
 
 
 def run_notebook(folder: Path) -> None:
-    runner.run("smoke", ["01_first"], {}, force=not (folder / "results/smoke/01_first").exists())
+    if not runner.run("smoke", ["01_first"], {}):
+        raise FedexitError("the notebook failed")
 
 
 def executed(notebook, parameters, target, environment, minutes, bar=True):

@@ -256,7 +256,7 @@ def test_a_new_folder_replaces_the_old_one_without_a_gap(tmp_path, monkeypatch, 
         with new_folder(tmp_path / "out") as part:
             (part / "text").write_text(text)
     assert (tmp_path / "out/text").read_text() == "new" and [file.name for file in tmp_path.iterdir()] == ["out"]
-    (tmp_path / "out").rename(tmp_path / ".out.old")  # killed between the two steps
+    (tmp_path / "out").rename(tmp_path / ".out.old_copy.part")  # killed between the two steps
     with owned(tmp_path / "out"):
         assert (tmp_path / "out/text").read_text() == "new"
 

@@ -108,7 +108,10 @@ def pretrain(
     out, deadline = Path(out), time.monotonic() + 60 * minutes
     claim: dict[str, Any] = {"settings": asdict(settings)}
     _check_claim(out, claim)
+    _make_folder(out)
     with owned(out / "work"):
+        for folder in (out, out / "work", out / "training"):
+            sweep(folder)
         return _pretrained(settings, out, claim, deadline, checkpoint_every, torch.device(device), workers)
 
 
@@ -122,7 +125,6 @@ def _pretrained(
     workers: int,
 ) -> bool:
     """Do what is left of the run in `out`; return whether all updates are done."""
-    _make_folder(out)
     corpora = open_speech(settings.corpora)
     claim |= {"corpora": [corpus.checksum for corpus in corpora], **check_models(settings)}
     _claim(out, claim)
@@ -362,9 +364,7 @@ def _is_finished(out: Path) -> bool:
 
 
 def _make_folder(out: Path) -> None:
-    """Create `out`, check that files can be written there, and remove leftovers of a killed run."""
-    for folder in (out, out / "work", out / "training"):
-        sweep(folder)
+    """Create `out` and check that files can be written there."""
     try:
         write_text(out / ".writable", "")
         (out / ".writable").unlink()

@@ -68,9 +68,9 @@ def execute(
     """
     import papermill
 
-    ended: list[int | None] = []
+    kernels: list[subprocess.Popen] = []
     try:
-        with _time_limit(notebook.id, minutes, ended):
+        with _time_limit(notebook.id, minutes, kernels):
             papermill.execute_notebook(
                 _literally(notebook.path),
                 _literally(executed),
@@ -80,7 +80,7 @@ def execute(
                 language="python",
                 progress_bar=bar and sys.stderr.isatty(),
                 cwd=str(notebook.path.parent),
-                kernel_manager_class=_this_interpreter(env, ended),
+                kernel_manager_class=_this_interpreter(env, kernels),
             )
     except papermill.PapermillExecutionError as error:
         if os.strerror(errno.ENOSPC) in error.evalue:
@@ -101,10 +101,10 @@ def _literally(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _this_interpreter(env: dict[str, str], ended: list[int | None]) -> type:
+def _this_interpreter(env: dict[str, str], kernels: list[subprocess.Popen]) -> type:
     """Return a kernel manager that starts this Python, whatever kernelspec is installed under the name python3.
 
-    It appends the exit code of its kernel to `ended`, or None while the kernel runs.
+    It appends the process of its kernel to `kernels`.
     """
     from ipykernel.kernelspec import make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
@@ -116,10 +116,9 @@ def _this_interpreter(env: dict[str, str], ended: list[int | None]) -> type:
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=command, language="python", display_name="Python 3", env=escaped)
 
-        async def is_alive(self) -> bool:
-            if self.has_kernel:
-                ended.append(await self.provisioner.poll())
-            return await super().is_alive()
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(**options)
+            kernels.append(self.provisioner.process)
 
     return ThisInterpreter
 
@@ -199,11 +198,11 @@ def _as_shown(line: str) -> str:
 
 
 @contextmanager
-def _time_limit(name: str, minutes: float, ended: list[int | None]) -> Iterator[None]:
+def _time_limit(name: str, minutes: float, kernels: list[subprocess.Popen]) -> Iterator[None]:
     """Kill what the block starts (the kernel and its workers) after `minutes`, and in any case when the block ends.
 
-    Another process watches the time, because this one may be busy with a large output. `ended` has the exit code of
-    the kernel. An interrupt kills it, too, before it is raised: papermill's event loop can lose the exception, or wait
+    Another process watches the time, because this one may be busy with a large output. `kernels` are those that were
+    started. An interrupt kills them, too, before it is raised: papermill's event loop can lose the exception, or wait
     for the kernel. It always notices a kernel that is gone.
     """
     before, interrupted = {process.pid for process in psutil.Process().children(recursive=True)}, threading.Event()
@@ -226,8 +225,7 @@ def _time_limit(name: str, minutes: float, ended: list[int | None]) -> Iterator[
             raise FedexitError(
                 f"{name} took longer than its limit of {minutes:g} min; raise it in nbs_ci.yml"
             ) from None
-        code = next((code for code in ended if code is not None), None)
-        how = ending(code) if code is not None else error
+        how = ending(kernels[0].poll()) if kernels else error
         raise FedexitError(f"{name}: the kernel died ({how}); most often memory ran out, see its minutes") from None
     finally:
         kill_descendants(os.getpid(), before)

@@ -16,6 +16,7 @@ from fedexit.support.errors import FedexitError, first_line, reason
 
 _BLOCK = 1 << 20
 _SEAL = "checksum"
+OLD = "old_copy"  # eight letters, as in the temporary names
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -147,14 +148,14 @@ def swap(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, and remove the older `target` if there is one.
 
     On Linux `target` is there at every moment. Other systems need two steps; a kill between them leaves the older
-    folder as `.<name>.old`, which `fedexit.support.locks.sweep` restores.
+    folder as `.<name>.old_copy.part`, which `fedexit.support.locks.sweep` restores.
     """
     if not target.exists():
         os.rename(new, target)
     elif _exchange(new, target):
         shutil.rmtree(new)
     else:
-        old = target.with_name(f".{target.name}.old")
+        old = target.with_name(f".{target.name}.{OLD}.part")
         shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
         try:

@@ -9,8 +9,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedexit.support.errors import FedexitError, reason
+from fedexit.support.files import OLD
 
-_PART = r"\.({})\.([a-z0-9_]{{8}}\.part(\..*)?|old)"  # names that `replacing`, `new_folder` and `swap` make
+_PART = r"\.({})\.([a-z0-9_]{{8}})\.part(\..*)?"  # names that `replacing`, `new_folder` and `swap` make
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
     for left in folder.iterdir() if folder.is_dir() else ():
         if not (match := pattern.fullmatch(left.name)):
             continue
-        if match[2] == "old" and not (folder / match[1]).exists():
+        if match[2] == OLD and not (folder / match[1]).exists():
             left.rename(folder / match[1])
         else:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
