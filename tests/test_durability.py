@@ -155,7 +155,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def test_damaged_features_and_pools_are_made_again(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "FLIPS", 3)
-    folder = write_small_corpus(tmp_path / "own", clips=1)
+    folder = write_small_corpus(tmp_path / "own", clips=2)
     _, clips = keyword_clips(folder)
     backbone, speech = load_backbone("nano"), open_speech([str(folder)])
     expected = [freezer(clips, backbone)(clips)[place][0].clone() for place in range(len(clips))]
