@@ -30,7 +30,8 @@ def locked(profile: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path, timeout=0):
-            sweep(results_of(profile))
+            for folder in (results_of(profile), *path.parent.iterdir()):
+                sweep(folder)
             yield
     except filelock.Timeout:
         raise FedexitError(f"profile {profile} is being run by another process; wait for it or stop it") from None

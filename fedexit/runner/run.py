@@ -23,7 +23,6 @@ from fedexit.runner.provenance import NOT_HERE, state_folder, state_of
 from fedexit.runner.publish import locked, put_in_place
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
-from fedexit.support.locks import sweep
 from fedexit.support.paths import data_dir, project_root, results_dir, results_of, shown
 
 
@@ -157,7 +156,6 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
     checkpoints = state / "checkpoints" / fingerprint.key_of(parts)
     failed = results_of(profile) / f"{notebook.id}.failed.ipynb"
     shutil.rmtree(out, ignore_errors=True)
-    sweep(state)
     for folder in (out, checkpoints, failed.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for left in (notes, executed):
@@ -178,8 +176,8 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
     seconds = time.monotonic() - begin
     os.replace(executed, out / "notebook.ipynb")
     provenance.write(notebook, profile, parts, provenance.recorded_reads(notes), out)
-    compared = put_in_place(notebook, profile, out)
     write_text(state / "seconds.txt", f"{seconds:.1f}\n")
+    compared = put_in_place(notebook, profile, out)
     shutil.rmtree(state / "checkpoints")
     for left in (notes, failed):
         left.unlink(missing_ok=True)
