@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import replacing
-from fedexit.support.locks import owned
+from fedexit.support.locks import owned, sweep
 from fedexit.support.tensors import read_tensors, write_tensors
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of one parameter, by name
@@ -61,6 +61,7 @@ def owned_checkpoint(file: str | Path | None) -> Iterator[None]:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=Path(file).parent).close()
     with owned(file):
+        sweep(Path(file).parent, previous_file(file).name)
         yield
 
 
