@@ -32,7 +32,7 @@ from fedexit.runner import run as runner
 from fedexit.support import checkpoints, files, tensors
 from fedexit.support.errors import FedexitError
 
-FINISHED, REFUSED, RAW, KILLED = 0, 3, 4, 137
+FINISHED, REFUSED, RAW, SURVIVED, KILLED = 0, 3, 4, 5, 137
 
 
 class Faults:
@@ -88,6 +88,7 @@ def with_faults(faults: Faults, action, folder: Path) -> None:
     for one in patches:
         one.start()
     action(folder)
+    os._exit(SURVIVED if faults.count >= faults.at else FINISHED)
 
 
 def whole_path_write(faults: Faults):
@@ -205,7 +206,7 @@ def broken_everywhere(command: str, folder: Path, kill: bool, step: int) -> dict
             found = kept(folder / "work", result)
             different = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
             wrong.append({"event": at, "end": end, "again": again, "different": different[:5]})
-        if end == FINISHED and at > 1:
+        if end == FINISHED:
             return {"command": command, "kill": kill, "events": at - 1, "ends": ends, "wrong": wrong}
         at += step
 
