@@ -38,7 +38,7 @@ def owned(path: str | Path, wait: bool = False) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise FedexitError(f"{path} is in use by another process; wait for it or stop it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:  # the last where a file system has no locks
         raise FedexitError(f"{path}: cannot be made ({reason(error)}); choose another place") from error
     try:
         sweep(path.parent, path.name)
