@@ -66,5 +66,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> "hashlib._Hash":
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(name.encode())
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest
