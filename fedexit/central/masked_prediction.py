@@ -27,6 +27,7 @@ from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 from fedexit.central.fine_tuning import load_moments, moments_of
 from fedexit.central.model_card import read_stages, write_card
 from fedexit.central.pretraining import PRECISIONS, Pretraining, check_models, start_folder, start_model
+from fedexit.central.run_folder import FINISHED, check_claim, is_finished, make_claim, make_folder
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
 from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
@@ -38,7 +39,7 @@ from fedexit.support.locks import owned, sweep
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
 
-_CHECKPOINT, _CODEBOOKS, _FINISHED = "checkpoint.safetensors", "codebooks.safetensors", "finished"
+_CHECKPOINT, _CODEBOOKS = "checkpoint.safetensors", "codebooks.safetensors"
 _DEV_BATCHES = 8
 _BETAS, _DECAY, _CLIP_NORM = (0.9, 0.98), 0.01, 1.0  # HuBERT's
 
@@ -107,8 +108,8 @@ def pretrain(
     _check_device(device)
     out, deadline = Path(out), time.monotonic() + 60 * minutes
     claim: dict[str, Any] = {"settings": asdict(settings)}
-    _check_claim(out, claim)
-    _make_folder(out)
+    check_claim(out, claim)
+    make_folder(out)
     with owned(out / "work"):
         for folder in (out, out / "work", out / "training"):
             sweep(folder)
@@ -127,8 +128,8 @@ def _pretrained(
     """Do what is left of the run in `out`; return whether all updates are done."""
     corpora = open_speech(settings.corpora)
     claim |= {"corpora": [corpus.checksum for corpus in corpora], **check_models(settings)}
-    _claim(out, claim)
-    if _is_finished(out):
+    make_claim(out, claim)
+    if is_finished(out):
         return True
     pools = open_pool(corpora, "train"), open_pool(corpora, "dev")
     run = _Run(settings, out / "work", pools, device, workers)
@@ -286,7 +287,7 @@ class _Run:
         write_text(record / f"stage{stage}.csv", self._curve())
         write_text(record / f"stage{stage}.json", text)
         write_card(out)
-        write_text(self.work / _FINISHED, weights_hash(out))
+        write_text(self.work / FINISHED, weights_hash(out))
 
     def _curve(self) -> str:
         return pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
@@ -332,41 +333,3 @@ def save_model(model: PreTrainedModel, out: Path) -> None:
         half.half().save_pretrained(made)
         for file in sorted(Path(made).iterdir(), reverse=True):  # config.json last, without which it is no model
             write_bytes(out / file.name, file.read_bytes())
-
-
-def _check_claim(out: Path, claim: dict) -> None:
-    """Raise FedexitError unless `out` is new or holds a run with the entries of `claim`."""
-    file = out / "work" / "settings.json"
-    if any(path.exists() and not path.is_dir() for path in (out, out / "work")):
-        raise FedexitError(f"{out} cannot be the folder of a run, because a file has its name; name another folder")
-    if not file.is_file():
-        if (out / "config.json").exists():
-            raise FedexitError(f"{out} holds a model and no unfinished run; name a new folder")
-        return
-    try:
-        stored = json.loads(file.read_text())
-    except ValueError as error:
-        raise FedexitError(f"{file} is damaged ({error}); delete {out} and run again") from error
-    if changed := [name for name, value in claim.items() if stored.get(name) != json.loads(json.dumps(value))]:
-        raise FedexitError(f"{out} holds a run with other {' and '.join(changed)}; name a new folder, or use the same")
-
-
-def _claim(out: Path, claim: dict) -> None:
-    """Record in the folder `out` which run it holds, or check that it is this run."""
-    _check_claim(out, claim)
-    write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
-
-
-def _is_finished(out: Path) -> bool:
-    """Return whether the run in `out` ended and its model is as it was written."""
-    mark = out / "work" / _FINISHED
-    return mark.is_file() and mark.read_bytes() == weights_hash(out).encode()
-
-
-def _make_folder(out: Path) -> None:
-    """Create `out` and check that files can be written there."""
-    try:
-        write_text(out / ".writable", "")
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise FedexitError(f"{out} cannot be written ({error.strerror}); name another folder") from error
