@@ -14,6 +14,7 @@ from fedexit.data.corpora import open_corpus
 from fedexit.data.folder import COLUMNS
 from fedexit.data.places import corpus_checksum
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import flush_to_disk
 from fedexit.support.reads import read_notes
 
 
@@ -60,7 +61,7 @@ def test_an_edit_through_an_open_memory_map_changes_the_checksum(folder, tmp_pat
             return before != between()
 
     write(probe := tmp_path / "probe.wav", 0)
-    if not edits(probe, lambda: (checksums._flush(probe), probe.stat().st_ctime_ns)):
+    if not edits(probe, lambda: (flush_to_disk(probe), probe.stat().st_ctime_ns)):
         pytest.skip("this file system does not record edits through a memory map")
     assert edits(folder / "a.wav", lambda: corpus_checksum(folder))
 
@@ -98,9 +99,10 @@ def test_files_changed_a_moment_ago_are_always_read(folder, monkeypatch):
 def test_a_damaged_or_missing_index_is_rebuilt(folder, tmp_path, monkeypatch):
     before = corpus_checksum(folder)
     (index,) = (tmp_path / "data" / "cache").glob("hashes-*.json")
-    assert json.loads(index.read_text()).keys() == {"a.wav", "b.wav"}
-    index.write_text("{")
-    assert corpus_checksum(folder) == before
+    assert json.loads(index.read_text()).keys() == {"a.wav", "b.wav", "checksum"}
+    for damaged in ("{", "[]", index.read_text().replace("a.wav", "c.wav"), index.read_text()[:-9] + "0" * 7 + '"}'):
+        index.write_text(damaged)
+        assert corpus_checksum(folder) == before
     monkeypatch.delenv("FEDEXIT_DATA")
     monkeypatch.delenv("FEDEXIT_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)  # no project here, so no cache

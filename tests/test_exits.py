@@ -8,6 +8,7 @@ from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import statistics_pooling, task_loss
 from fedexit.support.errors import FedexitError
+from fedexit.support.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,9 @@ def test_saved_weights_that_do_not_fit_are_named(model, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "exits": [3]}))
+    with pytest.raises(FedexitError, match=r"config\.json is not the one that was saved with model\.safetensors"):
+        MultiExitModel.from_pretrained(tmp_path)
+    write_tensors(tmp_path / "model.safetensors", read_tensors(tmp_path / "model.safetensors")[0])
     with pytest.raises(FedexitError, match=r"12 unexpected: heads\.12\.centre.* and 8 more"):
         MultiExitModel.from_pretrained(tmp_path)
 

@@ -132,7 +132,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(folder, cache, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     _, clips = keyword_clips(folder)
-    monkeypatch.setattr(frozen.np, "save", full)
+    monkeypatch.setattr(frozen, "write_record", full)
     with pytest.raises(FedexitError, match=r"cannot be stored \(No space left on device\); make room"):
         freezer(clips, load_backbone("nano"))
     assert [file.name for file in cache.iterdir() if file.suffix != ".lock" and "frozen" in file.name] == []

@@ -28,6 +28,7 @@ from fedexit.data.audio import write_audio
 from fedexit.data.batches import normalised
 from fedexit.model.backbone import PRESETS
 from fedexit.support.processes import on_workers
+from fedexit.support.tensors import read_tensors, write_tensors
 
 SMALL = dict(
     backbone="nano", config={"num_hidden_layers": 2}, codebooks=("mfcc:8:1", "voice:4:0.5"),
@@ -445,8 +446,11 @@ def test_other_codebooks_and_damaged_files_do_not_resume_the_run(corpus, tmp_pat
     pretrain(small(corpus), run, minutes=0, checkpoint_every=2)
     checkpoint, books = run / "work/checkpoint.safetensors", run / "work/codebooks.safetensors"
     kept = books.read_bytes()
+    tensors, _ = read_tensors(books)
+    write_tensors(tmp_path / "others", {name: 2 * tensor for name, tensor in tensors.items()})
     for changed, message in [
-        (kept[:-1] + bytes([kept[-1] ^ 1]), "checkpoint.safetensors belongs to another run"),
+        ((tmp_path / "others").read_bytes(), "checkpoint.safetensors belongs to another run"),
+        (kept[:-1] + bytes([kept[-1] ^ 1]), "codebooks.safetensors are damaged"),
         (kept[:40], "codebooks.safetensors are damaged"),
     ]:
         books.write_bytes(changed)

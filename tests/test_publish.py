@@ -1,6 +1,7 @@
 """Test that a run leaves published results alone, and every other file that git tracks, unless a result changed."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from small_project import FIRST, fedexit, write_notebook
 
 from fedexit.runner import publish as publishing
 from fedexit.runner.manifest import load_manifest
+from fedexit.support import files
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = 'profile = ""\nrounds = 0\nnote = ""\nmode = ""'
@@ -160,18 +162,20 @@ def test_what_counts_as_a_change(clone):
 
 
 def test_an_interrupt_between_two_renames_leaves_the_earlier_results(tmp_path, monkeypatch):
-    new, final, old = (tmp_path / name for name in ("new", "final", "old"))
+    """Systems that cannot exchange two folders need two renames."""
+    new, final = (tmp_path / name for name in ("new", "final"))
     for folder in (new, final):
         folder.mkdir()
         (folder / "x").write_text(folder.name)
-    rename = publishing.os.replace
+    rename = os.rename
 
     def interrupted(source: Path, target: Path) -> None:
         if source == new:
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(publishing.os, "replace", interrupted)
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        publishing._swap(new, final, old)
+        files.swap(new, final)
     assert (final / "x").read_text() == "final" and (new / "x").is_file()

@@ -192,7 +192,7 @@ def start_sleeping_run(project) -> tuple[subprocess.Popen, int]:
     """Start a runner whose kernel sleeps in the first notebook; return it and the kernel's process id."""
     command = [sys.executable, "-m", "fedexit", "run", "--profile", "smoke", "01_first"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project.root)
-    for _ in range(300):
+    for _ in range(3000):
         tries = list(project.root.glob("results/.state/smoke/01_first/checkpoints/*/tries"))
         if tries and tries[0].read_text():
             return process, int(tries[0].read_text())

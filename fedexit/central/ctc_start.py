@@ -26,8 +26,9 @@ from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.metrics import all_rates, predict
+from fedexit.support.checkpoints import remove_checkpoint
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import replacing, write_text
+from fedexit.support.files import write_text
 from fedexit.support.paths import backbone_folders
 from fedexit.support.settings import with_given
 
@@ -80,12 +81,11 @@ def train_ctc_start(
     fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
     errors = all_rates(predict(model, _features(dev, model)))
     save_model(model.backbone.model, out)
-    with replacing(out / HEADS_FILE) as part:
-        model.save_heads(part)
+    model.save_heads(out / HEADS_FILE)
     write_text(out / "training" / "ctc.json", json.dumps(record, indent=2) + "\n")
     write_text(out / "training" / "ctc.csv", errors.to_csv(index=False, lineterminator="\n"))
     write_ctc_card(out)
-    checkpoint.unlink()  # removed last: without it the folder is complete
+    remove_checkpoint(checkpoint)  # last: without it the folder is complete
 
 
 def _is_complete(out: Path, record: dict, checkpoint: Path) -> bool:

@@ -20,7 +20,7 @@ from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.features import masked_features
 from fedexit.model.heads import task_loss
 from fedexit.model.training import for_bfloat16, schedule
-from fedexit.support.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
+from fedexit.support.checkpoints import MOMENTS, load_checkpoint, owned_checkpoint, save_checkpoint
 from fedexit.support.checks import check_exits, whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
@@ -108,6 +108,22 @@ def fine_tune(
         ],
         weight_decay=recipe.weight_decay,
     )
+    with owned_checkpoint(checkpoint):
+        _train(model, optimiser, data, exits, recipe, seed, checkpoint, on_epoch)
+    model.eval()
+
+
+def _train(
+    model: MultiExitModel,
+    optimiser: torch.optim.Optimizer,
+    data: Sequence[Example],
+    exits: Sequence[int],
+    recipe: Recipe,
+    seed: int,
+    checkpoint: str | Path | None,
+    on_epoch: Callable[[int, MultiExitModel], object] | None,
+) -> None:
+    """Train from the checkpoint, or from the start, to the last epoch."""
     done, identity = 0, {}
     if checkpoint is not None:
         settings = {"recipe": asdict(recipe), "exits": exits, "seed": seed}
@@ -130,7 +146,6 @@ def fine_tune(
             _save(model, optimiser, identity, epoch + 1, checkpoint)
         if stop:
             break
-    model.eval()
 
 
 def _check_data(model: MultiExitModel, data: Sequence[Example], crop: int | None) -> None:

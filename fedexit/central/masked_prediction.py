@@ -7,7 +7,7 @@ run is killed, the same call resumes it with bit-identical results.
 
 import json
 import math
-import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -27,13 +27,15 @@ from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 from fedexit.central.fine_tuning import load_moments, moments_of
 from fedexit.central.model_card import read_stages, write_card
 from fedexit.central.pretraining import PRECISIONS, Pretraining, check_models, start_folder, start_model
+from fedexit.central.run_folder import FINISHED, check_claim, is_finished, make_claim, make_folder
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
 from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
 from fedexit.model.training import schedule
 from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.files import file_hash, write_text
+from fedexit.support.files import file_hash, weights_hash, write_bytes, write_text
+from fedexit.support.locks import owned, sweep
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
 
@@ -106,13 +108,31 @@ def pretrain(
     _check_device(device)
     out, deadline = Path(out), time.monotonic() + 60 * minutes
     claim: dict[str, Any] = {"settings": asdict(settings)}
-    _check_claim(out, claim)
-    _make_folder(out)
+    check_claim(out, claim)
+    make_folder(out)
+    with owned(out / "work"):
+        for folder in (out, out / "work", out / "training"):
+            sweep(folder)
+        return _pretrained(settings, out, claim, deadline, checkpoint_every, torch.device(device), workers)
+
+
+def _pretrained(
+    settings: Pretraining,
+    out: Path,
+    claim: dict[str, Any],
+    deadline: float,
+    checkpoint_every: int,
+    device: torch.device,
+    workers: int,
+) -> bool:
+    """Do what is left of the run in `out`; return whether all updates are done."""
     corpora = open_speech(settings.corpora)
     claim |= {"corpora": [corpus.checksum for corpus in corpora], **check_models(settings)}
-    _claim(out, claim)
+    make_claim(out, claim)
+    if is_finished(out):
+        return True
     pools = open_pool(corpora, "train"), open_pool(corpora, "dev")
-    run = _Run(settings, out / "work", pools, torch.device(device), workers)
+    run = _Run(settings, out / "work", pools, device, workers)
     bar = progress(range(run.done, settings.updates), "pre-training")
     bar.initial, bar.total = run.done, settings.updates
     for update, batch in zip(bar, run.batches(range(run.done, settings.updates)), strict=True):
@@ -250,22 +270,27 @@ class _Run:
         tensors = {**self.task.state_dict(), **moments_of(self.task, self.optimiser)}
         self.seconds, self.since = self.seconds + time.monotonic() - self.since, time.monotonic()
         state = {"update": self.done, "rows": self.rows, "seconds": self.seconds}
+        write_text(self.work / "curve.csv", self._curve())
         save_checkpoint(self.work / _CHECKPOINT, self.identity, state, tensors)
-        write_text(self.work / "curve.csv", pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
 
     def finish(self, out: Path) -> None:
         """Make `out` a model folder with the record of this stage and of the stages of its start, if it has any."""
         save_model(self.task.model, out)
         record, stage = out / "training", 1
         if self.settings.start and (earlier := start_folder(self.settings.start) / "training").is_dir():
-            shutil.copytree(earlier, record, dirs_exist_ok=True)
             stage += len(read_stages(earlier))
+            for file in sorted(earlier.glob("*.*")):
+                write_bytes(record / file.name, file.read_bytes())
         facts: dict[str, Any] = {"minutes": round(self.seconds / 60, 1), "threads": torch.get_num_threads()}
         facts |= {"codebooks": list(self.settings.chosen)}
         text = json.dumps(asdict(self.settings) | facts, indent=1, sort_keys=True) + "\n"
-        write_text(record / f"stage{stage}.csv", (self.work / "curve.csv").read_text())
+        write_text(record / f"stage{stage}.csv", self._curve())
         write_text(record / f"stage{stage}.json", text)
         write_card(out)
+        write_text(self.work / FINISHED, weights_hash(out))
+
+    def _curve(self) -> str:
+        return pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
 
     def _restore(self) -> None:
         if found := load_checkpoint(self.work / _CHECKPOINT, self.identity):
@@ -304,37 +329,7 @@ def save_model(model: PreTrainedModel, out: Path) -> None:
     """Write `model` to the folder `out` in the Hugging Face format and half precision; `model` does not change."""
     half = type(model)(model.config)
     half.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
-    with quiet_transformers():
-        half.half().save_pretrained(out)
-
-
-def _check_claim(out: Path, claim: dict) -> None:
-    """Raise FedexitError unless `out` is new or holds a run with the entries of `claim`."""
-    file = out / "work" / "settings.json"
-    if any(path.exists() and not path.is_dir() for path in (out, out / "work")):
-        raise FedexitError(f"{out} cannot be the folder of a run, because a file has its name; name another folder")
-    if not file.is_file():
-        if (out / "config.json").exists():
-            raise FedexitError(f"{out} holds a model and no unfinished run; name a new folder")
-        return
-    try:
-        stored = json.loads(file.read_text())
-    except ValueError as error:
-        raise FedexitError(f"{file} is damaged ({error}); delete {out} and run again") from error
-    if changed := [name for name, value in claim.items() if stored.get(name) != json.loads(json.dumps(value))]:
-        raise FedexitError(f"{out} holds a run with other {' and '.join(changed)}; name a new folder, or use the same")
-
-
-def _claim(out: Path, claim: dict) -> None:
-    """Record in the folder `out` which run it holds, or check that it is this run."""
-    _check_claim(out, claim)
-    write_text(out / "work" / "settings.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
-
-
-def _make_folder(out: Path) -> None:
-    """Create `out` and check that files can be written there."""
-    try:
-        write_text(out / ".writable", "")
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise FedexitError(f"{out} cannot be written ({error.strerror}); name another folder") from error
+    with quiet_transformers(), tempfile.TemporaryDirectory() as made:
+        half.half().save_pretrained(made)
+        for file in sorted(Path(made).iterdir(), reverse=True):  # config.json last, without which it is no model
+            write_bytes(out / file.name, file.read_bytes())

@@ -16,8 +16,10 @@ from torchaudio.functional import resample
 from fedexit.data.batches import normalised
 from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.corpora import Corpus, open_corpus
+from fedexit.support.arrays import read_record, write_record
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import replacing
+from fedexit.support.locks import owned
 from fedexit.support.paths import data_dir
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
@@ -49,7 +51,7 @@ class SpeechPool:
         samples: int16 samples of all clips at 16 kHz.
         lengths: number of samples of each clip.
         starts: position of each clip's first sample.
-        file: file of the lengths in the cache, whose name holds a checksum of the audio; None for a pool in memory.
+        file: file of the samples in the cache, whose name holds a checksum of the audio; None for a pool in memory.
     """
 
     def __init__(self, samples: np.ndarray, lengths: np.ndarray, file: Path | None = None):
@@ -58,8 +60,10 @@ class SpeechPool:
 
     @classmethod
     def open(cls, file: Path) -> "SpeechPool":
-        """Return the pool whose lengths are in `file`."""
-        return cls(np.memmap(file.with_suffix(".i16"), np.int16, mode="r"), np.load(file), file)
+        """Return the pool whose samples are in `file`. Raises FedexitError if it is damaged."""
+        if (layout := read_record(file)) is None:
+            raise FedexitError(f"{file} is damaged; run again to decode the speech anew")
+        return cls(np.memmap(file, np.int16, mode="r"), layout["lengths"].numpy(), file)
 
     def clip(self, number: int) -> np.ndarray:
         """Return the samples (T,) of a clip."""
@@ -133,11 +137,11 @@ def open_pool(corpora: Sequence[Corpus], split: str) -> SpeechPool:
     The cache key is the content of the corpora (`Corpus.checksum`), so changed audio gets a new pool.
     """
     key = hashlib.sha256(" ".join(corpus.checksum for corpus in corpora).encode()).hexdigest()[:12]
-    file = data_dir() / "cache" / f"pool-{key}-{split}.npy"
-    samples = file.with_suffix(".i16")
-    if not (file.is_file() and samples.is_file()):
-        _decode(corpora, split, samples, file)
-    return SpeechPool.open(file)
+    file = data_dir() / "cache" / f"pool-{key}-{split}.i16"
+    with owned(file, wait=True):
+        if read_record(file) is None:
+            _decode(corpora, split, file)
+        return SpeechPool.open(file)
 
 
 def augmented(batch: Tensor, *name: str | int) -> Tensor:
@@ -177,10 +181,10 @@ def _noise(length: int, random: np.random.Generator) -> Tensor:
     return torch.from_numpy((noise / (noise.std() + 1e-9)).astype(np.float32))
 
 
-def _decode(corpora: Sequence[Corpus], split: str, samples: Path, file: Path) -> None:
-    """Write the samples, then the lengths as `file`; a killed run leaves no `file` without its samples."""
+def _decode(corpora: Sequence[Corpus], split: str, file: Path) -> None:
+    """Write the samples as `file`, then its record with the lengths."""
     lengths = []
-    with replacing(samples) as part, part.open("wb") as out:
+    with replacing(file) as part, part.open("wb") as out:
         for corpus in corpora:
             for clip in progress(corpus.select(split)["id"], f"decoding {corpus.name}"):
                 wave = (corpus.waveform(clip) * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
@@ -188,5 +192,4 @@ def _decode(corpora: Sequence[Corpus], split: str, samples: Path, file: Path) ->
                 lengths.append(len(wave))
         if not np.memmap(part, np.int16, mode="r").any():
             raise FedexitError(f"all clips with the split {split!r} are silent; give recordings of speech")
-    with replacing(file) as part:
-        np.save(part, np.array(lengths))
+    write_record(file, {"lengths": torch.tensor(lengths)})

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedexit.central.codes import CODEBOOK_PARTS, Codebook, features_of, fit_codebook
@@ -15,8 +14,8 @@ from fedexit.central.pretraining import PRECISIONS, Pretraining
 from fedexit.central.speech_pool import Rows, SpeechPool
 from fedexit.central.teachers import TeacherStates, open_states
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import replacing
 from fedexit.support.progress import progress
+from fedexit.support.tensors import read_tensors, write_tensors
 
 FIT_BATCHES = 400
 
@@ -148,11 +147,10 @@ def _codebooks(settings: Pretraining, pool: SpeechPool, states: TeacherStates | 
         return {}
     if not file.is_file():
         tensors = _fitted(settings, pool, states)
-        with replacing(file) as part:
-            save_file(tensors, part)
+        write_tensors(file, tensors)
     try:
-        stored = load_file(file)
-    except SafetensorError as error:
+        stored, _ = read_tensors(file)
+    except (OSError, SafetensorError, ValueError) as error:
         raise FedexitError(f"codebooks {file} are damaged ({error}); delete the file and run again") from error
     for name, clusters, *_ in settings.books:
         if any(f"{name}.{part}" not in stored for part in CODEBOOK_PARTS) or len(stored[f"{name}.centres"]) != clusters:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedexit.central.codes import FRAME, HOP, frames_of
@@ -20,6 +20,7 @@ from fedexit.central.whisper import WHISPER_BASE, whisper_base, whisper_from
 from fedexit.data.batches import normalised
 from fedexit.data.constants import SAMPLE_RATE
 from fedexit.model.backbone import Backbone, load_backbone
+from fedexit.support.arrays import read_record, record_file, write_record
 from fedexit.support.cache import lock
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import read_json_object, replacing
@@ -27,6 +28,7 @@ from fedexit.support.paths import data_dir
 from fedexit.support.processes import on_workers
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
+from fedexit.support.tensors import read_tensors, write_tensors
 
 COMPONENTS = (
     64  # of each layer, or all of a narrower one; stored in half precision, 15 hours of speech take 350 MB per layer
@@ -140,17 +142,24 @@ def open_states(
     bases = {layer: folder / f"layer{layer}.safetensors" for layer in layers}
     files = {layer: folder / f"{pool.file.stem}.layer{layer}.f16" for layer in layers}
     with lock(folder / "states"):
-        if missing := [layer for layer in layers if not bases[layer].is_file()]:
+        if missing := [layer for layer in layers if not _is_whole(bases[layer])]:
             _fit_bases(encoder, {layer: bases[layer] for layer in missing}, like, precision)
-        if missing := [layer for layer in layers if not files[layer].is_file()]:
+        if missing := [layer for layer in layers if read_record(files[layer]) is None]:
             job = _Job(teacher, precision, pool.file, {layer: bases[layer] for layer in missing})
             _compute(job, {layer: files[layer] for layer in missing}, counts, workers)
-    variances = {layer: load_file(bases[layer])["variances"] for layer in layers}
+    variances = {layer: read_tensors(bases[layer])[0]["variances"] for layer in layers}
     frames = {
         layer: np.memmap(files[layer], np.float16, mode="r").reshape(counts.sum(), len(variances[layer]))
         for layer in layers
     }
     return TeacherStates(frames, counts, variances)
+
+
+def _is_whole(basis: Path) -> bool:
+    try:
+        return bool(read_tensors(basis))
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def teacher_hash(teacher: Teacher) -> str:
@@ -175,21 +184,23 @@ def _compute(job: _Job, files: dict[int, Path], counts: np.ndarray, workers: int
     clips, some = range(len(counts)), "-".join(map(str, files))
     parts = [clips[start : start + _PIECE_CLIPS] for start in range(0, len(clips), _PIECE_CLIPS)]
     pieces = [next(iter(files.values())).with_name(f"{job.pool.stem}.{some}.{part.start}.f16") for part in parts]
-    waiting = [(job, *pair) for pair in zip(parts, pieces, strict=True) if not pair[1].is_file()]
+    waiting = [(job, *pair) for pair in zip(parts, pieces, strict=True) if read_record(pair[1]) is None]
     on_workers(_compute_piece, waiting, workers, f"layers of {job.teacher}")
     for place, file in enumerate(files.values()):
         with replacing(file) as part, part.open("wb") as out:
             for own, piece in zip(parts, pieces, strict=True):
                 stored = np.fromfile(piece, np.float16).reshape(len(files), counts[own].sum(), -1)
                 out.write(stored[place].tobytes())
+        write_record(file, {})
     for piece in pieces:
+        record_file(piece).unlink()
         piece.unlink()
 
 
 def _compute_piece(job: _Job, clips: range, piece: Path) -> None:
     """Write the components (layers, frames, K) of `clips` to `piece`."""
     encoder, speech = load_teacher(job.teacher), SpeechPool.open(job.pool)
-    bases = {layer: load_file(file) for layer, file in job.bases.items()}
+    bases = {layer: read_tensors(file)[0] for layer, file in job.bases.items()}
     found: list[list[Tensor]] = [[] for _ in bases]
     for clip in clips:
         with _in(job.precision):
@@ -198,6 +209,7 @@ def _compute_piece(job: _Job, clips: range, piece: Path) -> None:
             own.append(((state - basis["mean"]) @ basis["matrix"]).half())
     with replacing(piece) as part:
         torch.stack([torch.cat(own) for own in found]).numpy().tofile(part)
+    write_record(piece, {})
 
 
 def _fit_bases(teacher: Teacher, bases: dict[int, Path], pool: SpeechPool, precision: torch.dtype) -> None:
@@ -216,9 +228,8 @@ def _fit_bases(teacher: Teacher, bases: dict[int, Path], pool: SpeechPool, preci
         values, vectors = torch.linalg.eigh(torch.cov(((frames - mean) / std).T))
         values, vectors = values.flip(0)[:COMPONENTS].clamp(min=1e-6), vectors.flip(1)[:, :COMPONENTS]
         matrix = vectors / std[:, None] / values.sqrt()
-        with replacing(file) as part:
-            tensors = {"mean": mean, "matrix": matrix.contiguous(), "variances": values.contiguous()}
-            save_file({name: tensor.float() for name, tensor in tensors.items()}, part)
+        tensors = {"mean": mean, "matrix": matrix, "variances": values}
+        write_tensors(file, {name: tensor.float() for name, tensor in tensors.items()})
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ places      find the folder of a corpus
 folder      the manifest format
 table       CSV files in any common dialect
 convert     a folder of audio files as a corpus
+archives    unpack .tar and .zip archives within limits
 audio       decode, resample and write audio
 containers  repair headers of audio files
 mp3         lengths of MP3 files

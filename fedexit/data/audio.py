@@ -163,7 +163,7 @@ def write_audio(path: Path | str, waveform: torch.Tensor) -> str:
     flac = io.BytesIO()  # written by Python, so that a full disk is an ordinary OSError
     sf.write(flac, pcm.to(torch.int16).numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     try:
-        write_bytes(path, flac.getvalue())
+        write_bytes(path, flac.getvalue(), flush=False)
     except (IsADirectoryError, NotADirectoryError, FileExistsError, ValueError) as error:
         raise FedexitError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
     return _loss(waveform, pcm, peak)

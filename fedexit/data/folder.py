@@ -3,11 +3,8 @@
 import hashlib
 import os
 import posixpath
-import shutil
-import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -183,26 +180,6 @@ def split_groups(groups: Iterable[str]) -> dict[str, str]:
     dev = held_out if len(ranked) >= 3 else 0
     names = ["test"] * test + ["dev"] * dev + ["train"] * (len(ranked) - test - dev)
     return dict(zip(ranked, names, strict=True))
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary sibling of `target` that becomes `target` when the block ends without an error.
-
-    So a corpus folder is either complete or absent, even if the build is killed. An older `target` is replaced.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except (OSError, ValueError) as error:
-        raise FedexitError(f"{target}: cannot be made ({reason(error)}); choose another place") from error
-    part.chmod(0o755)  # mkdtemp makes a private folder, but a cache may be shared
-    try:
-        yield part
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _leads_out(path: str) -> bool:

@@ -2,21 +2,21 @@
 
 import hashlib
 import io
-import lzma
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
 
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.data.archives import Limits, refusing_faults
+from fedexit.support.errors import FedexitError
 from fedexit.support.files import read_bytes, write_bytes
 
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
+_MOST = 4_000_000_000  # bytes in a package; the largest one here has 300 million
 
 
 def is_package(content: bytes) -> bool:
@@ -30,18 +30,12 @@ def package_files(content: bytes) -> Iterator[tuple[str, bytes]]:
     A .deb is an `ar` archive of tars, packed by gzip, xz, bzip2 or Zstandard. Raises FedexitError if `content` is no
     readable .deb.
     """
-    try:
-        with _data_tar(content) as archive:
-            for member in archive:
-                if member.isfile() and (file := archive.extractfile(member)):
-                    yield member.name.removeprefix("./"), file.read()
-    except (tarfile.TarError, zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, ValueError, OSError) as error:
-        raise FedexitError(f"not a readable .deb package ({tar_fault(error)}); download it again") from error
-
-
-def tar_fault(error: Exception) -> str:
-    """Return why an archive cannot be read; the module tarfile lists every kind that it tried, which helps nobody."""
-    return "not a .tar archive, or a damaged one" if "opened successfully" in str(error) else first_line(error)
+    limits = Limits(_MOST)
+    with refusing_faults("not a readable .deb package", "download it again"), _data_tar(content) as archive:
+        for member in archive:
+            limits.add(member.name, member.size)
+            if member.isfile() and (file := archive.extractfile(member)):
+                yield member.name.removeprefix("./"), file.read()
 
 
 def download_package(package: str, fix: str) -> bytes:

@@ -1,17 +1,16 @@
 """Find the folder of a corpus. This module does not import torch, because `fedexit status` needs checksums at once."""
 
 import os
-import tarfile
-import zlib
-from lzma import LZMAError
 from pathlib import Path
 
+from fedexit.data.archives import unpack
 from fedexit.data.checksums import ClipHashes, combined
-from fedexit.data.folder import MANIFEST, located, new_folder, read_manifest
+from fedexit.data.folder import MANIFEST, located, read_manifest
 from fedexit.data.original.catalogue import ORIGINALS
-from fedexit.data.packages import PACKAGE, tar_fault
+from fedexit.data.packages import PACKAGE
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash
+from fedexit.support.files import file_hash, new_folder
+from fedexit.support.locks import owned
 from fedexit.support.paths import data_dir, named_or_folder
 
 QUEEN, UNLABELLED = "queen", "unlabelled"
@@ -70,21 +69,14 @@ def unpacked(tar: Path) -> Path:
     """
     folder = data_dir() / "cache" / f"{tar.stem}-{file_hash(tar)[:12]}"
     if not folder.is_dir():
-        with new_folder(folder) as part:
-            try:
-                with tarfile.open(tar) as archive:
-                    for member in archive:
-                        if not (member.isfile() or member.isdir()):
-                            raise FedexitError(
-                                f"{tar}: cannot be unpacked ({member.name!r} is a link or device); make it of files "
-                                "and folders only, with tar --dereference"
-                            )
-                    archive.extractall(part, filter="data")
-            except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
-                kind = "a .zip archive" if tar.suffix.lower() == ".zip" else tar_fault(error)
-                raise FedexitError(
-                    f"{tar}: cannot be unpacked ({kind}); get it again as a .tar, or unpack it and give its folder"
-                ) from error
+        if tar.suffix.lower() == ".zip":
+            raise FedexitError(
+                f"{tar}: cannot be unpacked (a .zip archive); get it again as a .tar, or unpack it and give its folder"
+            )
+        with owned(folder, wait=True):
+            if not folder.is_dir():  # another process may have unpacked it meanwhile
+                with new_folder(folder) as part:
+                    unpack(tar, part)
     return _corpus_inside(folder, tar)
 
 

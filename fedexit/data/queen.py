@@ -15,8 +15,10 @@ import pandas as pd
 
 from fedexit.data.audio import read_clip, write_audio
 from fedexit.data.constants import SAMPLE_RATE
-from fedexit.data.folder import MANIFEST, new_folder, save_manifest, split_groups
+from fedexit.data.folder import MANIFEST, save_manifest, split_groups
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import new_folder
+from fedexit.support.locks import owned
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
@@ -80,7 +82,7 @@ def build_queen(queen_1c: Path, folder: Path) -> None:
     """
     content = queen_1c.read_bytes()
     clips = read_clips(content)
-    with new_folder(folder) as part, one_thread():
+    with owned(folder), new_folder(folder) as part, one_thread():
         (part / "clips").mkdir()
         seconds = []
         for clip in progress(clips, "decoding queen"):

@@ -11,9 +11,11 @@ import pandas as pd
 
 from fedexit.data.audio import read_clip, write_audio
 from fedexit.data.constants import SAMPLE_RATE
-from fedexit.data.folder import MANIFEST, check_manifest, new_folder, read_table, save_manifest
+from fedexit.data.folder import MANIFEST, check_manifest, read_table, save_manifest
 from fedexit.data.packages import download_package, package_files
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import new_folder
+from fedexit.support.locks import owned
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
@@ -67,7 +69,7 @@ def _decode_package(package: str, source: Source, folder: Path) -> None:
     """Decode the package's speech into `folder`; paths in its table are relative to the folder above."""
     files = ((path, file) for path, file in package_files(download_package(package, _FIX)))
     rows: list[dict] = []
-    with new_folder(folder) as part, one_thread():
+    with owned(folder), new_folder(folder) as part, one_thread():
         for path, file in progress(files, package):
             if not re.fullmatch(source.speech, path):
                 continue

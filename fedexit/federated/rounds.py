@@ -24,6 +24,7 @@ from fedexit.federated.server import stepped
 from fedexit.federated.workers import Round, Work, local_rounds
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.metrics import all_rates, predict
+from fedexit.support.checkpoints import owned_checkpoint
 from fedexit.support.checks import listed, whole_number
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
@@ -142,9 +143,10 @@ def federate(
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
     model = copy.deepcopy(model)
-    state, kept = resumed(model, checkpoint, identity)
-    state = continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint or "").name)
-    with local_rounds(model, clients, Work(training, way.objective, way.local_round), workers, threads) as run:
+    work = Work(training, way.objective, way.local_round)
+    with owned_checkpoint(checkpoint), local_rounds(model, clients, work, workers, threads) as run:
+        state, kept = resumed(model, checkpoint, identity)
+        state = continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint or "").name)
         if regime.heads_rounds and not kept.ledger:
             state = _heads_first(model, clients, plan, state, kept, checkpoint, identity)
         if state.round in due - {row[0] for row in state.evaluations}:

@@ -39,6 +39,7 @@ from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.lora import with_lora
 from fedexit.model.metrics import all_rates, error_rates, item_errors, predict
+from fedexit.support.files import write_text
 from fedexit.support.streams import numpy_stream
 
 COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric", "value", "n"]
@@ -228,8 +229,7 @@ def _centralised(
     def on_epoch(number: int, trained: MultiExitModel) -> bool:
         if number in due:
             rows.extend(evaluated(trained, dev, number))
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            _curve(rows).to_csv(file, index=False)
+            write_text(file, _curve(rows).to_csv(index=False))
         spots.early(number, recipe.epochs, trained)
         return number == stop_after
 

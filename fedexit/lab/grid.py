@@ -16,7 +16,9 @@ from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, 
 from fedexit.lab.material import has_folds
 from fedexit.lab.published import read_published
 from fedexit.lab.setting import Cell, Setting
+from fedexit.support.checkpoints import remove_checkpoint
 from fedexit.support.errors import FedexitError
+from fedexit.support.locks import owned
 from fedexit.support.processes import on_workers
 
 Place = tuple[Path, Cell]  # a cell and the folder of its files in the state
@@ -118,11 +120,13 @@ def with_owners(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin) -> None:
-    """Run a cell, write its results and delete its checkpoint."""
-    since = time.perf_counter()
-    measured = run_cell(cell, setting, folder)
-    write_cell(folder, cell, measured, setting, origin, time.perf_counter() - since)
-    (folder / f"{cell.name}.safetensors").unlink(missing_ok=True)
+    """Run a cell, write its results and delete its checkpoint, unless another process makes it meanwhile."""
+    with owned(folder / cell.name, wait=True):
+        if not is_finished(folder, cell):
+            since = time.perf_counter()
+            measured = run_cell(cell, setting, folder)
+            write_cell(folder, cell, measured, setting, origin, time.perf_counter() - since)
+        remove_checkpoint(folder / f"{cell.name}.safetensors")
 
 
 def _warn_of_unverified(cells: Mapping[Place, tuple[Measured, bool]], kind: str, remedy: str) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -29,13 +30,20 @@ from fedexit.model.training import lacks_bfloat16
 from fedexit.runner import fingerprint
 from fedexit.support.checkpoints import options_set
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash, json_hash, weights_hash, write_bytes, write_text
+from fedexit.support.files import file_hash, json_hash, sealed, unsealed, weights_hash, write_bytes, write_text
+from fedexit.support.locks import sweep
 from fedexit.support.paths import backbone_folders, results_dir
 from fedexit.support.reads import note_read
 
 MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
 # columns of names and answers: "NA", "0003" and "" stay text
 TEXTS = {"answer", "client", "clip", "cluster", "method", "metric", "split", "task", "tier", "weights"}
+
+
+ENTRY = {  # parts of an index entry
+    "cell", "setting", "code", "corpus", "backbone", "versions", "python", "processor", "seconds", "weights",
+    "finished", "tables",
+}  # fmt: skip
 
 
 class Origin(NamedTuple):
@@ -146,7 +154,9 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         "finished": today(),
         "tables": dict(zip(Measured._fields, hashes, strict=True)),
     }
-    write_text(_entry(folder, cell), json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    for file in (_entry(folder, cell), *contents):
+        sweep(folder, file.name)
+    write_text(_entry(folder, cell), json.dumps(sealed(entry), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     for file, content in contents.items():
         write_bytes(file, content)
 
@@ -205,12 +215,15 @@ def _entry(folder: Path, cell: Cell) -> Path:
 
 
 def read_entry(folder: Path, name: str) -> dict:
-    """Return the index entry of the cell `name`, or an empty one if the file is missing or unreadable."""
+    """Return the index entry of the cell `name`, or an empty one if the file is missing, unreadable or changed.
+
+    An older version wrote entries without a checksum.
+    """
     try:
         found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return found if {*found} == ENTRY else unsealed(found)
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _packed(table: pd.DataFrame) -> bytes:
@@ -229,7 +242,7 @@ def _unpacked(file: Path) -> pd.DataFrame:
         empty = {name: [""] for name in columns if name not in TEXTS}
         texts = dict.fromkeys(TEXTS & {*columns}, str)
         return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=empty)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise FedexitError(f"{file.name} is damaged ({error}); delete it and run again to measure the cell") from error
 
 

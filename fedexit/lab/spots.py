@@ -11,6 +11,7 @@ import pandas as pd
 from fedexit.data.batches import Example
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import predict
+from fedexit.support.files import write_text
 
 SPOT_ROUND, SPOT_CLIPS = 2, 100
 COLUMNS = ["round", "weights", "exit", "clip", "answer"]
@@ -34,8 +35,7 @@ class Spots:
         """Note the model if round `number` of `rounds` is the one of the spot check; return whether it is."""
         due = number == min(SPOT_ROUND, rounds)
         if due:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._noted(number, model).to_csv(self.file, index=False)
+            write_text(self.file, self._noted(number, model).to_csv(index=False))
         return due
 
     def last(self, number: int, model: MultiExitModel) -> None:

@@ -9,7 +9,6 @@ output after this final norm. Each head owns and trains a copy of the norm, and 
 """
 
 import copy
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from fedexit.support.files import weights_hash
 from fedexit.support.paths import backbone_folders, named_or_folder
 from fedexit.support.reads import note_read
 from fedexit.support.streams import seeded
+from fedexit.support.tensors import tensors_hash
 
 Samples = TypeVar("Samples", int, Tensor)
 _NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0)
@@ -325,8 +325,4 @@ def config_of(backbone: Backbone) -> dict:
 
 def state_hash(module: nn.Module) -> str:
     """Return the SHA-256 of all weights of `module` and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash(module.state_dict())

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedexit import __version__
@@ -25,8 +24,9 @@ from fedexit.model.lora import merged, with_lora
 from fedexit.model.pretrained import model_folder
 from fedexit.support.checks import check_exits, misfits
 from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.files import replacing, write_text
+from fedexit.support.files import write_text
 from fedexit.support.streams import seeded
+from fedexit.support.tensors import read_tensors, write_tensors
 
 _INPUT = {"sampling_rate": SAMPLE_RATE, "do_normalize": True}  # as `transformers` calls them: mean 0, variance 1
 
@@ -267,15 +267,15 @@ class MultiExitModel(nn.Module):
         """
         last = f"{self.exits[-1]}."
         try:
-            found = load_file(file)
+            found, _ = read_tensors(file)
             self.heads.load_state_dict({name: found[name.replace("shared.", last)] for name in self.heads.state_dict()})
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
             raise FedexitError(
                 f"{file} holds no heads for exits {self.exits} of this model: {first_line(error)}"
             ) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` to `folder`, each completely or not at all."""
+        """Write `model.safetensors`, with a checksum and a copy of the config, and `config.json` to `folder`."""
         config = {
             "backbone": config_of(self.backbone),
             "backbone_name": self.backbone.name,
@@ -290,7 +290,7 @@ class MultiExitModel(nn.Module):
             **_INPUT,
         }
         text = json.dumps(config, indent=2) + "\n"
-        _save_tensors(self.state_dict(), Path(folder) / "model.safetensors")
+        _save_tensors(self.state_dict(), Path(folder) / "model.safetensors", {"config": text})
         write_text(Path(folder) / "config.json", text)
 
     @classmethod
@@ -302,7 +302,11 @@ class MultiExitModel(nn.Module):
         """
         try:
             folder = model_folder(name)
-            config = json.loads((folder / "config.json").read_text())
+            text = (folder / "config.json").read_text()
+            weights, saved = read_tensors(folder / "model.safetensors", ("config",))
+            if saved.get("config", text) != text:
+                raise ValueError("config.json is not the one that was saved with model.safetensors")
+            config = json.loads(text)
             if other := {key: config[key] for key, own in _INPUT.items() if config.get(key, own) != own}:
                 raise ValueError(f"it reads other waveforms than fedexit's: {other}")
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
@@ -311,7 +315,6 @@ class MultiExitModel(nn.Module):
             shared, targets = config.get("shared_head", False), config.get("targets")  # older folders lack them
             maker = head or config["head"]
             model = cls(backbone, config["labels"], config["exits"], head=maker, shared_head=shared, targets=targets)
-            weights = load_file(folder / "model.safetensors")
             own = model.state_dict()
             shapes = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
             if wrong := misfits(own.keys() - weights.keys(), weights.keys() - own.keys(), shapes):
@@ -338,9 +341,8 @@ def check_trainable(model: MultiExitModel) -> None:
         raise FedexitError("the model is in float16, too coarse for training; convert it: model.float()")
 
 
-def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+def _save_tensors(tensors: dict[str, Tensor], file: Path, texts: dict[str, str] | None = None) -> None:
     try:
-        with replacing(file) as part:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        write_tensors(file, tensors, texts)
     except OSError as error:
         raise FedexitError(f"{file} cannot be written ({first_line(error)}); name another place") from error

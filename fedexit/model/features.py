@@ -21,6 +21,7 @@ from fedexit.data.batches import Example, normalised
 from fedexit.data.tasks.contract import Clips
 from fedexit.model.backbone import Backbone
 from fedexit.model.exits import MultiExitModel
+from fedexit.support.arrays import read_record, write_record
 from fedexit.support.cache import limit, lock, make_room
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import replacing
@@ -109,33 +110,35 @@ def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     file = data_dir() / "cache" / f"frozen-{digest.hexdigest()[:16]}.f32"
     with lock(file):
-        if file.is_file():
-            os.utime(file)
-        else:
+        if (layout := read_record(file)) is None:
+            if file.is_file():  # damaged, and perhaps mapped
+                _mapped.cache_clear()
             make_room(size)
-            _compute(clips, backbone, file)
-        frames = np.load(file.with_suffix(".npy"))
+            layout = _compute(clips, backbone, file)
+        os.utime(file)
         _mapped(file)  # now, because another process may delete it later to make room
+    frames = layout["frames"].numpy()
     starts = np.concatenate([[0], np.cumsum(frames)[:-1]]) * backbone.channels
     places = dict(zip(clips.ids, zip(starts.tolist(), frames.tolist(), strict=True), strict=True))
     return FeatureStore(file, places, backbone.channels)
 
 
-def _compute(clips: Clips, backbone: Backbone, file: Path) -> None:
-    """Write the frames of each clip beside `file`, then the features as `file`, completely or not at all."""
+def _compute(clips: Clips, backbone: Backbone, file: Path) -> dict[str, Tensor]:
+    """Write the features as `file`, then its record with the frames of each clip; return the layout."""
     frames = []
     try:
-        with replacing(file) as part, one_thread():
-            with part.open("wb") as out:
-                for index in progress(range(len(clips)), "convolving clips, once"):
-                    waveform = normalised(clips[index][0])
-                    features = backbone.convolve(waveform[None], torch.tensor([len(waveform)]))[0]
-                    out.write(features.numpy().tobytes())
-                    frames.append(features.shape[1])
-            with replacing(file.with_suffix(".npy")) as table, table.open("wb") as out:
-                np.save(out, np.array(frames))
+        with replacing(file) as part, one_thread(), part.open("wb") as out:
+            for index in progress(range(len(clips)), "convolving clips, once"):
+                waveform = normalised(clips[index][0])
+                features = backbone.convolve(waveform[None], torch.tensor([len(waveform)]))[0]
+                out.write(features.numpy().tobytes())
+                frames.append(features.shape[1])
+        layout = {"frames": torch.tensor(frames)}
+        write_record(file, layout)
     except OSError as error:
+        file.unlink(missing_ok=True)
         raise FedexitError(f"the features cannot be stored ({error.strerror}); make room in {file.parent}") from error
+    return layout
 
 
 @cache

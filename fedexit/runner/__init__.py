@@ -3,6 +3,7 @@
 run          the notebooks that are out of date, and what they need
 manifest     nbs_ci.yml, the list of notebooks
 execution    one notebook in one kernel, under a time limit
+watchdog     the process that ends a notebook at its time limit
 jobs         notebooks side by side
 results      tables and figures, as a notebook writes and reads them
 checks       conditions on tables and files

@@ -1,12 +1,14 @@
 """Execute one notebook in one kernel, under one time limit, with papermill."""
 
 import errno
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,8 +17,10 @@ from typing import Any
 
 import psutil
 
+from fedexit.runner import watchdog
 from fedexit.runner.manifest import Notebook
-from fedexit.support.errors import FedexitError
+from fedexit.runner.watchdog import kill_descendants
+from fedexit.support.errors import FedexitError, ending
 from fedexit.support.extras import extra
 from fedexit.support.files import replacing
 
@@ -64,8 +68,9 @@ def execute(
     """
     import papermill
 
+    kernels: list[subprocess.Popen] = []
     try:
-        with _time_limit(notebook.id, minutes):
+        with _time_limit(notebook.id, minutes, kernels):
             papermill.execute_notebook(
                 _literally(notebook.path),
                 _literally(executed),
@@ -75,7 +80,7 @@ def execute(
                 language="python",
                 progress_bar=bar and sys.stderr.isatty(),
                 cwd=str(notebook.path.parent),
-                kernel_manager_class=_this_interpreter(env),
+                kernel_manager_class=_this_interpreter(env, kernels),
             )
     except papermill.PapermillExecutionError as error:
         if os.strerror(errno.ENOSPC) in error.evalue:
@@ -96,8 +101,11 @@ def _literally(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _this_interpreter(env: dict[str, str]) -> type:
-    """Return a kernel manager that starts this Python, whatever kernelspec is installed under the name python3."""
+def _this_interpreter(env: dict[str, str], kernels: list[subprocess.Popen]) -> type:
+    """Return a kernel manager that starts this Python, whatever kernelspec is installed under the name python3.
+
+    It appends the process of its kernel to `kernels`.
+    """
     from ipykernel.kernelspec import make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -107,6 +115,10 @@ def _this_interpreter(env: dict[str, str]) -> type:
 
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=command, language="python", display_name="Python 3", env=escaped)
+
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(**options)
+            kernels.append(self.provisioner.process)
 
     return ThisInterpreter
 
@@ -126,6 +138,9 @@ def _engine() -> str:
 
         def output(self, outs: list, msg: dict, display_id: str | None, cell_index: int) -> Any:
             if msg["msg_type"] != "stream" or self.output_hook_stack[msg["parent_header"].get("msg_id")]:
+                if (size := len(json.dumps(data := msg["content"].get("data", {})))) > MAX_BYTES:
+                    data.clear()
+                    data["text/plain"] = f"[an output of {size:,} bytes is not stored; {MAX_BYTES:,} are the most]"
                 if len(outs) < MAX_OUTPUTS:
                     return super().output(outs, msg, display_id, cell_index)
                 if outs[-1].get("text") != _TOO_MANY:
@@ -183,40 +198,38 @@ def _as_shown(line: str) -> str:
 
 
 @contextmanager
-def _time_limit(name: str, minutes: float) -> Iterator[None]:
+def _time_limit(name: str, minutes: float, kernels: list[subprocess.Popen]) -> Iterator[None]:
     """Kill what the block starts (the kernel and its workers) after `minutes`, and in any case when the block ends.
 
-    An interrupt kills it, too, before it is raised: papermill's event loop can lose the exception, or wait for the
-    kernel. It always notices a kernel that is gone.
+    Another process watches the time, because this one may be busy with a large output. `kernels` are those that were
+    started. An interrupt kills them, too, before it is raised: papermill's event loop can lose the exception, or wait
+    for the kernel. It always notices a kernel that is gone.
     """
-    before = set(psutil.Process().children(recursive=True))
-    expired, interrupted = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        expired.set()
-        _kill_children_except(before)
+    before, interrupted = {process.pid for process in psutil.Process().children(recursive=True)}, threading.Event()
 
     def interrupt(*_: object) -> None:
         interrupted.set()
-        _kill_children_except(before)
+        kill_descendants(os.getpid(), before)
         raise KeyboardInterrupt
 
-    timer = threading.Timer(60 * minutes, stop)
-    timer.start()
+    since, seconds = time.monotonic(), 60 * minutes
+    facts = [os.getpid(), seconds, *before]
+    watcher = subprocess.Popen([sys.executable, watchdog.__file__, *map(str, facts)], stderr=subprocess.DEVNULL)
     try:
         with _on_interrupt(interrupt):
             yield
     except RuntimeError as error:  # what nbclient raises when its kernel is gone
         if interrupted.is_set():
             raise KeyboardInterrupt from None
-        if expired.is_set():
+        if time.monotonic() - since >= seconds:
             raise FedexitError(
                 f"{name} took longer than its limit of {minutes:g} min; raise it in nbs_ci.yml"
             ) from None
-        raise FedexitError(f"{name}: the kernel died ({error}); most often memory ran out, see its minutes") from None
+        how = ending(kernels[0].poll()) if kernels else error
+        raise FedexitError(f"{name}: the kernel died ({how}); most often memory ran out, see its minutes") from None
     finally:
-        timer.cancel()
-        _kill_children_except(before)
+        kill_descendants(os.getpid(), before)
+        watcher.wait()
 
 
 @contextmanager
@@ -230,14 +243,6 @@ def _on_interrupt(handler: Callable) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-
-
-def _kill_children_except(spared: set[psutil.Process]) -> None:
-    for process in set(psutil.Process().children(recursive=True)) - spared:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue  # ended by itself between listing and killing
 
 
 def _show_failure(error: Any) -> None:

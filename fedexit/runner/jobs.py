@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 
 import psutil
 
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, ending
 
 
 @contextmanager
@@ -49,7 +49,8 @@ def _in_process(started: list[BaseProcess], function: Callable, arguments: tuple
     try:
         value, error = receiver.recv()
     except EOFError:
-        raise BrokenExecutor("the process was killed") from None
+        process.join()
+        raise BrokenExecutor(ending(process.exitcode)) from None
     finally:
         process.join()
         receiver.close()

@@ -38,8 +38,9 @@ from pydantic import (
 )
 
 from fedexit.runner.yaml_text import parse_yaml
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, first_line
 
+_LONGEST_QUERY = 1000  # characters; Python's parser fails on deep nesting
 _RESERVED = {"bench", "cells", "interactive"}  # folders in results/ with other contents
 _NAME = r"^[A-Za-z0-9_-]+$"
 Name = Annotated[str, Field(pattern=_NAME)]
@@ -76,15 +77,27 @@ def check_query(query: str) -> str:
         ValueError: it is not an expression, or has `@`, `__`, a call, an attribute or anything else beside comparisons,
             arithmetic, `and`, `or`, `not` and `in`.
     """
+    if len(query) > _LONGEST_QUERY:
+        raise ValueError(f"the query has {len(query)} characters, and {_LONGEST_QUERY} are the most; shorten it")
     try:
         tree = ast.parse(query.strip(), mode="eval")
-    except SyntaxError as error:
-        raise ValueError(f"the query {query!r} is not an expression ({error.msg})") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"the query {query!r} is not an expression ({first_line(error)})") from None
     for node in ast.walk(tree):
-        if not isinstance(node, _IN_QUERIES) or (isinstance(node, ast.Name) and "__" in node.id):
+        if not isinstance(node, _IN_QUERIES) or (isinstance(node, ast.Name) and "__" in node.id) or _repeats(node):
             part = ast.unparse(node) or type(node).__name__
             raise ValueError(f"the query {query!r} may only compare columns with values; take out {part}")
     return query
+
+
+def _repeats(node: ast.AST) -> bool:
+    """Return whether `node` is arithmetic with texts or lists, such as "a" * 10**9, which can fill the memory."""
+    parts = (node.left, node.right) if isinstance(node, ast.BinOp) else ()
+    return any(
+        isinstance(part, ast.List | ast.Tuple)
+        or (isinstance(part, ast.Constant) and isinstance(part.value, str | bytes))
+        for part in parts
+    )
 
 
 _IN_QUERIES = (

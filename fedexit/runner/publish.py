@@ -6,7 +6,6 @@ of the run go to the folder `last` of the state (`provenance.last_folder`). `pub
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ import filelock
 from fedexit.runner import provenance
 from fedexit.runner.manifest import Notebook, load_manifest, select
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import file_hash
+from fedexit.support.files import file_hash, swap
+from fedexit.support.locks import sweep
 from fedexit.support.paths import PUBLISHED, project_root, results_dir, results_of, shown
 
 MEASURED = "measured again"
@@ -30,6 +30,8 @@ def locked(profile: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path, timeout=0):
+            for folder in (results_of(profile), *path.parent.iterdir()):
+                sweep(folder)
             yield
     except filelock.Timeout:
         raise FedexitError(f"profile {profile} is being run by another process; wait for it or stop it") from None
@@ -48,13 +50,13 @@ def put_in_place(notebook: Notebook, profile: str, out: Path) -> str:
     """
     final, last = results_of(profile) / notebook.id, provenance.last_folder(notebook, profile)
     compared = _compared(notebook, out, final)
-    shutil.rmtree(last, ignore_errors=True)
     if profile == PUBLISHED and is_published(notebook, out, final):
-        os.replace(out, last)
+        swap(out, last)
         if MEASURED in compared:
             compared += f" (see {shown(last)})"
     else:
-        _swap(out, final, provenance.state_folder(notebook, profile) / "old")
+        swap(out, final)
+        shutil.rmtree(last, ignore_errors=True)
     provenance.mark_as_run_here(notebook, profile)
     return compared
 
@@ -74,8 +76,8 @@ def publish(ids: list[str]) -> None:
                 again = f"fedexit run --force {notebook.id}"
                 raise FedexitError(f"{notebook.id}: its last run here left nothing to publish; run it again: {again}")
         for notebook in notebooks:
-            final, state = results_of(PUBLISHED) / notebook.id, provenance.state_folder(notebook, PUBLISHED)
-            _swap(provenance.last_folder(notebook, PUBLISHED), final, state / "old")
+            final = results_of(PUBLISHED) / notebook.id
+            swap(provenance.last_folder(notebook, PUBLISHED), final)
             provenance.mark_as_run_here(notebook, PUBLISHED)
             print(f"{notebook.id}: {shown(final)} now has the files of the last run")
 
@@ -121,17 +123,3 @@ def _compared(notebook: Notebook, new: Path, earlier: Path) -> str:
 
 def _listed(what: str, names: list[str]) -> str:
     return f"{what}: {', '.join(sorted({Path(name).stem for name in names}))}" if names else ""
-
-
-def _swap(new: Path, final: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `final`, which passes through `old`."""
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    try:
-        os.replace(new, final)
-    except BaseException:  # also an interrupt: published results must not be missing
-        if old.exists() and not final.exists():
-            os.replace(old, final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -98,9 +98,9 @@ def _run_all(
                     print(f"{name}: {outcome[name]}", flush=True)
             except FedexitError as error:
                 failure = failure or (name, error)
-            except BrokenExecutor:
+            except BrokenExecutor as error:
                 killed = (
-                    f"{name}: its process was killed; most often memory ran out: use fewer --jobs, then run it again"
+                    f"{name}: its process died ({error}); most often memory ran out: use fewer --jobs, run it again"
                 )
                 failure = failure or (name, FedexitError(killed))
     if failure:
@@ -176,8 +176,8 @@ def _run_notebook(notebook: Notebook, profile: str, parameters: dict, bar: bool)
     seconds = time.monotonic() - begin
     os.replace(executed, out / "notebook.ipynb")
     provenance.write(notebook, profile, parts, provenance.recorded_reads(notes), out)
-    compared = put_in_place(notebook, profile, out)
     write_text(state / "seconds.txt", f"{seconds:.1f}\n")
+    compared = put_in_place(notebook, profile, out)
     shutil.rmtree(state / "checkpoints")
     for left in (notes, failed):
         left.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedexit.support.arrays import record_file
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import data_dir
 
@@ -42,7 +43,7 @@ def make_room(size: int) -> None:
         # a file that another process is about to open stays; a deleted one stays readable where it is open
         with suppress(Timeout, PermissionError), lock(file).acquire(timeout=0):
             file.unlink(missing_ok=True)
-            file.with_suffix(".npy").unlink(missing_ok=True)
+            record_file(file).unlink(missing_ok=True)
             total -= held
 
 

@@ -1,25 +1,29 @@
 """Save and load checkpoints: one file with a run's state and tensors, and beside it a table of rows that only grows.
 
-A kill at any moment leaves a state to resume from. The state and the tensors are replaced in one step. Rows are written
-to the table before the state that counts them, and rows beyond the count are ignored.
+A kill at any moment leaves a state to resume from. The state and the tensors are replaced in one step, and the state
+before stays beside them as `<file>.previous`, for the case that the newest is damaged. Rows are written to the table
+before the state that counts them, and rows beyond the count are ignored. Every part has a checksum.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import replacing
+from fedexit.support.locks import owned, sweep
+from fedexit.support.tensors import read_tensors, write_tensors
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of one parameter, by name
 
@@ -36,39 +40,73 @@ def save_checkpoint(file: str | Path, identity: object, state: object, tensors: 
     Raises:
         FedexitError: when the file cannot be written.
     """
-    metadata = {"identity": _hashed(identity), "state": json.dumps(state)}
-    with _written(file), replacing(file) as part:
-        save_file(dict(tensors), part, metadata=metadata)
+    texts = {"identity": _hashed(identity), "state": json.dumps(state)}
+    with _written(file):
+        if Path(file).exists():
+            _copy(Path(file), previous_file(file))
+        write_tensors(file, tensors, texts)
+
+
+@contextmanager
+def owned_checkpoint(file: str | Path | None) -> Iterator[None]:
+    """Let no other process use the checkpoint `file` (see `owned`); None stands for no checkpoint.
+
+    Raises:
+        FedexitError: another process uses it, or no file can be written there.
+    """
+    if file is None:
+        yield
+        return
+    with _written(file):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=Path(file).parent).close()
+    with owned(file):
+        sweep(Path(file).parent, previous_file(file).name)
+        yield
 
 
 def load_checkpoint(file: str | Path | None, identity: object) -> tuple[Any, dict[str, Tensor]] | None:
     """Return the state and the tensors as they were saved, or None if there is no file yet.
 
+    If the file is damaged and the state before it is whole, that one takes its place, with a warning.
+
     Raises:
-        FedexitError: the file is damaged or belongs to another run, or no file can be written there.
+        FedexitError: the file is damaged or belongs to another run.
     """
-    if file is None:
+    if file is None or not Path(file).exists():
         return None
-    with _written(file):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=Path(file).parent).close()
-    if not Path(file).exists():
-        return None
-    with refusing_damage(file):
-        with safe_open(file, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-        owner, state = metadata["identity"], json.loads(metadata["state"])
+    try:
+        owner, found = _read(file)
+    except FedexitError as damage:
+        try:
+            owner, found = _read(previous_file(file))
+        except FedexitError:
+            raise damage from None
+        if owner != _hashed(identity):
+            raise
+        warnings.warn(f"{damage.args[0].partition(';')[0]}; resuming from the state before it", stacklevel=2)
+        _copy(previous_file(file), Path(file))
     if owner != _hashed(identity):
         raise FedexitError(
             f"checkpoint {Path(file).name} belongs to another run (other data, settings or start); delete it or name "
             "another file"
         )
-    return state, tensors
+    return found
+
+
+def remove_checkpoint(file: str | Path) -> None:
+    """Remove a checkpoint with all that lies beside it; the state itself goes last."""
+    for own in (previous_file(file), rows_file(file), Path(file)):
+        own.unlink(missing_ok=True)
+
+
+def previous_file(file: str | Path) -> Path:
+    """Return the path of the state before the newest one of a checkpoint."""
+    return Path(f"{file}.previous")
 
 
 def rows_file(file: str | Path) -> Path:
-    """Return the path of the table of rows beside a checkpoint: one JSON object per line."""
+    """Return the path of the table of rows beside a checkpoint: a JSON object and its checksum per line."""
     return Path(f"{file}.rows.jsonl")
 
 
@@ -77,7 +115,8 @@ def append_rows(file: str | Path, rows: Sequence[Mapping], size: int) -> int:
 
     Bytes beyond `size` come from a run that was killed before it saved its state, and are overwritten.
     """
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    texts = map(json.dumps, rows)
+    lines = "".join(f"{text}\t{_short_hash(text)}\n" for text in texts).encode()
     with _written(file), open(rows_file(file), "r+b" if size else "wb") as table:
         table.truncate(size)
         table.seek(size)
@@ -100,7 +139,37 @@ def read_rows(file: str | Path, size: int) -> list[dict]:
             content = table.read(size)
         if len(content) < size:
             raise ValueError(f"{rows_file(file).name} holds {len(content)} of {size} bytes")
-        return [json.loads(line) for line in content.splitlines()]
+        return [_row(line) for line in content.decode().removesuffix("\n").split("\n")]
+
+
+def _row(line: str) -> dict:
+    """Return the row in a line of the table. An older version wrote no checksums. Raises ValueError for damage."""
+    text, tab, checksum = line.partition("\t")
+    row = json.loads(text)
+    if not isinstance(row, dict) or (tab and checksum != _short_hash(text)):
+        raise ValueError(f"the row {text[:60]} changed since it was written")
+    return row
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(file: str | Path) -> tuple[str, tuple[Any, dict[str, Tensor]]]:
+    """Return the hash of the run that owns the file `file`, and the state and tensors in it."""
+    with refusing_damage(file):
+        tensors, texts = read_tensors(file, ("identity", "state"))
+        return texts["identity"], (json.loads(texts["state"]), tensors)
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Let `target` have the content of `file`, in one step; by a link where the system has links."""
+    with replacing(target) as part:
+        part.unlink()
+        try:
+            os.link(file, part)
+        except OSError:
+            shutil.copyfile(file, part)
 
 
 @contextmanager

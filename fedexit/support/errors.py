@@ -1,7 +1,8 @@
 """Define the one exception that means "the user can fix this"."""
 
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class FedexitError(Exception):
@@ -20,6 +21,17 @@ def first_line(error: Exception) -> str:
 def reason(error: Exception) -> str:
     """Return why the system refused, in its words, without the paths of temporary files that `str(error)` holds."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def ending(code: int | None) -> str:
+    """Return in words how a process ended, from its exit code; a negative code is that of a signal."""
+    if code is None:
+        return "how it ended is unknown"
+    if code >= 0:
+        return f"exit code {code}"
+    with suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"
 
 
 @contextmanager

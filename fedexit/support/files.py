@@ -1,8 +1,12 @@
-"""Hash files, and write a file so that it is always either the old version or the complete new one."""
+"""Hash files, and write a file or folder so that it is always either the old version or the complete new one."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +15,9 @@ from pathlib import Path
 from fedexit.support.errors import FedexitError, first_line, reason
 
 _BLOCK = 1 << 20
+_SEAL = "checksum"
+OLD = "old_copy"  # eight letters, as in the temporary names
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def file_hash(path: Path) -> str:
@@ -73,12 +80,26 @@ def weights_hash(folder: Path) -> str:
     return "+".join(map(file_hash, weight_files(folder))) or "missing"
 
 
+def sealed(facts: dict) -> dict:
+    """Return the JSON object `facts` with a checksum of itself, so that `unsealed` notices any change."""
+    return {**facts, _SEAL: json_hash(facts)}
+
+
+def unsealed(found: dict) -> dict:
+    """Return the object in `found`, which `sealed` made. Raises ValueError if it changed since."""
+    facts = {name: value for name, value in found.items() if name != _SEAL}
+    if found.get(_SEAL) != json_hash(facts):
+        raise ValueError("it changed since it was written")
+    return facts
+
+
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends without an error, that file becomes `path`.
 
     The temporary name is unique, so two processes never write into each other's file. A failed block leaves `path`
-    as it was and no temporary file.
+    as it was and no temporary file. The new file is on disk before it takes its name, so a power failure leaves one of
+    the two whole. `flush=False` leaves that to a later `new_folder`, which is faster for many small files.
 
     Example:
         >>> with replacing(target) as part:
@@ -92,20 +113,92 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o666 & ~_umask())  # mkstemp makes a private file
+        if flush:
+            flush_to_disk(part)
         os.replace(part, path)
+        if flush:
+            flush_to_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `target` that becomes `target` when the block ends without an error.
+
+    So a folder is either complete or absent, even if the process is killed. An older `target` is replaced in one step.
+    Call it inside `fedexit.support.locks.owned(target)` where two processes could make one folder.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=f".part{target.suffix}", dir=target.parent))
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{target}: cannot be made ({reason(error)}); choose another place") from error
+    part.chmod(0o755)  # mkdtemp makes a private folder, but a cache may be shared
+    try:
+        yield part
+        if hasattr(os, "sync"):  # one call for all files; Windows lacks it
+            os.sync()
+        swap(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def swap(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`, and remove the older `target` if there is one.
+
+    On Linux `target` is there at every moment. Other systems need two steps; a kill between them leaves the older
+    folder as `.<name>.old_copy.part`, which `fedexit.support.locks.sweep` restores.
+    """
+    if not target.exists():
+        os.rename(new, target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        old = target.with_name(f".{target.name}.{OLD}.part")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:  # also an interrupt
+            os.rename(old, target)
+            raise
+        shutil.rmtree(old)
+    flush_to_disk(target.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk. Not all systems can flush folders."""
+    folder = path.is_dir()
+    if folder and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: str | Path, content: bytes, flush: bool = True) -> None:
     """Write `content` to `path` in one step (see `replacing`)."""
-    with replacing(path) as part:
+    with replacing(path, flush) as part:
         part.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8 with its own line ends, in one step (see `replacing`)."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step. Returns False where the system cannot: Linux alone has a call for it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # since glibc 2.28
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _umask() -> int:

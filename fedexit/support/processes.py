@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,7 +13,7 @@ from multiprocessing.connection import wait
 import torch
 
 from fedexit.support.checks import whole_number
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, ending
 from fedexit.support.progress import progress
 
 
@@ -69,9 +70,11 @@ def worker_pool(method: str, workers: int, start: Callable, *arguments: object) 
     try:
         yield pool
     except BrokenProcessPool as error:
+        ended = [process.exitcode for process in processes_of(pool)]  # the pool itself stops those that are left
+        first = next((code for code in ended if code not in (None, 0, -signal.SIGTERM)), None)
         pool.shutdown(wait=False)
         raise FedexitError(
-            "a worker died: it was killed, or the memory is full, or a script starts workers outside of "
+            f"a worker died ({ending(first)}): it was killed, memory ran out, or a script starts workers outside of "
             'if __name__ == "__main__"; fix this and run again, finished work is kept'
         ) from error
     except BaseException:

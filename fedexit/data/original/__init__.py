@@ -3,7 +3,6 @@
 catalogue  the one table: archives, checksums, licences and readers of all releases
 fetch      from a download, an archive or a folder to a corpus folder
 download   resume and check downloads
-archives   unpack .tar and .zip archives
 release    find and read the files of a release
 build      write the corpus folder of a release
 subset     write the parts of three open releases that this project uses, as its prepared .tar files hold them

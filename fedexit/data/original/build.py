@@ -14,6 +14,7 @@ from fedexit.data.constants import SAMPLE_RATE
 from fedexit.data.folder import COLUMNS, MANIFEST, check_groups, check_manifest, read_table, save_manifest
 from fedexit.data.original.release import Clip
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import write_text
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
@@ -43,7 +44,7 @@ def write_corpus(clips: Sequence[Clip], root: Path, folder: Path, trials: pd.Dat
         named, ids = {*trials["first"], *trials["second"]}, {clip.id for clip in clips}
         if other := sorted(named - ids):
             raise FedexitError(f"{root}: its trials name {len(other):,} clips that are not there ({other[0]})")
-        trials.to_csv(folder / TRIALS, index=False, lineterminator="\n")
+        write_text(folder / TRIALS, trials.to_csv(index=False, lineterminator="\n"))
 
 
 def _row(clip: Clip, folder: Path) -> dict:

@@ -7,10 +7,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
-
 from fedexit.support.errors import FedexitError, reason
-from fedexit.support.files import file_hash
+from fedexit.support.files import file_hash, flush_to_disk
+from fedexit.support.locks import owned
 from fedexit.support.progress import progress
 
 _BLOCK = 1 << 20
@@ -39,8 +38,7 @@ def download(url: str, target: Path, sha256: str = "") -> Path:
     if not url.startswith(("http://", "https://")):
         raise FedexitError(f"{url!r} is no web address; give one that begins with https://")
     part = target.with_name(f"{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with owned(target, wait=True):
         if not target.is_file():
             _transfer(url, part)
             try:
@@ -48,7 +46,9 @@ def download(url: str, target: Path, sha256: str = "") -> Path:
             except FedexitError:
                 part.unlink()
                 raise
+            flush_to_disk(part)
             os.replace(part, target)
+            flush_to_disk(target.parent)
         else:
             _check(target, url, sha256)
     return target

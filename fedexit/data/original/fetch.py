@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
 
+from fedexit.data.archives import unpack
 from fedexit.data.checksums import ClipHashes
 from fedexit.data.convert import Report
-from fedexit.data.folder import new_folder
-from fedexit.data.original.archives import unpack
 from fedexit.data.original.build import write_corpus
 from fedexit.data.original.catalogue import ORIGINALS, Original
 from fedexit.data.original.download import download
@@ -15,6 +14,8 @@ from fedexit.data.original.release import release_root
 from fedexit.data.original.subset import parts_of, write_subset
 from fedexit.data.places import content_checksum, manifest_paths
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import new_folder
+from fedexit.support.locks import owned
 from fedexit.support.paths import data_dir
 
 
@@ -44,7 +45,7 @@ def fetch_release(
         _check_source(source, folder, bool(url or parts))
     given = source if source is not None and source.is_dir() else None
     archives = [] if given else [source] if source else _downloaded(original, name, url, parts)
-    with new_folder(folder) as part:
+    with owned(folder), new_folder(folder) as part:
         for archive in archives:
             unpack(archive, part / "unpacked")
         root = release_root(given or part / "unpacked", original.marks, original.title)
