@@ -42,41 +42,45 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _by_depth(tables: Path) -> pd.DataFrame:
-    """Return Table 1: error by setting and depth. Our rows are exits on which all clients stop."""
-    theirs = published(1).pivot_table(index=["task", "metric", "setting"], columns="depth", values="value", sort=False)
-    main = _read(tables / "main.csv")
+    """Return Table 1: error in percent by setting and depth. In our rows all clients stop at the same exit."""
+    theirs = published(1).assign(source=f"{REFERENCE}, Table 1", seeds="not given")
+    main = _read(tables / "main.csv").rename(columns={"error": "value"})
     arms = main["arm"].str.extract(r"^(?P<setting>everyone|central) at (?P<depth>\d+)$")
-    ours = main.assign(setting=arms["setting"].map({"everyone": "federated", "central": "centralised"}))
-    ours = ours[arms["depth"].eq(ours["exit"].astype(str))].assign(metric="error")
-    ours = ours.pivot_table(index=["task", "metric", "setting"], columns="exit", values="error", sort=False)
-    both = {f"{REFERENCE}, Table 1": theirs, OURS: ours}
-    rows = pd.concat([wide[sorted(wide)].reset_index().assign(source=name) for name, wide in both.items()])
-    return rows[["source", "task", "metric", "setting", *sorted(ours)]].rename(columns="exit {}".format, inplace=False)
+    ours = main.assign(
+        source=OURS, metric="error", setting=arms["setting"].map({"everyone": "federated", "central": "centralised"})
+    )
+    ours = ours[arms["depth"] == ours["exit"].astype(str)].rename(columns={"exit": "depth"})
+    rows = pd.concat([theirs, ours.astype({"seeds": str})], ignore_index=True)
+    index = ["source", "task", "metric", "setting", "seeds"]
+    wide = rows.pivot_table(index=index, columns="depth", values="value", sort=False)
+    return wide[sorted(wide)].rename(columns="exit {}".format).rename_axis(columns=None).reset_index()
 
 
 def _by_setting(tables: Path) -> pd.DataFrame:
-    """Return Table 2: error at the exit of the strong clients, by setting; our fleets have four tiers."""
-    theirs = published(2).rename(columns={"value": "percent"}).assign(source=f"{REFERENCE}, Table 2", tiers="3 and best")
+    """Return Table 2: error in percent at the exit of the strong clients, by setting; our fleets have four tiers."""
+    theirs = published(2).rename(columns={"value": "percent"}).assign(source=f"{REFERENCE}, Table 2")
     main = _read(tables / "main.csv")
-    deep = main[(main["exit"] == 12) & main["arm"].isin(_SETTINGS)].rename(columns={"error": "percent"})
-    ours = deep.assign(setting=deep["arm"].map(_SETTINGS), metric="error", source=f"{OURS}, exit 12", tiers="3, 6, 9, 12")
-    columns = ["source", "task", "metric", "setting", "tiers", "percent", "low", "high", "seeds"]
+    ours = main[(main["exit"] == 12) & main["arm"].isin(_SETTINGS)].rename(columns={"error": "percent"})
+    ours = ours.assign(setting=ours["arm"].map(_SETTINGS), metric="error", source=f"{OURS}, exit 12")
     rows = pd.concat([theirs, ours], ignore_index=True)
+    tiers = {True: "3, 6, 9, 12", False: "3 and the best depth"}
+    rows["tiers"] = rows["source"].str.startswith(OURS).map(tiers)
+    rows.loc[rows["setting"] == "homogeneous", "tiers"] = "one"
+    columns = ["source", "task", "metric", "setting", "tiers", "percent", "low", "high", "seeds"]
     return rows[columns].astype({"seeds": "Int64"})
 
 
 def _memory(tables: Path) -> pd.DataFrame:
-    """Return Table 3: memory by depth in MiB, and the saving of depth 3 in percent; ours by the memory model."""
-    theirs = published(3).rename(columns={"memory_mb": "MiB"}).assign(source=f"{REFERENCE}, Table 3", what="as published")
+    """Return Table 3: memory by depth, and what depth 3 saves in percent; ours by the memory model."""
+    theirs = published(3).assign(source=f"{REFERENCE}, Table 3", what="MB as published")
     held = _read(tables / "memory.csv")
-    held = held[held["geometry"] == held["geometry"].iloc[0]]
-    ours = [
-        held.assign(source=f"{OURS}, model", what=kind, MiB=held[kind], task=_clips(held)) for kind in ("forward", "training")
-    ]
+    held = held[held["geometry"] == held["geometry"].iloc[0]].assign(source=f"{OURS}, memory model", task=_clips)
+    ours = [held.assign(what=f"MiB, {kind}", memory_mb=held[kind]) for kind in ("forward", "training")]
     rows = pd.concat([theirs, *ours], ignore_index=True)
-    wide = rows.pivot_table(index=["source", "task", "what"], columns="depth", values="MiB", sort=False)
-    wide["saved at depth 3, %"] = 100 * (1 - wide[3] / wide[12])
-    return wide.rename(columns=lambda name: f"depth {name}" if isinstance(name, int) else name).reset_index()
+    wide = rows.pivot_table(index=["source", "task", "what"], columns="depth", values="memory_mb", sort=False)
+    saved = 100 * (1 - wide[3] / wide[12])
+    wide = wide.rename(columns="depth {}".format).rename_axis(columns=None)
+    return wide.assign(**{"saved at depth 3, %": saved}).reset_index()
 
 
 def _clips(held: pd.DataFrame) -> pd.Series:

@@ -74,8 +74,8 @@ def _server(axis: Axes, clients: pd.DataFrame) -> None:
             left += share
         axis.text(1.02, layer, f"{len(members)}", va="center", fontsize=9)
     axis.text(1.02, LAYERS + 0.75, "clients\nin $S_l$", va="bottom", fontsize=9)
-    axis.text(0.5, -0.2, "share of each client in layer $l$,\n$n_i L_i$ over the sum of $n_j L_j$", ha="center", va="top",
-              fontsize=9)  # fmt: skip
+    says = "share of each client in layer $l$,\n$n_i L_i$ over the sum of $n_j L_j$"
+    axis.text(0.5, -0.2, says, ha="center", va="top", fontsize=9)
     _bare(axis, "3. The server averages layer by layer", (0, 1.2))
 
 

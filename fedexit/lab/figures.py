@@ -114,7 +114,11 @@ def error_by_cost(spent: pd.DataFrame) -> Figure:
             colour, marker, _ = EXITS[row.exit]
             axis.plot([row.macs_share] * 2, [row.low, row.high], color=colour, lw=1.5)
             axis.plot(row.macs_share, row.error, marker, color=colour, ms=9, label=f"everyone at {row.exit}")
-        axis.set(xlabel="multiply-accumulates (% of everyone at 12)", xlim=(0, 105), ylim=(0, 1.1 * groups[task]["error"].max()))
+        axis.set(
+            xlabel="multiply-accumulates (% of everyone at 12)",
+            xlim=(0, 105),
+            ylim=(0, 1.1 * groups[task]["error"].max()),
+        )
         axis.set_ylabel("error on test (%), lower is better")
     legend_below(figure, *axes.values(), columns=2)
     return figure

@@ -128,7 +128,9 @@ def margins(swept: pd.DataFrame) -> Figure:
         axes["client rounds"].plot(100 * swept["margin"], 100 * swept[name], marker=marker, ls=dash, label=label)
     axes["depth"].plot(100 * swept["margin"], swept["mean_depth"], "ko-")
     best = swept.loc[swept["trained"].idxmax()]
-    axes["client rounds"].set(ylabel="client rounds (%)", title=f"most trained at a margin of {100 * best['margin']:.0f} %")
+    axes["client rounds"].set(
+        ylabel="client rounds (%)", title=f"most trained at a margin of {100 * best['margin']:.0f} %"
+    )
     axes["depth"].set(ylabel="layers per client and round", title="depth, over all clients")
     for axis in axes.values():
         axis.axvline(100 * best["margin"], color="0.5", lw=1, ls=":")

@@ -37,7 +37,9 @@ def arms_by_exit(axis: Axes, main: pd.DataFrame) -> None:
         axis.errorbar(
             [exits.index(e) + shift for e in own["exit"]], own["error"], _reach(own), capsize=2, label=arm, **style
         )
-    axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%), lower is better")
+    axis.set(
+        xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%), lower is better"
+    )
     axis.set_ylim(0, None)
     axis.grid(axis="x", visible=False)
 
@@ -136,7 +138,9 @@ def error_by_work(axis: Axes, rows: pd.DataFrame) -> None:
         size, front = (220, 5) if way == "oracle" else (70, 4)
         look: dict[str, Any] = dict(color=colour, marker=marker, zorder=front, edgecolor="white")
         axis.scatter(points["macs"], points["error"], s=size, label=way, **look)
-    axis.set(xlabel="million MACs per clip, all included (less is cheaper)", ylabel="error on test (%), lower is better")
+    axis.set(
+        xlabel="million MACs per clip, all included (less is cheaper)", ylabel="error on test (%), lower is better"
+    )
 
 
 def similarity_by_layer(axis: Axes, similarity: pd.DataFrame) -> None:
