@@ -69,10 +69,9 @@ def items(kind: str, profile: str = "default") -> list[Item]:
         if (notebook := source.split("/")[0]) in notebooks
     ]
     for id, notebook in notebooks.items():
-        names = [
-            Path(name).stem for name in notebook.artifacts if name.startswith(f"{kind}s/") and name.endswith("csv")
-        ]
-        found += [Item(kind, f"{id}/{name}", f"{id}/{name}", notebook.title, minutes[id]) for name in names]
+        files = [Path(name) for name in notebook.artifacts if name.startswith(f"{kind}s/")]
+        names = [f"{id}/{file.stem}" for file in files if file.suffix == ".csv"]
+        found += [Item(kind, name, name, notebook.title, minutes[id]) for name in names]
     if kind == "figure":
         found.append(Item(kind, BENCH, BENCH, "Speed beside other engines (fedexit bench)", 0))
     return found

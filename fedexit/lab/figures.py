@@ -29,7 +29,7 @@ MOST_LINES = 6  # more arms than these get a panel each
 def error_by_exit(main: pd.DataFrame) -> Figure:
     """Return error by exit, a panel per task: `task, arm, exit, error, low, high, seeds`, in percent."""
     names = {f"{task} ({_seeds(rows)})": rows for task, rows in main.groupby("task", sort=False)}
-    [(title, rows), *more] = names.items()
+    rows, *more = names.values()
     exits = rows.groupby("arm", sort=False)["exit"].nunique()
     lines = [arm for arm in exits[exits > 1].index if arm != "heads only"]
     if not more and len(lines) > MOST_LINES:
@@ -114,12 +114,8 @@ def error_by_cost(spent: pd.DataFrame) -> Figure:
             colour, marker, _ = EXITS[row.exit]
             axis.plot([row.macs_share] * 2, [row.low, row.high], color=colour, lw=1.5)
             axis.plot(row.macs_share, row.error, marker, color=colour, ms=9, label=f"everyone at {row.exit}")
-        axis.set(
-            xlabel="multiply-accumulates (% of everyone at 12)",
-            xlim=(0, 105),
-            ylim=(0, 1.1 * groups[task]["error"].max()),
-        )
-        axis.set_ylabel("error on test (%), lower is better")
+        axis.set(xlabel="multiply-accumulates (% of everyone at 12)", xlim=(0, 105))
+        axis.set(ylabel="error on test (%), lower is better", ylim=(0, 1.1 * groups[task]["error"].max()))
     legend_below(figure, *axes.values(), columns=2)
     return figure
 

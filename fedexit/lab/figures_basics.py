@@ -120,9 +120,7 @@ def layer_movement(moved: pd.DataFrame) -> Figure:
         own = moved[moved["rule"] == rule]
         heights = 100 * own["relative_change"]
         axis.bar(own["layer"] + shift, heights, 0.4, color=colour, hatch=hatch, edgecolor="white", label=rule)
-    axis.set_xticks(
-        own["layer"], [f"{layer}\n({count})" for layer, count in zip(own["layer"], own["clients"], strict=True)]
-    )
+    axis.set_xticks(own["layer"], own["layer"].astype(str) + "\n(" + own["clients"].astype(str) + ")")
     axis.set(xlabel="layer (clients in $S_l$)", ylabel="relative change in one round (%)")
     axis.grid(axis="x", visible=False)
     axis.legend()

@@ -13,6 +13,8 @@ with extra("notebooks"):
     from matplotlib.axes import Axes
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+ERROR = "error on test (%), lower is better"
+
 
 def arms_by_exit(axis: Axes, main: pd.DataFrame) -> None:
     """Draw error by exit with intervals: a line for each arm of several exits, a hollow grey mark for each yardstick.
@@ -37,9 +39,7 @@ def arms_by_exit(axis: Axes, main: pd.DataFrame) -> None:
         axis.errorbar(
             [exits.index(e) + shift for e in own["exit"]], own["error"], _reach(own), capsize=2, label=arm, **style
         )
-    axis.set(
-        xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel="error on test (%), lower is better"
-    )
+    axis.set(xticks=range(len(exits)), xticklabels=exits, xlabel="exit (layer)", ylabel=ERROR)
     axis.set_ylim(0, None)
     axis.grid(axis="x", visible=False)
 
@@ -103,7 +103,7 @@ def error_by_exponent(axis: Axes, sweep: pd.DataFrame, bounds: pd.DataFrame) -> 
         axis.errorbar(x, own["error"], _reach(own), label=f"exit {exit}", **look)
     for place, row in enumerate(bounds.itertuples()):
         axis.axhline(row.error, color="0.4", lw=1, ls=(0, (1 + 3 * (place % 3), 2)), label=row.arm)
-    axis.set(xlabel="depth exponent g", ylabel="error on test (%), lower is better", xticks=sorted(set(sweep["g"])))
+    axis.set(xlabel="depth exponent g", ylabel=ERROR, xticks=sorted(set(sweep["g"])))
     axis.set_ylim(0, None)
 
 
@@ -138,9 +138,7 @@ def error_by_work(axis: Axes, rows: pd.DataFrame) -> None:
         size, front = (220, 5) if way == "oracle" else (70, 4)
         look: dict[str, Any] = dict(color=colour, marker=marker, zorder=front, edgecolor="white")
         axis.scatter(points["macs"], points["error"], s=size, label=way, **look)
-    axis.set(
-        xlabel="million MACs per clip, all included (less is cheaper)", ylabel="error on test (%), lower is better"
-    )
+    axis.set(xlabel="million MACs per clip, all included (less is cheaper)", ylabel=ERROR)
 
 
 def similarity_by_layer(axis: Axes, similarity: pd.DataFrame) -> None:
@@ -157,7 +155,7 @@ def error_by_bytes(axis: Axes, rows: pd.DataFrame) -> None:
     for row in rows.itertuples():
         colour, marker, _ = looks[row.arm]
         axis.scatter(row.megabytes, row.error, color=colour, marker=marker, s=70, label=row.arm)
-    axis.set(xscale="log", xlabel="megabytes sent by all clients", ylabel="error on test (%), lower is better")
+    axis.set(xscale="log", xlabel="megabytes sent by all clients", ylabel=ERROR)
     axis.set_ylim(0, None)
 
 
