@@ -218,7 +218,7 @@ def _publish(args: argparse.Namespace) -> None:
 
 
 def _readme(args: argparse.Namespace) -> None:
-    from fedexit.runner.readme import write_readme
+    from fedexit.lab.readme import write_readme
 
     write_readme()
 
