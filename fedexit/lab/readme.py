@@ -82,8 +82,7 @@ def _claims(results: Path) -> list[str]:
     best = first.loc[first.groupby("task")["value"].idxmin(), "depth"]
     rows = [
         (
-            f"Depth depends on the task: the deepest exit is best in {(best == 12).sum()} of {len(best)} federated rows "
-            "(Table 1).",
+            f"The best depth depends on the task: 12 is best in {(best == 12).sum()} of {len(best)} federated rows (Table 1).",
             _first(results / DEPTH / "tables" / "says.csv"),
             DEPTH,
         ),
@@ -93,7 +92,7 @@ def _claims(results: Path) -> list[str]:
             MIXED,
         ),
         (
-            f"Mixed depths come close to homogeneous training: {alone.min():+.2f} to {alone.max():+.2f} points (Table 2).",
+            f"Mixed depths come close to one depth for all: {alone.min():+.2f} to {alone.max():+.2f} points (Table 2).",
             _said(results, 12, "Eq. (1)", "everyone at 12"),
             MIXED,
         ),
