@@ -82,7 +82,7 @@ def _claims(results: Path) -> list[str]:
     best = first.loc[first.groupby("task")["value"].idxmin(), "depth"]
     rows = [
         (
-            f"The best depth depends on the task: 12 is best in {(best == 12).sum()} of {len(best)} federated rows (Table 1).",
+            f"The best depth depends on the task: it is 12 in {(best == 12).sum()} of {len(best)} rows (Table 1).",
             _first(results / DEPTH / "tables" / "says.csv"),
             DEPTH,
         ),
