@@ -1,5 +1,7 @@
 """Draw the method in one picture: the backbone and its exits, a round of clients, and the average of Eq. (1)."""
 
+from typing import Any
+
 import pandas as pd
 
 from fedexit.lab.looks import EXITS
@@ -85,7 +87,7 @@ def _box(
     """Draw a rounded box at the height of a layer."""
     shape = FancyBboxPatch((left, layer - 0.4), width, 0.8, "round,pad=0,rounding_size=0.1", fc=colour, ec=edge)
     axis.add_patch(shape)
-    look = dict(ha="center", va="center", fontsize=9)
+    look: dict[str, Any] = dict(ha="center", va="center", fontsize=9)
     axis.text(left + width / 2, layer, text, color="white" if dark else "black", **look)
 
 

@@ -61,17 +61,23 @@ def items(kind: str, profile: str = "default") -> list[Item]:
     Raises:
         FedexitError: there is no such profile, or nbs_ci.yml has a fault.
     """
-    notebooks = {notebook.id: notebook for notebook in select(load_manifest(project_root()), profile, [])}
-    minutes = {id: notebook.profiles[profile].minutes for id, notebook in notebooks.items()}
+    notebooks = select(load_manifest(project_root()), profile, [])
+    minutes = {notebook.id: notebook.profiles[profile].minutes for notebook in notebooks}
     found = [
-        Item(kind, number, source, f"{kind.capitalize()} {number} of the paper: our counterpart", minutes[notebook])
+        Item(
+            kind,
+            number,
+            source,
+            f"{kind.capitalize()} {number} of the paper: our counterpart",
+            minutes[source.split("/")[0]],
+        )
         for number, source in (TABLES if kind == "table" else FIGURES).items()
-        if (notebook := source.split("/")[0]) in notebooks
+        if source.split("/")[0] in minutes
     ]
-    for id, notebook in notebooks.items():
+    for notebook in notebooks:
         files = [Path(name) for name in notebook.artifacts if name.startswith(f"{kind}s/")]
-        names = [f"{id}/{file.stem}" for file in files if file.suffix == ".csv"]
-        found += [Item(kind, name, name, notebook.title, minutes[id]) for name in names]
+        names = [f"{notebook.id}/{file.stem}" for file in files if file.suffix == ".csv"]
+        found += [Item(kind, name, name, notebook.title, minutes[notebook.id]) for name in names]
     if kind == "figure":
         found.append(Item(kind, BENCH, BENCH, "Speed beside other engines (fedexit bench)", 0))
     return found

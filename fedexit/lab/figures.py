@@ -4,6 +4,8 @@ A notebook and `fedexit figure` call the same function, so that a figure can be 
 functions of a notebook's figures have the names of the figures.
 """
 
+from typing import Any
+
 import pandas as pd
 
 from fedexit.lab.looks import EXITS, METHODS, legend_below, looks_of, panels
@@ -190,7 +192,7 @@ def table1(table: pd.DataFrame) -> Figure:
             own = groups[task][groups[task]["setting"] == setting].sort_values("depth")
             for source, face in (("ours", colour), ("paper", "white")):
                 points = own.dropna(subset=source)
-                look = dict(color=colour, marker=marker, mfc=face, ls=dash if source == "ours" else "")
+                look: dict[str, Any] = dict(color=colour, marker=marker, mfc=face, ls=dash if source == "ours" else "")
                 axis.plot(points["depth"], points[source], label=f"{setting}, {source}", **look)
         metric = groups[task]["metric"].iloc[0]
         axis.set(xticks=sorted(set(groups[task]["depth"])), xlabel="exit (layer)", ylabel=f"{metric} (%)")
@@ -208,7 +210,7 @@ def engine(data: pd.DataFrame) -> Figure:
     data = data.assign(label=data["engine"] + ", " + data["kind"].map(clients) + once)
     figure, axes = panels(["speed of a round"], width=8, height=1.4 + 0.4 * data["label"].nunique())
     axis = axes["speed of a round"]
-    marks = dict(hue="processes", style="processes", palette="colorblind", s=70, alpha=0.8)
+    marks: dict[str, Any] = dict(hue="processes", style="processes", palette="colorblind", s=70, alpha=0.8)
     sns.scatterplot(data, x="ratio", y="label", ax=axis, **marks)
     axis.axvline(1, color="black", ls="--", lw=1)
     says = "seconds of a round, as a multiple of the bare loop's\n(all at exit 12, as many processes; less is faster)"

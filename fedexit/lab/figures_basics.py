@@ -1,5 +1,7 @@
 """Draw the figures of notebooks 00 to 05, each from the rows of its CSV file alone."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +12,7 @@ with extra("notebooks"):
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.colors import LogNorm, PowerNorm
+    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -40,6 +43,7 @@ def sizes(rows: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(6.4, 3.8))
     sns.barplot(rows, x="depth", y="excess", hue="preset", palette="colorblind", edgecolor="white", ax=axis)
     for bars in axis.containers:
+        assert isinstance(bars, BarContainer)
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     axis.set(xlabel="depth (layers held)", ylabel="share of the full backbone,\npoints above depth / 12")
     axis.legend(title="preset")
@@ -50,7 +54,9 @@ def sizes(rows: pd.DataFrame) -> Figure:
 def shares(table: pd.DataFrame) -> Figure:
     """Return the share of each tier in each layer, by rule: `federation, rule, layer, tier, share`."""
     figure, axes = plt.subplots(2, 6, sharex=True, sharey=True, figsize=(13, 5))
-    look = dict(multiple="stack", discrete=True, hue_order=list(HOLDERS), palette=HOLDERS, edgecolor="0.4", alpha=1)
+    look: dict[str, Any] = dict(
+        multiple="stack", discrete=True, hue_order=list(HOLDERS), palette=HOLDERS, edgecolor="0.4", alpha=1
+    )
     parts = table.groupby(["federation", "rule"], sort=False)
     for axis, ((federation, rule), part) in zip(axes.flat, parts, strict=True):
         last = axis is axes[0, -1]
@@ -76,7 +82,7 @@ def spectrogram(grid: pd.DataFrame) -> Figure:
     """Return the spectrogram of a clip: `hertz`, and a column of dB per time, named `0.016 s`."""
     times = [float(name.removesuffix(" s")) for name in grid.columns[1:]]
     figure, axis = plt.subplots(figsize=(8, 3.5))
-    look = dict(cmap="Greys", shading="nearest", vmin=-80, vmax=0, rasterized=True)
+    look: dict[str, Any] = dict(cmap="Greys", shading="nearest", vmin=-80, vmax=0, rasterized=True)
     image = axis.pcolormesh(times, grid["hertz"], grid.iloc[:, 1:], **look)
     figure.colorbar(image, label="dB relative to the peak")
     axis.set(xlabel="time (s)", ylabel="frequency (Hz)")
@@ -103,7 +109,7 @@ def client_labels(held: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(11, 9), sharey=True)
     for axis, (how, part) in zip(axes, held.groupby("partition"), strict=True):
         matrix = part.pivot(index="client", columns="label", values="share").fillna(0)
-        look = dict(cmap="Greys", norm=PowerNorm(0.5, 0, 1), xticklabels=1, yticklabels=1, cbar=False)
+        look: dict[str, Any] = dict(cmap="Greys", norm=PowerNorm(0.5, 0, 1), xticklabels=1, yticklabels=1, cbar=False)
         sns.heatmap(matrix, ax=axis, **look)
         axis.set(title=f"partition {how}", xlabel="voice", ylabel="")
         axis.tick_params(labelsize=8)
@@ -198,7 +204,9 @@ def kinship(plotted: pd.DataFrame) -> Figure:
         matrix = plotted[plotted["model"] == model].pivot(index="one", columns="other", values="cka")
         unlike = np.clip(1 - matrix, 1e-4, 1)
         last = model == plotted["model"].iloc[-1]
-        look = dict(norm=LogNorm(1e-4, 1), cmap="cividis", square=True, cbar=last, cbar_kws={"label": "1 - CKA (log)"})
+        look: dict[str, Any] = dict(
+            norm=LogNorm(1e-4, 1), cmap="cividis", square=True, cbar=last, cbar_kws={"label": "1 - CKA (log)"}
+        )
         sns.heatmap(unlike, ax=axis, **look)
         axis.set(xlabel="layer", ylabel="layer")
     return figure

@@ -1,5 +1,7 @@
 """Draw the figures on cost and devices (notebooks 12, 17 and 19), each from the rows of its CSV file alone."""
 
+from typing import Any
+
 import pandas as pd
 
 from fedexit.lab.looks import EXITS, legend_below, looks_of, panels
@@ -146,7 +148,7 @@ def error_by_latency(rows: pd.DataFrame) -> Figure:
     for exit, own in rows[rows["exit"] > 0].groupby("exit"):
         axis.plot(own["median_ms"], own["error"], color=EXITS[exit][0], lw=0.8, zorder=1, label=f"exit {exit}")
         for row in own.itertuples():
-            look = dict(color=EXITS[exit][0], marker=markers[row.form], alpha=0.8)
+            look: dict[str, Any] = dict(color=EXITS[exit][0], marker=markers[row.form], alpha=0.8)
             axis.scatter(row.median_ms, row.error, 25 * row.megabytes, **look)
     for form, marker in markers.items():
         axis.scatter([], [], 60, color="0.5", marker=marker, label=form)

@@ -5,6 +5,7 @@ apart by colour-blind readers, and a mark, dash or hatch repeats what a colour s
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fedexit.support.extras import extra
 
@@ -85,12 +86,12 @@ def looks_of(arms: Iterable[str]) -> dict[str, Look]:
 
 def legend_below(figure: Figure, *axes: Axes, columns: int | None = None) -> None:
     """Put one legend of all `axes` below the figure, each label once, in one row or in `columns`."""
-    found = {}
+    found: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    place = dict(loc="outside lower center", ncols=columns or len(found), fontsize="small")
-    figure.legend(found.values(), found.keys(), **place)
+    place: dict[str, Any] = dict(loc="outside lower center", ncols=columns or len(found), fontsize="small")
+    figure.legend(list(found.values()), list(found), **place)
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
