@@ -203,3 +203,9 @@ def test_differences_are_named():
         "torch 2.9 -> 2.14",
     ]
     assert key_of(old) != key_of(new) and key_of(old) == key_of(json.loads(json.dumps(old)))
+
+
+def test_many_changed_modules_are_counted_and_some_are_named():
+    empty = {section: {} for section in PHRASES}
+    old, new = (empty | {"modules": dict.fromkeys("edcba", value)} for value in (1, 2))
+    assert differences(old, new) == ["5 modules changed, a, b, c among them"]

@@ -84,6 +84,25 @@ def test_first_cell_is_the_contract(path):
 
 
 @each_notebook
+def test_second_cell_is_what_was_found_and_the_last_a_recap_with_links(path):
+    cells = read(path).cells
+    assert [cell.metadata.get("tags") for cell in cells if "What we found" in cell.source] == [["found"]]
+    assert cells[1].source.startswith("## What we found") and cells[-1].source.startswith("## Recap")
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert "**Before:**" in cells[-1].source and "**Next:**" in cells[-1].source
+    linked = re.findall(r"\]\(([^)#:]+)\)", prose)
+    assert linked and not [name for name in linked if not (path.parent / name).exists()]
+
+
+@each_notebook
+def test_prose_cells_are_short(path):
+    """Tables do not count, nor does the cell that is written from a table."""
+    own = [cell for cell in read(path).cells if cell.cell_type == "markdown" and "tags" not in cell.metadata]
+    texts = ["\n".join(line for line in cell.source.splitlines() if not line.startswith("|")) for cell in own]
+    assert not [text for text in texts if len(text.split()) > 120]
+
+
+@each_notebook
 def test_parameters_are_those_of_the_manifest(path):
     known = parameters(path)
     assert "profile" in known

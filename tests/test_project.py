@@ -370,7 +370,7 @@ def test_readme_table(tmp_path):
 def test_the_readme_command_writes_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDEXIT_ROOT", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
+    (tmp_path / "notebooks" / "01_a.ipynb").write_text('{"cells": []}')
     entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"default": {"minutes": 1, "limit": 2}}}
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
     (tmp_path / "results").mkdir()
@@ -380,6 +380,7 @@ def test_the_readme_command_writes_the_tables(tmp_path, monkeypatch, capsys):
     written = (tmp_path / "results" / "README.md").read_text()
     assert written == readme.render_results(UNWRITTEN_TABLE, tmp_path) != UNWRITTEN_TABLE
     assert (tmp_path / "README.md").read_text() == readme.render(UNWRITTEN, tmp_path) != UNWRITTEN
+    assert "has not been run" in (tmp_path / "notebooks" / "01_a.ipynb").read_text()
     (tmp_path / "README.md").write_text("no markers")
     assert cli.main(["readme"]) == 2 and "README.md lacks <!-- findings:begin -->" in capsys.readouterr().err
 

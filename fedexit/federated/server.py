@@ -73,7 +73,7 @@ class FedAdam:
 
         A weight that no client trained (its average is the same tensor object) keeps its value and its moments.
         """
-        stepped = dict(averages)
+        new = dict(averages)
         for name, old in weights.items():
             if averages[name] is old:
                 continue
@@ -81,5 +81,5 @@ class FedAdam:
             first = (1 - self.beta1) * change + self.beta1 * moments.get(f"first:{name}", 0.0)
             second = (1 - self.beta2) * change.square() + self.beta2 * moments.get(f"second:{name}", 0.0)
             moments |= {f"first:{name}": first, f"second:{name}": second}
-            stepped[name] = old + self.learning_rate * first / (second.sqrt() + self.tau)
-        return stepped
+            new[name] = old + self.learning_rate * first / (second.sqrt() + self.tau)
+        return new

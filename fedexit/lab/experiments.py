@@ -140,7 +140,7 @@ class Schedule:
 
 SCHEDULES = {
     "keyword": Schedule(0.12, bfloat16=True, dev_clips=1000),
-    "digit": Schedule(0.2),
+    "digit": Schedule(0.2, 20),
     "voice": Schedule(0.06, 60),
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedexit.lab.found import write_found
 from fedexit.lab.paper import published
 from fedexit.runner.manifest import Notebook, load_manifest
 from fedexit.support.errors import FedexitError
@@ -206,7 +207,7 @@ def _headline(table: Path) -> str:
 
 
 def write_readme() -> None:
-    """Write what the project's README.md and results/README.md say of the results again.
+    """Write again what README.md, results/README.md and the notebooks (`fedexit.lab.found`) say of the results.
 
     Raises:
         FedexitError: a marker is missing or nbs_ci.yml has a fault.
@@ -214,3 +215,4 @@ def write_readme() -> None:
     root = project_root()
     for path, write in ((root / "README.md", render), (root / "results" / "README.md", render_results)):
         write_text(path, write(path.read_text(encoding="utf-8"), root))
+    write_found(root)

@@ -73,6 +73,7 @@ PHRASES = {
     "data": "corpus {key} changed",
     "versions": "{key} {old} -> {new}",
 }
+NAMED = 3  # modules that are named one by one; more are counted
 
 
 def components(notebook: Notebook, profile: str, parameters: dict, results: Path) -> dict[str, dict]:
@@ -107,10 +108,16 @@ def differences(old: dict[str, dict], new: dict[str, dict]) -> list[str]:
     phrases = []
     for section, phrase in PHRASES.items():
         before, after = old.get(section, {}), new[section]
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key) or (key in before) != (key in after):
-                values = {"old": before.get(key, "none"), "new": after.get(key, "none")}
-                phrases.append(phrase.format(key=key, **values))
+        keys = [
+            key
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key) or (key in before) != (key in after)
+        ]
+        if section == "modules" and len(keys) > NAMED:
+            phrases.append(f"{len(keys)} modules changed, {', '.join(keys[:NAMED])} among them")
+            continue
+        values = {key: {"old": before.get(key, "none"), "new": after.get(key, "none")} for key in keys}
+        phrases += [phrase.format(key=key, **values[key]) for key in keys]
     return phrases
 
 
