@@ -15,7 +15,7 @@ from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SHORT = {"00_start_here", "90_figures_and_tables"}  # a map and a gallery need fewer cells
+SHORT = {"00_start_here", "22_audit", "90_figures_and_tables"}  # a map, an audit and a gallery need fewer cells
 FORBIDDEN = {
     "pip": r"\bpip install\b|^\s*[%!]\s*pip\b",
     "sys.path": r"\bsys\.path\b",
