@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from fedexit.data_commands import add_data_commands
+from fedexit.figure_commands import add_figure_commands
 from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
     add_model_commands(commands, _command)
+    add_figure_commands(commands, _command)
     _add_bench_command(commands)
     add_data_commands(commands, _command)
     _add_cells_commands(commands)
@@ -216,7 +218,7 @@ def _publish(args: argparse.Namespace) -> None:
 
 
 def _readme(args: argparse.Namespace) -> None:
-    from fedexit.runner.readme import write_readme
+    from fedexit.lab.readme import write_readme
 
     write_readme()
 

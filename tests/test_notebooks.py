@@ -15,7 +15,7 @@ from fedexit.support.errors import FedexitError
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SHORT = {"00_start_here", "90_figures_and_tables"}  # a map and a gallery need fewer cells
+SHORT = {"00_start_here", "22_audit", "90_figures_and_tables"}  # a map, an audit and a gallery need fewer cells
 FORBIDDEN = {
     "pip": r"\bpip install\b|^\s*[%!]\s*pip\b",
     "sys.path": r"\bsys\.path\b",
@@ -81,6 +81,25 @@ def test_first_cell_is_the_contract(path):
     missing = [word for word in ("reads", "writes", "smoke|every profile", "minute|second", "in the paper")
                if not re.search(word, first.source, re.I)]  # fmt: skip
     assert missing == []
+
+
+@each_notebook
+def test_second_cell_is_what_was_found_and_the_last_a_recap_with_links(path):
+    cells = read(path).cells
+    assert [cell.metadata.get("tags") for cell in cells if "What we found" in cell.source] == [["found"]]
+    assert cells[1].source.startswith("## What we found") and cells[-1].source.startswith("## Recap")
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert "**Before:**" in cells[-1].source and "**Next:**" in cells[-1].source
+    linked = re.findall(r"\]\(([^)#:]+)\)", prose)
+    assert linked and not [name for name in linked if not (path.parent / name).exists()]
+
+
+@each_notebook
+def test_prose_cells_are_short(path):
+    """Tables do not count, nor does the cell that is written from a table."""
+    own = [cell for cell in read(path).cells if cell.cell_type == "markdown" and "tags" not in cell.metadata]
+    texts = ["\n".join(line for line in cell.source.splitlines() if not line.startswith("|")) for cell in own]
+    assert not [text for text in texts if len(text.split()) > 120]
 
 
 @each_notebook

@@ -24,7 +24,7 @@ from setuptools import find_packages
 import fedexit
 from fedexit import cli
 from fedexit.data.places import corpus_checksum
-from fedexit.runner import readme
+from fedexit.lab import readme
 from fedexit.runner.fingerprint import VERSIONS
 from fedexit.runner.manifest import load_manifest, select
 from fedexit.runner.provenance import NOT_HERE, state_of
@@ -279,10 +279,13 @@ def test_readme_example_learns_on_own_recordings_and_predicts_a_file(tmp_path, m
     assert {"low", "high"} & {*capsys.readouterr().out.splitlines()[-1].split()}, "it does not end with a prediction"
 
 
-TABLE, CHOICE, SPEED = (
-    [f"<!-- {name}:{end} -->" for end in ("begin", "end")] for name in ("table", "recommendation", "speed")
+CHOICE, SPEED, FOUND, SAID, LASTS = (
+    [f"<!-- {name}:{end} -->" for end in ("begin", "end")]
+    for name in ("recommendation", "speed", "findings", "claims", "minutes")
 )
-UNWRITTEN = "above\n" + "".join(f"{begin}\nold\n{end}\n" for begin, end in (TABLE, CHOICE, SPEED)) + "end"
+TABLE = [f"<!-- table:{end} -->" for end in ("begin", "end")]
+UNWRITTEN = "above\n" + "".join(f"{begin}\nold\n{end}\n" for begin, end in (FOUND, SAID, LASTS, CHOICE, SPEED)) + "end"
+UNWRITTEN_TABLE = f"above\n{TABLE[0]}\nold\n{TABLE[1]}\nend"
 
 
 def test_readme_tables_are_those_of_the_committed_results():
@@ -295,6 +298,8 @@ def test_readme_tables_are_those_of_the_committed_results():
     if changed:
         pytest.skip(f"results differ from the committed ones: {changed.split()[1]} ...")
     assert readme.render(README, ROOT) == README, "run: fedexit readme"
+    table = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert readme.render_results(table, ROOT) == table, "run: fedexit readme"
 
 
 def test_every_published_result_is_of_the_present_code():
@@ -342,13 +347,14 @@ def test_readme_table(tmp_path):
     wrong = [row.replace("fedexit", "other").replace("True", "False") for row in rows]
     (tables / "engine.csv").write_text("\n".join([head, *rows, *wrong]))
     written = readme.render(UNWRITTEN, tmp_path)
-    chosen, below = written.index(CHOICE[0]), written.index(SPEED[0])
-    first, second = written[:chosen].splitlines()[-3:-1]
-    links = "[y](results/01_a/figures/y.png) | [1](results/01_a/tables)"
+    below = written.index(SPEED[0])
+    table = readme.render_results(UNWRITTEN_TABLE, tmp_path)
+    first, second = table.splitlines()[-4:-2]
+    links = "[y](01_a/figures/y.png) | [1](01_a/tables)"
     ended = "`fedexit run 01_a` | about 3 | **Two** of 3, clearly. |"
-    assert first == f"| [01_a](notebooks/01_a.ipynb): t | {links} | {ended}"
-    assert second == "| [02_b](notebooks/02_b.ipynb): t | y | 1 | `fedexit run 02_b` | about 3 |  |"
-    assert "results/full" not in written
+    assert first == f"| [01_a](../notebooks/01_a.ipynb): t | {links} | {ended}"
+    assert second == "| [02_b](../notebooks/02_b.ipynb): t | y | 1 | `fedexit run 02_b` | about 3 |  |"
+    assert "full" not in table
     assert written[below:].splitlines()[-3] == "| fedexit | full | 1 | 4 | 1.04 | 1.05 | 6 |"
     assert (
         written.startswith("above\n")
@@ -358,20 +364,25 @@ def test_readme_table(tmp_path):
     )
     assert readme.render(written, tmp_path) == written
     (done.parents[1] / "01_a" / "tables" / "x.csv").unlink()  # run before the notebook had that table
-    assert "`fedexit run 01_a` | about 3 |  |" in readme.render(written, tmp_path)
+    assert "`fedexit run 01_a` | about 3 |  |" in readme.render_results(table, tmp_path)
 
 
 def test_the_readme_command_writes_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDEXIT_ROOT", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
+    (tmp_path / "notebooks" / "01_a.ipynb").write_text('{"cells": []}')
     entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"default": {"minutes": 1, "limit": 2}}}
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
+    (tmp_path / "results").mkdir()
     (tmp_path / "README.md").write_text(UNWRITTEN)
+    (tmp_path / "results" / "README.md").write_text(UNWRITTEN_TABLE)
     assert cli.main(["readme"]) == 0
+    written = (tmp_path / "results" / "README.md").read_text()
+    assert written == readme.render_results(UNWRITTEN_TABLE, tmp_path) != UNWRITTEN_TABLE
     assert (tmp_path / "README.md").read_text() == readme.render(UNWRITTEN, tmp_path) != UNWRITTEN
+    assert "has not been run" in (tmp_path / "notebooks" / "01_a.ipynb").read_text()
     (tmp_path / "README.md").write_text("no markers")
-    assert cli.main(["readme"]) == 2 and "README.md lacks <!-- table:begin -->" in capsys.readouterr().err
+    assert cli.main(["readme"]) == 2 and "README.md lacks <!-- findings:begin -->" in capsys.readouterr().err
 
 
 def test_readme_recommends_the_arm_that_is_best_on_dev(tmp_path):
@@ -401,4 +412,24 @@ def test_readme_recommends_the_arm_that_is_best_on_dev(tmp_path):
 
 def test_readme_table_needs_its_markers(tmp_path):
     with pytest.raises(FedexitError, match=r"README\.md lacks <!-- table:begin -->"):
-        readme.render(" ".join(reversed(TABLE)), tmp_path)
+        readme.render_results(" ".join(reversed(TABLE)), tmp_path)
+
+
+def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
+    (tmp_path / "nbs_ci.yml").write_text("notebooks: []")
+    (tmp_path / "notebooks").mkdir()
+    assert readme.render(UNWRITTEN, tmp_path).count(readme.NOT_YET) == 7
+    tables = tmp_path / "results" / "11_heterogeneous_depth" / "tables"
+    tables.mkdir(parents=True)
+    said = "*voice*, at exit 3: **Eq. (1)** makes 2.5 points {} errors than **{}** (x)."
+    rows = [said.format("more", other) for other in ("masked", "everyone at 3")]
+    pd.DataFrame({"says": rows}).to_csv(tables / "says.csv", index=False)
+    (savings := tmp_path / "results" / "12_cost_of_depth" / "tables").mkdir(parents=True)
+    head = "source,of,saved\n"
+    lines = ['"forward, model",a,0.1', '"forward, model",b,0.2', '"training, model",a,0.5', '"training, model",b,0.6']
+    (savings / "savings.csv").write_text(head + "\n".join(lines))
+    written = readme.render(UNWRITTEN, tmp_path).splitlines()
+    assert f"1. *What do weak devices lose in a mixed fleet?* {rows[1]}" in written
+    claims = [line for line in written if line.startswith("| ")]
+    assert "by 0.42 to 2.20 points" in claims[2] and "-9.47 to +2.70 points" in claims[3]  # Table 2 of the paper
+    assert "10 to 43 %" in claims[4] and "50 to 60 % of the memory of training and 10 to 20 %" in claims[4]

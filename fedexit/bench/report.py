@@ -13,13 +13,13 @@ import pandas as pd
 
 import fedexit
 from fedexit.bench.workload import Sizes, same_weights
+from fedexit.lab.figures import engine
 from fedexit.lab.looks import style
 from fedexit.support.extras import extra
 from fedexit.support.files import replacing, write_text
 
 with extra("notebooks"):
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
 _QUANTITIES = {"round": "s", "first_round": "s", "startup": "s", "startup_and_first_round": "s", "peak_memory": "MB"}
 _CELL = ["engine", "kind", "processes"]
@@ -126,26 +126,13 @@ def _summary(long: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
 
 
 def _engine_figure(path: Path, data: pd.DataFrame) -> None:
-    """Draw a mark per repetition: the time of a round as a multiple of the bare loop's."""
+    """Draw the time of a round as a multiple of the bare loop's, and write its data."""
     style()
-    clients = {"full": "all clients at exit 12", "mixed": "exits 3 and 9"}
-    data = data.assign(label=data["engine"] + ", " + data["kind"].map(clients))
-    data["label"] += ((data["engine"] == "fedexit") & (data["kind"] == "mixed")).map(
-        {True: ", convolved once", False: ""}
-    )
-    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.4 * data["label"].nunique()))
-    marks = dict(hue="processes", style="processes", palette="colorblind", s=70, alpha=0.8)
-    sns.scatterplot(data, x="ratio", y="label", ax=axis, **marks)
-    axis.axvline(1, color="black", ls="--", lw=1)
-    axis.set(
-        xlabel="seconds of a round, as a multiple of the bare loop's\n(all at exit 12, as many processes)", ylabel=""
-    )
-    axis.set_xlim(left=0)
-    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
+    figure = engine(data)
     with replacing(path) as part:
         figure.savefig(part, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
-    _write(path.with_suffix(".csv"), data.drop(columns="label"))
+    _write(path.with_suffix(".csv"), data)
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -1,6 +1,11 @@
-"""Set the colours, dashes and layout that all figures share."""
+"""Set the colours, marks, dashes and layout that all figures share.
 
-from collections.abc import Sequence
+There are separate palettes for methods, exits, verdicts, ways to choose an exit, and policies. All colours can be told
+apart by colour-blind readers, and a mark, dash or hatch repeats what a colour says, so that grey prints stay readable.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fedexit.support.extras import extra
 
@@ -10,33 +15,47 @@ with extra("notebooks"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A method looks the same in every figure.
-METHODS = {
-    "homogeneous": ("#555555", "s", "homogeneous (all clients at this depth)"),
-    "exclusive": ("#E69F00", "P", "exclusive (deepest tier alone)"),
-    "stale": ("#D55E00", "v", "stale FedAvg"),
-    "stale-g1": ("#E69F00", "^", "stale, g = 1"),
-    "masked": ("#0072B2", "o", "masked (data size only)"),
-    "layerwise-g-1": ("#56B4E9", "X", "masked, g = -1"),
-    "layerwise": ("#009E73", "D", "layer-wise, Eq. (1)"),
-    "layerwise-all": ("#CC79A7", "^", "Eq. (1), all exits"),
-    "masked-all": ("#56B4E9", "P", "masked, all exits"),
-    "layerwise-mutual": ("#E69F00", "X", "Eq. (1), all exits, mutual"),
-    "layerwise-shared": ("black", "*", "Eq. (1), one shared head"),
-    "depthfl": ("#D55E00", ">", "DepthFL"),
-    "scalefl": ("black", "h", "ScaleFL"),
-    "count": ("#0072B2", "p", "masked (plain mean)"),
-    "heterofl": ("#CC79A7", "<", "HeteroFL (narrow layers)"),
+Look = tuple[str, str, str]  # colour, mark, dashes
+
+# Exits: from light (shallow) to dark (deep). An exit has the same look in every figure.
+EXITS: dict[int, Look] = {
+    3: ("#D1B541", "o", "-"),
+    4: ("#C0A94F", "P", "-"),
+    6: ("#958F78", "s", "--"),
+    9: ("#5A6375", "^", "-."),
+    12: ("#00224E", "D", ":"),
 }
-DASHES = {method: ("-", "--", "-.", ":")[place % 4] for place, method in enumerate(METHODS)}
-# Arms of an experiment in their order: colour, marker, dashes.
-ARMS = (
-    ("#D55E00", "v", ":"), ("#0072B2", "o", "--"), ("#009E73", "D", "-"), ("#CC79A7", "^", "-."), ("#E69F00", "P", "-"),
-    ("#56B4E9", "X", "--"), ("black", "s", ":"), ("#555555", "*", "-."), ("#999999", "h", "-"),
+# Methods: an arm has the same look in every figure.
+METHODS: dict[str, Look] = {
+    "stale": ("#D55E00", "v", ":"),
+    "masked": ("#0072B2", "o", "--"),
+    "Eq. (1)": ("#009E73", "D", "-"),
+    "Eq. (1), all exits": ("#CC79A7", "^", "-."),
+    "guessing": ("0.4", "", ":"),
+    "log-mel + linear": ("0.4", "", "--"),
+    "heads only": ("0.4", "P", ""),
+    "federated": ("#0072B2", "o", "--"),
+    "centralised": ("#E69F00", "s", "-"),
+    **{f"everyone at {exit}": look for exit, look in EXITS.items()},
+    **{f"central at {exit}": look for exit, look in EXITS.items()},
+}
+# Arms that occur in one notebook only, in the order in which it lists them.
+OTHERS: tuple[Look, ...] = (
+    ("#E69F00", "P", "-"), ("#56B4E9", "X", "--"), ("black", "s", ":"), ("#555555", "*", "-."), ("#882255", "h", "-"),
+    ("#117733", "<", "--"), ("#999999", ">", ":"), ("#332288", "p", "-."),
 )  # fmt: skip
-EXITS = (("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", "-."), ("black", "D", ":"))  # shallow to deep
-# Ways to choose an exit at run time: colour, marker, dashes.
-WAYS = {
+# Verdicts: colour, and whether the mark is filled. Texts are those of `fedexit.lab.inference`.
+VERDICTS = {
+    "better": ("#1B7837", True),
+    "worse": ("#762A83", True),
+    "equivalent within 1 point": ("black", True),
+    "not resolved": ("0.45", True),
+    "not admitted": ("0.45", False),
+    "demonstration": ("0.3", False),
+    "exploratory": ("0.75", False),
+}
+# Ways to choose an exit at run time.
+WAYS: dict[str, Look] = {
     "fixed": ("#555555", "s", "-"),
     "entropy": ("#0072B2", "o", "--"),
     "probability": ("#D55E00", "^", ":"),
@@ -44,13 +63,13 @@ WAYS = {
     "oracle": ("black", "*", ""),
     "dedicated": ("#CC79A7", "X", ""),
 }
-# Depth policies: colour, marker, dashes.
-POLICIES = {
+POLICIES: dict[str, Look] = {
     "static": ("#555555", "s", "-"),
     "dynamic": ("#0072B2", "o", "--"),
     "dynamic, faults": ("#D55E00", "^", ":"),
 }
 MEMORY = {"weights": "", "gradients": "//", "optimiser": "..", "activations": "xx"}  # parts of memory: hatch
+FIRST_ERRS_LESS = "← the first errs less | the first errs more →"
 
 
 def style() -> None:
@@ -59,10 +78,20 @@ def style() -> None:
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
-    """Put one legend for the whole figure below it, in one row or in `columns`."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), fontsize="small")
+def looks_of(arms: Iterable[str]) -> dict[str, Look]:
+    """Return the look of each arm: that of `METHODS`, or the next of `OTHERS`."""
+    others = iter(OTHERS * 9)
+    return {arm: METHODS.get(arm) or next(others) for arm in arms}
+
+
+def legend_below(figure: Figure, *axes: Axes, columns: int | None = None) -> None:
+    """Put one legend of all `axes` below the figure, each label once, in one row or in `columns`."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    place: dict[str, Any] = dict(loc="outside lower center", ncols=columns or len(found), fontsize="small")
+    figure.legend(list(found.values()), list(found), **place)
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
@@ -76,9 +105,3 @@ def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tup
     for name, axis in found.items():
         axis.set_title(name)
     return figure, found
-
-
-def seed_marks(axis: Axes, places: Sequence[float], values: Sequence[float], method: str) -> None:
-    """Draw a small hollow mark of the `method` for each seed."""
-    colour, marker, _ = METHODS[method]
-    axis.scatter(places, values, facecolors="none", edgecolors=colour, marker=marker, s=16, lw=0.8)

@@ -1,6 +1,6 @@
 """Prepare what the notebooks of experiments report: test rows, the admission of arms, and sentences on verdicts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -9,6 +9,7 @@ from fedexit.lab.cells import Measured
 from fedexit.lab.inference import EXPLORATORY, UNRESOLVED
 from fedexit.lab.layouts import ROWS
 from fedexit.lab.setting import GUESSING, LOG_MEL
+from fedexit.lab.wording import counted, interval
 
 
 def test_rows(measured: Measured) -> pd.DataFrame:
@@ -65,25 +66,39 @@ def admitted(against: dict[str, dict[str, list[str]]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "arm", "finding"])
 
 
-def sentences(judged: pd.DataFrame, place: str = "at exit {exit}") -> list[str]:
+def sentences(judged: pd.DataFrame, place: str = "at exit {exit}", family: Sequence[tuple] = ()) -> list[str]:
     """Return one sentence per primary comparison of `fedexit.lab.inference.judge`, in Markdown.
+
+    A sentence names the task, the exit, both arms, the number of seeds, the interval and the verdict. The interval is
+    not corrected for multiple comparisons. Where it excludes 0 and the comparison is not resolved, the sentence gives
+    the corrected p-value.
 
     Args:
         judged: the table with columns `task, exit, one, other`.
         place: how a sentence names the exit.
+        family: comparisons `(task, exit, one, other)` in the order of the sentences; without it, that of the table.
     """
-    lines = []
-    for row in judged[judged["verdict"] != EXPLORATORY].to_dict("records"):
-        text = f"*{row['task']}*, {place.format(**row)}: **{row['one']}** makes {abs(row['difference']):.1f} points "
-        text += "fewer" if row["difference"] < 0 else "more"
-        interval = f"95 % interval {row['low']:+.1f} to {row['high']:+.1f}"
-        text += f" errors than **{row['other']}** ({'one seed' if pd.isna(row['low']) else interval}): "
-        text += f"**{row['verdict']}**"
-        if row["verdict"] == UNRESOLVED:
-            needed = row["seeds_needed"]
-            text += " (more seeds would not resolve it)" if needed == float("inf") else f" ({needed:.0f} seeds would)"
-        lines.append(text + ".")
-    return lines
+    rows = judged[judged["verdict"] != EXPLORATORY].to_dict("records")
+    if family:
+        rows.sort(key=lambda row: family.index((row["task"], row["exit"], row["one"], row["other"])))
+    return [_sentence(row, place) for row in rows]
+
+
+def _sentence(row: dict, place: str) -> str:
+    compared = f"{abs(row['difference']):.1f} points {'fewer' if row['difference'] < 0 else 'more'}"
+    measured = counted(row["seeds"], "seed")
+    if row["seeds"] > 1:
+        measured += f", {interval(row['low'], row['high'])}"
+    text = f"*{row['task']}*, {place.format(**row)}: **{row['one']}** makes {compared} errors than "
+    text += f"**{row['other']}** ({measured}): **{row['verdict']}**"
+    if row["verdict"] != UNRESOLVED:
+        return f"{text}."
+    if row["low"] > 0 or row["high"] < 0:
+        text += f" after correction for several comparisons (p = {row['p_holm']:.2f})"
+    never = row["seeds_needed"] == float("inf")
+    return text + (
+        ", and more seeds would not resolve it." if never else f"; {row['seeds_needed']:.0f} seeds would do."
+    )
 
 
 def as_grid(main: pd.DataFrame) -> pd.DataFrame:

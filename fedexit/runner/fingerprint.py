@@ -36,7 +36,7 @@ NOT_COUNTED = (
     "runner.manifest",
     "runner.provenance",
     "runner.publish",
-    "runner.readme",
+    "lab.readme",
     "runner.run",
     "runner.yaml_text",
     "support.errors",

@@ -21,6 +21,8 @@ from fedexit.support.locks import sweep
 from fedexit.support.paths import PUBLISHED, project_root, results_dir, results_of, shown
 
 MEASURED = "measured again"
+# Tags of cells that are written by the runner or by `fedexit readme`, so they do not count as text of the notebook
+WRITTEN = {"injected-parameters", "found"}
 
 
 @contextmanager
@@ -103,9 +105,9 @@ def _files(folder: Path) -> set[str]:
 
 
 def _sources(executed: Path) -> list[tuple[str, str]]:
-    """Return kind and source of the cells of an executed notebook, without the cell of injected parameters."""
+    """Return kind and source of the cells of an executed notebook, without those that `WRITTEN` names."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    own = [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    own = [cell for cell in cells if not WRITTEN & {*cell["metadata"].get("tags", [])}]
     return [(cell["cell_type"], "".join(cell["source"])) for cell in own]
 
 
