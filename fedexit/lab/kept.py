@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fedexit.devices.profiles import profiles
 from fedexit.lab.cells import Measured
@@ -118,7 +119,15 @@ def is_finished(folder: Path, cell: Cell) -> bool:
     return all(file.is_file() for file in _tables(folder, cell))
 
 
-def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, origin: Origin, seconds: float) -> None:
+def write_cell(
+    folder: Path,
+    cell: Cell,
+    measured: Measured,
+    setting: Setting,
+    origin: Origin,
+    seconds: float,
+    device: str = "cpu",
+) -> None:
     """Write the index entry of a cell, then its tables; a cell is finished when its last table is there.
 
     Args:
@@ -128,6 +137,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         setting: its setting, which the entry holds in words.
         origin: the inputs from which it was made.
         seconds: wall time of the run that finished it.
+        device: where it was trained.
     """
     contents = dict(zip(_tables(folder, cell), map(_packed, measured), strict=True))
     hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
@@ -140,7 +150,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         "backbone": dict(zip(("name", "checksum"), origin.backbone, strict=True)),
         "versions": {name: fingerprint.version(name) for name in fingerprint.VERSIONS},
         "python": platform.python_version(),
-        "processor": {"model": processor(), "bfloat16": not lacks_bfloat16()},
+        "processor": {"model": processor(), "bfloat16": not lacks_bfloat16(), **gpu_name(device)},
         "seconds": round(seconds, 1),
         "weights": final_weights(measured),
         "finished": today(),
@@ -194,6 +204,13 @@ def processor() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def gpu_name(device: str) -> dict[str, str]:
+    """Return the entry `gpu` with the name of a GPU; nothing for the CPU."""
+    if device == "cpu":
+        return {}
+    return {"gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
 
 
 def _tables(folder: Path, cell: Cell) -> list[Path]:

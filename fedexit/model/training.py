@@ -1,4 +1,4 @@
-"""Parts that every training loop shares: checks, the learning-rate schedule, bfloat16."""
+"""Parts that every training loop shares: the learning-rate schedule, bfloat16, recomputed layers."""
 
 import math
 from collections.abc import Iterator
@@ -19,18 +19,22 @@ def lacks_bfloat16() -> bool:
 
 
 @contextmanager
-def for_bfloat16(backbone: Backbone, wanted: bool = True) -> Iterator[None]:
-    """Compute attention by plain products inside the block, if `wanted`; `torch.autocast` does the rest of bfloat16.
+def for_training(backbone: Backbone, bfloat16: bool, recompute: bool = False) -> Iterator[None]:
+    """Prepare `backbone` for training in `bfloat16`, which `torch.autocast` does, or with recomputed layers.
 
-    The backward pass of torch's fused CPU attention is several times slower in bfloat16 than in single precision.
+    On a CPU attention is then computed by plain products, because the backward pass of torch's fused attention is
+    several times slower there in bfloat16 than in single precision. A GPU always uses the fused one.
     """
     model, usual = backbone.model, backbone.model.config._attn_implementation
-    if wanted:
+    plain = bfloat16 and model.device.type == "cpu"
+    if plain:
         model.set_attn_implementation("eager")
+    backbone.recompute = recompute
     try:
         yield
     finally:
-        if wanted:
+        backbone.recompute = False
+        if plain:
             model.set_attn_implementation(usual)
 
 
