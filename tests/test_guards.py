@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from test_federation import TRAINING, make_clients, make_model, run, tones
 
 from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone
+from fedexit.central.fine_tuning import schedule
 from fedexit.data.text import CHARACTERS, characters
 from fedexit.federated import checks
 from fedexit.federated.aggregation import Update, make_aggregator
 from fedexit.federated.resuming import RoundState
-from fedexit.model.training import schedule
 from fedexit.support import processes
 from fedexit.support.checkpoints import append_rows, load_checkpoint, read_rows, rows_file, save_checkpoint
 from fedexit.support.sharing import pickled

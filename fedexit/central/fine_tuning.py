@@ -4,6 +4,7 @@ A client trains for an epoch or two; central training runs long enough to overfi
 weight decay, label smoothing and a learning rate that falls to zero.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +20,16 @@ from fedexit.model.costs import fewest_samples, memory
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.features import masked_features
 from fedexit.model.heads import task_loss
-from fedexit.model.training import for_training, schedule
+from fedexit.model.training import for_training
 from fedexit.support.checkpoints import MOMENTS, load_checkpoint, save_checkpoint
 from fedexit.support.checks import check_exits, whole_number
 from fedexit.support.errors import FedexitError, naming_memory
-from fedexit.support.placement import Device, check_memory, finite_losses, in_words, moved, place_of
+from fedexit.support.placement import Device, check_memory, device_for, finite_losses, in_words, moved
 from fedexit.support.progress import progress
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, check_fields
 from fedexit.support.streams import numpy_stream, seeded
+
+_WARM_UP = 0.05  # share of all updates in which a learning rate rises
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def fine_tune(
     exits, seed = check_exits(exits, model.exits, model.backbone.name), whole_number(seed, "seed")
     if recipe.crop is not None and model.targets == "text":
         raise FedexitError("a crop does not contain the whole text of its clip; train CTC heads with crop=None")
-    place = place_of(model, device)
+    place = device_for(model, device)
     _check_data(model, data, exits, recipe, place)
     model.to(place)
     optimiser = torch.optim.AdamW(
@@ -195,6 +198,14 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     optimiser.step()
     return loss.detach()
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the share of the full learning rate at update `step` (from 0) of `steps`.
+
+    The share rises linearly over the first 5 % of the updates, then falls along half a cosine. No update has rate 0.
+    """
+    return min((step + 1) / (_WARM_UP * steps), 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _save(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: dict, done: int, file: str | Path) -> None:

@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-from fedexit.central.fine_tuning import load_moments, moments_of
+from fedexit.central.fine_tuning import load_moments, moments_of, schedule
 from fedexit.central.model_card import read_stages, write_card
 from fedexit.central.pretraining import PRECISIONS, Pretraining, check_models, start_folder, start_model
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
 from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
-from fedexit.model.training import schedule
 from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, write_text

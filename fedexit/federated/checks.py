@@ -13,7 +13,7 @@ from fedexit.federated.server import FedAdam, stepped
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.checks import trial_copy, whole_number
 from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.placement import Device, check_memory, in_words, place_of
+from fedexit.support.placement import Device, check_memory, device_for, in_words
 
 
 def check_run(
@@ -95,4 +95,4 @@ def check_data(
     model.check_clips(dev, "dev")
     for (depth, size), (length, client, cached) in longest.items():
         need = client_costs(model, depth, [length] * size, training, cached, objective)["memory_training"]
-        check_memory(need, place_of(model, device), f"client {client.name}", in_words(size, length, cached), depth)
+        check_memory(need, device_for(model, device), f"client {client.name}", in_words(size, length, cached), depth)

@@ -119,17 +119,12 @@ def local_round(
     model.load_weights({**global_weights, **client.own})
     model.train()
     optimiser = make_optimiser(model, training)
-    losses: list[Tensor] = []
-    counts: list[int] = []
+    losses: list[tuple[Tensor, int]] = []
     sizes: list[int] = []
-    options, memory = (
-        for_training(model.backbone, training.bfloat16, training.recompute),
-        naming_memory(owner, training.batch_size),
-    )
-    with seeded(*stream, "dropout"), options, memory:
+    options = for_training(model.backbone, training.bfloat16, training.recompute)
+    with seeded(*stream, "dropout"), options, naming_memory(owner, training.batch_size):
         for epoch in range(training.epochs):
             losses.clear()
-            counts.clear()
             sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
             for batch in batches(client.data, training.batch_size, rng, f"{owner}, "):
@@ -137,14 +132,13 @@ def local_round(
                 if loss.device.type == "cpu":  # a GPU would wait: its losses are checked after the epoch
                     finite_losses([loss], f"{owner}'s loss")
                 _step(model, optimiser, loss, global_weights, training, objective)
-                losses.append(loss.detach())
-                counts.append(len(batch[1]))
+                losses.append((loss.detach(), len(batch[1])))
                 sizes += batch[1].tolist()
-            values = finite_losses(losses, f"{owner}'s loss")
+            values = finite_losses([loss for loss, _ in losses], f"{owner}'s loss")
     optimiser.zero_grad()
     del optimiser, loss  # its state and the gradients take three times the memory of the weights, which are copied now
     weights = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
-    mean_loss = sum(value * n for value, n in zip(values, counts, strict=True)) / sum(counts)
+    mean_loss = sum(value * n for value, (_, n) in zip(values, losses, strict=True)) / sum(n for _, n in losses)
     report = RoundReport(mean_loss, time.perf_counter() - since, sizes, cached=batch[0].dim() == 3)
     return Update(weights, examples=len(client.data), depth=client.depth), report
 

@@ -26,7 +26,7 @@ from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.metrics import all_rates, predict
 from fedexit.support.checks import listed, whole_number
 from fedexit.support.errors import FedexitError
-from fedexit.support.placement import Device, place_of
+from fedexit.support.placement import Device, device_for
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
 
@@ -139,7 +139,7 @@ def federate(
     for name, own in {"depths": depths, "on_round": on_round}.items():
         if not (own is None or callable(own)):
             raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
-    place = place_of(model, device)
+    place = device_for(model, device)
     check_data(model, clients, dev, training, way.objective, place)
     threads = whole_number(threads, "threads", 1)
     plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime, threads)

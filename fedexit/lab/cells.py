@@ -84,7 +84,8 @@ def run_cell(
     """
     check_cell(cell, setting)
     task = task_of(cell, setting)
-    warn(cell, setting, task)
+    place = find_device(device)
+    warn(cell, setting, task, place)
     used = task.rows.query("split != 'public'")  # cells do not use the server's own clips
     clips = {
         split: Clips(task.corpus, used.query("split == @split"), setting.data.max_seconds)
@@ -95,7 +96,7 @@ def run_cell(
         found = predicted_without_backbone(cell.method, {split: clips[split] for split in ("train", "dev", "test")})
         found["dev"] = found["dev"].iloc[drawn]
         return _measured(cell, task, setting, clips, found, [], pd.DataFrame(), pd.DataFrame())
-    model = start(cell, setting, task, load_backbone(setting.model.backbone)).to(find_device(device))
+    model = start(cell, setting, task, load_backbone(setting.model.backbone)).to(place)
     backbone = model.backbone  # its convolutions stay frozen; models of several widths (heterofl) have no backbone
     frozen = freezer(Clips(task.corpus, used, setting.data.max_seconds), backbone)
     parts = {split: frozen(own) for split, own in clips.items()}

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from fedexit.data.places import place_of
 from fedexit.data.tasks import TASKS
 from fedexit.data.tasks.contract import Task
@@ -17,8 +19,8 @@ from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
 from fedexit.model.backbone import Backbone, load_backbone
 from fedexit.model.heads import HEADS
 from fedexit.model.lora import with_lora
-from fedexit.model.training import lacks_bfloat16
 from fedexit.support.errors import FedexitError
+from fedexit.support.placement import lacks_bfloat16
 
 
 def check_cell(cell: Cell, setting: Setting) -> None:
@@ -111,10 +113,10 @@ def check_writable(folder: Path) -> None:
         raise FedexitError(f"cannot write to {folder} ({error.strerror}); choose a writable folder") from error
 
 
-def warn(cell: Cell, setting: Setting, task: Task) -> None:
+def warn(cell: Cell, setting: Setting, task: Task, device: torch.device) -> None:
     """Warn about training in bfloat16 on a processor without it, and about a missing library for beam search."""
     training = setting.federation.training if cell.federated else setting.study.central
-    if training.bfloat16 and lacks_bfloat16():
+    if training.bfloat16 and device.type == "cpu" and lacks_bfloat16():
         warnings.warn("this processor lacks bfloat16, so training in it is very slow; turn it off", stacklevel=2)
     if task.head == "ctc" and not beam.beam_search_available():
         warnings.warn(

@@ -57,8 +57,8 @@ def run_grids(
         workers: number of processes; it changes no result.
         published: folder of published cells, which are read and never trained (`fedexit.lab.published`); None trains
             every cell that is not in `state`.
-        device: where models are trained: `auto`, `cpu`, `cuda` or `mps`. All workers share a GPU, and its results differ
-            in their last digits. The index entry of a cell names the GPU.
+        device: where models are trained: `auto`, `cpu`, `cuda` or `mps`. All workers share a GPU. Its results differ in
+            their last digits, and the index entry of a cell names it.
 
     Raises:
         FedexitError: a grid without cells, a cell that its setting cannot run (`check_grids`), fewer than one worker, a

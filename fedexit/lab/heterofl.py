@@ -31,7 +31,7 @@ from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import head_name
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
-from fedexit.support.placement import Device, place_of
+from fedexit.support.placement import Device, device_for
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
@@ -67,7 +67,7 @@ def narrowed(model: MultiExitModel, width: float, ranked: bool = False) -> Multi
             raise FedexitError(f"width {width} of {name} {config[name]} is not a whole number above 0; take another")
         config[name] = int(config[name] * width)
     backbone = backbone_from_config(config, model.backbone.name, model.backbone.pretrained)
-    narrow = model.like(backbone, model.exits).to(place_of(model))
+    narrow = model.like(backbone, model.exits).to(device_for(model))
     places, full = places_in(model, narrow, ranked), model.state_dict()
     narrow.load_state_dict({name: full[name][place] for name, place in places.items()})
     return narrow
@@ -220,7 +220,7 @@ def federate_by_width(
     if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
         raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
-    place = place_of(model, device)
+    place = device_for(model, device)
     check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective(), place)
     model = copy.deepcopy(model).to(place)
     due = {0, rounds, *(range(0, rounds, evaluate_every) if evaluate_every else ())}

@@ -26,12 +26,12 @@ from fedexit.lab.cells import Measured
 from fedexit.lab.material import opened
 from fedexit.lab.setting import Cell, Setting
 from fedexit.model.backbone import PRESETS, load_backbone, state_hash
-from fedexit.model.training import lacks_bfloat16
 from fedexit.runner import fingerprint
 from fedexit.support.checkpoints import options_set
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, json_hash, weights_hash, write_bytes, write_text
 from fedexit.support.paths import backbone_folders, results_dir
+from fedexit.support.placement import lacks_bfloat16
 from fedexit.support.reads import note_read
 
 MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
@@ -137,7 +137,7 @@ def write_cell(
         setting: its setting, which the entry holds in words.
         origin: the inputs from which it was made.
         seconds: wall time of the run that finished it.
-        device: where it was trained.
+        device: where it was trained; the name of a GPU counts as that of the processor.
     """
     contents = dict(zip(_tables(folder, cell), map(_packed, measured), strict=True))
     hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
@@ -150,7 +150,7 @@ def write_cell(
         "backbone": dict(zip(("name", "checksum"), origin.backbone, strict=True)),
         "versions": {name: fingerprint.version(name) for name in fingerprint.VERSIONS},
         "python": platform.python_version(),
-        "processor": {"model": processor(), "bfloat16": not lacks_bfloat16(), **gpu_name(device)},
+        "processor": {"model": processor(device), "bfloat16": not lacks_bfloat16()},
         "seconds": round(seconds, 1),
         "weights": final_weights(measured),
         "finished": today(),
@@ -196,21 +196,16 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def processor() -> str:
-    """Return the model name of the processor, or its architecture if the system gives no name."""
+def processor(device: str = "cpu") -> str:
+    """Return the model name of the processor or GPU, or the processor's architecture if the system gives no name."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
-
-
-def gpu_name(device: str) -> dict[str, str]:
-    """Return the entry `gpu` with the name of a GPU; nothing for the CPU."""
-    if device == "cpu":
-        return {}
-    return {"gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
 
 
 def _tables(folder: Path, cell: Cell) -> list[Path]:

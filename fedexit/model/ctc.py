@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedexit.data.text import BLANK, CHARACTERS, frames_needed, spell
-from fedexit.model.training import lacks_bfloat16
 from fedexit.support.errors import FedexitError
+from fedexit.support.placement import lacks_bfloat16
 
 _SURE = 1e4  # logit of the blank beyond a clip's end
 

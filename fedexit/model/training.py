@@ -1,21 +1,9 @@
-"""Parts that every training loop shares: the learning-rate schedule, bfloat16, recomputed layers."""
+"""Prepare a backbone for training: attention in bfloat16, and recomputed layers."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from fedexit.model.backbone import Backbone
-
-
-def lacks_bfloat16() -> bool:
-    """Return whether the processor lacks bfloat16.
-
-    Matrix products in bfloat16 then take about fifty times as long as in single precision (AMD Zen 3, torch 2.14), and
-    an LSTM does not run at all.
-    """
-    return torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
 
 
 @contextmanager
@@ -36,14 +24,3 @@ def for_training(backbone: Backbone, bfloat16: bool, recompute: bool = False) ->
         backbone.recompute = False
         if plain:
             model.set_attn_implementation(usual)
-
-
-_WARM_UP = 0.05  # share of all updates in which a learning rate rises
-
-
-def schedule(step: int, steps: int) -> float:
-    """Return the share of the full learning rate at update `step` (from 0) of `steps`.
-
-    The share rises linearly over the first 5 % of the updates, then falls along half a cosine. No update has rate 0.
-    """
-    return min((step + 1) / (_WARM_UP * steps), 1.0) * (1 + math.cos(math.pi * step / steps)) / 2

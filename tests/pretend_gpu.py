@@ -1,0 +1,81 @@
+"""Pretend to have a GPU: tensors with values, computed by the CPU, that say they lie on another device.
+
+The other device is named `meta`, the only one that every build of torch knows. As on a real GPU, an operation that
+mixes the devices fails, except with single numbers and with indices from the CPU, and a value is read by a copy or by
+`item`, for which a GPU makes the program wait. `Pretended.waits` counts these.
+"""
+
+from collections import Counter
+from contextlib import nullcontext
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+NAME = "meta"
+_READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+
+
+class Remote(torch.Tensor):
+    """A tensor on the pretended GPU; `values` is its CPU tensor."""
+
+    @staticmethod
+    def __new__(cls, values):
+        layout = {"strides": values.stride(), "storage_offset": values.storage_offset()}
+        made = torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype, device=NAME, **layout)
+        made.values = values
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return computed(func, args, kwargs or {})
+
+    def tolist(self):  # torch has none for subclasses
+        return self.cpu().tolist()
+
+    def __repr__(self):
+        return f"Remote({tuple(self.shape)})"
+
+
+class Pretended(TorchDispatchMode):
+    """Inside the block there is a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+
+    def __enter__(self):
+        real = self.autocast = torch.autocast
+        torch.autocast = lambda kind, *options, **more: nullcontext() if kind == NAME else real(kind, *options, **more)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.autocast = self.autocast
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return computed(func, args, kwargs or {}, self.waits)
+
+
+def computed(func, args, kwargs, waits=None):
+    """Compute an operation on the CPU, and return its tensors on the device where torch would put them."""
+    name, tensors = func.overloadpacket.__name__, [x for x in tree_flatten((args, kwargs))[0] if torch.is_tensor(x)]
+    remote = any(isinstance(x, Remote) for x in tensors)
+    target = kwargs.get("device")
+    to = None if target is None else torch.device(target).type
+    local = [x for x in tensors if not isinstance(x, Remote) and x.dim() > 0]
+    indices = name.startswith(("index", "_index", "_unsafe_index"))
+    if indices:  # torch accepts indices from the CPU
+        local = [x for x in local if x is args[0]]
+    if remote and local and name not in ("copy_", "_to_copy", "set_"):
+        raise RuntimeError(f"{name} mixes devices: {[(type(x).__name__, tuple(x.shape)) for x in tensors]}")
+    if waits is not None and remote and (name in _READS or to == "cpu" or (name == "copy_" and local)):
+        waits[name] += 1
+    kwargs = {key: "cpu" if key == "device" and to == NAME else value for key, value in kwargs.items()}
+    plain = tree_map(lambda x: x.values if isinstance(x, Remote) else x, (args, kwargs))
+    found = func(*plain[0], **plain[1])
+    if func._schema.name.endswith("_") and tensors and found is not None and isinstance(args[0], torch.Tensor):
+        return args[0]
+    if to == NAME or (remote and to != "cpu" and name != "_local_scalar_dense"):
+        return tree_map(lambda x: Remote(x) if torch.is_tensor(x) and not isinstance(x, Remote) else x, found)
+    return found
