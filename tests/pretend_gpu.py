@@ -10,7 +10,6 @@ from contextlib import nullcontext
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 NAME = "meta"
 _READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
@@ -59,7 +58,13 @@ class Pretended(TorchDispatchMode):
 
 def computed(func, args, kwargs, waits=None):
     """Compute an operation on the CPU, and return its tensors on the device where torch would put them."""
-    name, tensors = func.overloadpacket.__name__, [x for x in tree_flatten((args, kwargs))[0] if torch.is_tensor(x)]
+    name, tensors = func.overloadpacket.__name__, []
+
+    def opened(tensor):
+        tensors.append(tensor)
+        return tensor.values if isinstance(tensor, Remote) else tensor
+
+    plain = mapped(list(args), opened), mapped(kwargs, opened)
     remote = any(isinstance(x, Remote) for x in tensors)
     target = kwargs.get("device")
     to = None if target is None else torch.device(target).type
@@ -71,11 +76,18 @@ def computed(func, args, kwargs, waits=None):
         raise RuntimeError(f"{name} mixes devices: {[(type(x).__name__, tuple(x.shape)) for x in tensors]}")
     if waits is not None and remote and (name in _READS or to == "cpu" or (name == "copy_" and local)):
         waits[name] += 1
-    kwargs = {key: "cpu" if key == "device" and to == NAME else value for key, value in kwargs.items()}
-    plain = tree_map(lambda x: x.values if isinstance(x, Remote) else x, (args, kwargs))
-    found = func(*plain[0], **plain[1])
+    found = func(*plain[0], **(plain[1] | ({"device": "cpu"} if to == NAME else {})))
     if func._schema.name.endswith("_") and tensors and found is not None and isinstance(args[0], torch.Tensor):
         return args[0]
     if to == NAME or (remote and to != "cpu" and name != "_local_scalar_dense"):
-        return tree_map(lambda x: Remote(x) if torch.is_tensor(x) and not isinstance(x, Remote) else x, found)
+        return mapped(found, lambda x: x if isinstance(x, Remote) else Remote(x))
     return found
+
+
+def mapped(part, function):
+    """Return `part`, a tensor or a list, tuple or dict with tensors, with `function` applied to each tensor."""
+    if isinstance(part, torch.Tensor):
+        return function(part)
+    if isinstance(part, dict):
+        return {key: mapped(value, function) for key, value in part.items()}
+    return type(part)(mapped(value, function) for value in part) if type(part) in (list, tuple) else part

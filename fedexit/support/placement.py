@@ -94,6 +94,19 @@ def _free_bytes(device: torch.device) -> float:
     return math.inf
 
 
+def check_half(precision: object) -> None:
+    """Raise FedexitError for training in float16.
+
+    Its small gradients become zero unless a scaler enlarges them. A scaler skips the first steps until it has found a
+    scale that does not overflow, and a local round has few steps. bfloat16 needs none.
+    """
+    if str(precision).removeprefix("torch.") == "float16":
+        raise FedexitError(
+            "float16 loses small gradients, and the steps of a local round are too few to find a scale for them; train "
+            "in bfloat16 (bfloat16=True, or precision=bfloat16), or convert the model: model.float()"
+        )
+
+
 def lacks_bfloat16() -> bool:
     """Return whether the processor lacks bfloat16.
 
