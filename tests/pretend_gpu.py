@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NAME = "meta"
+_LENGTHS_ON_CPU = ("_pack_padded_sequence", "_pad_packed_sequence", "_pack_padded_sequence_backward")
 _READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
 
 
@@ -72,7 +73,7 @@ def computed(func, args, kwargs, waits=None):
     indices = name.startswith(("index", "_index", "_unsafe_index"))
     if indices:  # torch accepts indices from the CPU
         local = [x for x in local if x is args[0]]
-    if remote and local and name not in ("copy_", "_to_copy", "set_"):
+    if remote and local and name not in ("copy_", "_to_copy", "set_", *_LENGTHS_ON_CPU):
         raise RuntimeError(f"{name} mixes devices: {[(type(x).__name__, tuple(x.shape)) for x in tensors]}")
     if waits is not None and remote and (name in _READS or to == "cpu" or (name == "copy_" and local)):
         waits[name] += 1

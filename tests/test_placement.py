@@ -242,7 +242,7 @@ def test_a_gpu_keeps_the_fused_attention_in_bfloat16():
 
 
 def test_float16_is_refused_with_the_reason():
-    with pytest.raises(FedexitError, match="float16 loses small gradients.*; train in bfloat16"):
+    with pytest.raises(FedexitError, match=r"float16 loses small gradients.*; train in bfloat16"):
         federate(small_model().half(), two_clients(), rounds=1)
     with pytest.raises(FedexitError, match="float16 loses small gradients"):
         Pretraining(precision="float16")

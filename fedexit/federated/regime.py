@@ -166,7 +166,7 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
             for exit in exits:
                 head = model.head_at(exit)
                 found[exit].append((head.reads(states[exit].float(), frames) - head.centre) / head.scale)
-    back = torch.tensor(order, device=device).argsort()
+    back = torch.tensor(order).argsort()
     by_exit = {exit: torch.cat(parts)[back] for exit, parts in found.items()}
     return Statistics(by_exit, torch.cat(targets)[back], lengths, clips[0][0].dim() == 2)
 
