@@ -7,13 +7,12 @@ tasks can.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import ConcatDataset
 
-from fedexit.central.fine_tuning import Recipe, fine_tune
+from fedexit.central.fine_tuning import Recipe, deciding, fine_tune
 from fedexit.central.masked_prediction import save_model
 from fedexit.central.model_card import write_ctc_card
 from fedexit.data.batches import Example, collate
@@ -75,7 +74,7 @@ def train_ctc_start(
         raise FedexitError(f"corpus {corpus} has no dev clips to measure errors on; give it more voices")
     record = {
         "start": str(start), "start_checksum": model.checksum(), "corpus": str(corpus),
-        "corpus_checksum": task.corpus.checksum, "clips": len(clips), "speeds": list(SPEEDS), **asdict(recipe),
+        "corpus_checksum": task.corpus.checksum, "clips": len(clips), "speeds": list(SPEEDS), **deciding(recipe),
     }  # fmt: skip
     checkpoint = out / "checkpoint.safetensors"
     if _is_complete(out, record, checkpoint):

@@ -123,7 +123,7 @@ def fine_tune(
     )
     done, identity = 0, {}
     if checkpoint is not None:
-        settings = {"recipe": asdict(recipe), "exits": exits, "seed": seed}
+        settings = {"recipe": deciding(recipe), "exits": exits, "seed": seed}
         identity = {**settings, "start": model.checksum(), "data": data_digest(data)}
         done = _resume(model, optimiser, identity, checkpoint)
     steps = -(-len(data) // recipe.batch_size)
@@ -147,6 +147,11 @@ def fine_tune(
         if stop:
             break
     model.eval()
+
+
+def deciding(recipe: Recipe) -> dict:
+    """Return the fields of `recipe` that decide the numbers."""
+    return {name: value for name, value in asdict(recipe).items() if name != "recompute"}
 
 
 def _check_data(
