@@ -42,7 +42,7 @@ def checked_batch(
             "is (T,): mix its channels with clip.mean(0), add the batch axis with clip[None]"
         )
     if lengths is None:  # without lengths there is nothing to check, and a GPU need not wait
-        shortest, lengths = shape[-1], torch.full((shape[0],), shape[-1])
+        shortest, lengths = shape[-1], torch.full((shape[0],), shape[-1], device="cpu")
     else:
         shortest = _shortest(lengths, shape[0], shape[-1])
     if clips.dim() == 2 and frames(shortest) < 1:
