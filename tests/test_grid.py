@@ -552,7 +552,7 @@ def test_training_in_bfloat16_warns_where_the_processor_lacks_it(capability, war
     for cell, expected in ((Cell("voice", "masked", 0), warned), (Cell("voice", "central", 0, 3), False)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            checks.warn(cell, half, task, torch.device("cpu"))
+            checks.warn(cell, half, task)
         assert ["lacks bfloat16" in str(warning.message) for warning in caught] == [True] * expected
 
 

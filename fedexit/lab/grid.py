@@ -81,7 +81,7 @@ def run_grids(
         ([cell for folder, cell in own if (folder, cell) not in found], grids[name][1]) for name, own in places.items()
     ]
     where = str(find_device(device))
-    check_grids(grid for grid, own in zip(left, places.values(), strict=True) if grid[0] or not own)
+    check_grids([grid for grid, own in zip(left, places.values(), strict=True) if grid[0] or not own], where)
     _make_cells({place: (*job, where) for place, job in jobs.items() if place not in found}, workers)
     kept = {place: read_cell(*place) for place in jobs if place not in found}
     _warn_of_unverified(found, "published", "check them with: fedexit cells check --record")

@@ -220,9 +220,9 @@ def federate_by_width(
     if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
         raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
-    place = device_for(model, device)
-    check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective(), place)
-    model = copy.deepcopy(model).to(place)
+    where = device_for(model, device)
+    check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective(), where)
+    model = copy.deepcopy(model).to(where)
     due = {0, rounds, *(range(0, rounds, evaluate_every) if evaluate_every else ())}
     with one_thread():
         models = {depth: narrowed(model, width, ranked) for depth, width in widths.items()}
