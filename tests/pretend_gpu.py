@@ -80,6 +80,8 @@ def computed(func, args, kwargs, waits=None):
     found = func(*plain[0], **(plain[1] | ({"device": "cpu"} if to == NAME else {})))
     if func._schema.name.endswith("_") and tensors and found is not None and isinstance(args[0], torch.Tensor):
         return args[0]
+    if remote and name in ("_pack_padded_sequence", "_pad_packed_sequence"):
+        return Remote(found[0]), found[1]
     if to == NAME or (remote and to != "cpu" and name != "_local_scalar_dense"):
         return mapped(found, lambda x: x if isinstance(x, Remote) else Remote(x))
     return found
