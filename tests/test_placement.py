@@ -122,6 +122,10 @@ def test_probes_read_a_backbone_on_a_gpu():
             assert found.device.type == "cpu" and torch.allclose(found, state)
 
 
+def kept_features(folder):
+    return list((folder / "data" / "cache").glob("frozen-*.f32"))
+
+
 @pytest.mark.parametrize("cell", [Cell("voice", "heterofl", 0), Cell("voice", "central", 0, 3)])
 def test_a_cell_runs_on_one_device(cell, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_DATA", str(tmp_path / "data"))
@@ -135,10 +139,10 @@ def test_a_cell_runs_on_one_device(cell, tmp_path, monkeypatch):
         StudyPart(Recipe(epochs=1, crop=None)),
     )
     here = run_cell(cell, setting, tmp_path / "here")
+    of_cpu = len(kept_features(tmp_path))
     with Pretended():
         there = run_cell(cell, setting, tmp_path / "there", device=NAME)
-    kept = {file.name for file in (tmp_path / "data" / "cache").glob("frozen-*.f32")}
-    assert len(kept) == 2  # features of a GPU never serve a CPU
+    assert len(kept_features(tmp_path)) == 2 * of_cpu > 0  # features of a GPU never serve a CPU
     about = ["exit", "split", "metric"]
     pd.testing.assert_frame_equal(there.errors[[*about, "n"]], here.errors[[*about, "n"]])
     assert np.abs(there.errors["value"] - here.errors["value"]).mean() < 0.05
@@ -182,7 +186,7 @@ def test_auto_takes_the_best_device(monkeypatch, tmp_path, capsys):
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_numbers(monkeypatch):
-    monkeypatch.setattr(placement, "_free_bytes", lambda device: 1e6 if device.type == NAME else math.inf)
+    monkeypatch.setattr(placement, "_free_bytes", lambda device: 1e3 if device.type == NAME else math.inf)
     text = r"a batch of 3 clips of 0 s needs \d+\.\d GB of memory to train exit 2, and 0\.0 GB are free; cut the clips"
     with Pretended():
         with pytest.raises(FedexitError, match="client ben: " + text):
