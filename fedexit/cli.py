@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
-    pretrain.add_argument("--device", default="cpu", help="where to train: cpu, cuda or mps (default: %(default)s)")
+    pretrain.add_argument("--device", default="cpu", help="where to train: auto, cpu, cuda or mps (%(default)s)")
     pretrain.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that compute a teacher's layers (%(default)s)"
     )
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     ctc.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
+    ctc.add_argument("--device", default="cpu", help="where to train: auto, cpu, cuda or mps (%(default)s)")
     add_model_commands(commands, _command)
     add_figure_commands(commands, _command)
     _add_bench_command(commands)
@@ -235,7 +236,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _ctc(args: argparse.Namespace) -> None:
     from fedexit.central.ctc_start import train_ctc_start
 
-    train_ctc_start(args.out, args.start, args.corpus, dict(map(_parameter, args.settings)))
+    train_ctc_start(args.out, args.start, args.corpus, dict(map(_parameter, args.settings)), args.device)
     print(f"{args.out}: done; its README.md has its error rates")
 
 

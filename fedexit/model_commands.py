@@ -14,6 +14,7 @@ def add_model_commands(commands: argparse._SubParsersAction, command: Callable) 
     predict.add_argument("--exit", type=int, metavar="N", help="the exit that answers (default: the deepest)")
     predict.add_argument("--rule", metavar="NAME", help="stop early by entropy, probability or agreement")
     predict.add_argument("--threshold", type=float, metavar="X", help="the confidence at which a clip stops (--rule)")
+    predict.add_argument("--device", default="cpu", help="where to compute: auto, cpu, cuda or mps (%(default)s)")
     text = "write a model, cut at one exit, to a file that other programs run, and check it"
     export = command(commands, "export", _export, text, "fedexit export my_model --exit 3 --to onnx --int8")
     export.add_argument("model", metavar="MODEL", help="folder of save_pretrained, or hub id")
@@ -25,8 +26,10 @@ def add_model_commands(commands: argparse._SubParsersAction, command: Callable) 
 
 def _predict(args: argparse.Namespace) -> None:
     from fedexit.model.exits import MultiExitModel
+    from fedexit.support.placement import find_device
 
-    table = MultiExitModel.from_pretrained(args.model).predict(args.files, args.exit, args.rule, args.threshold)
+    model = MultiExitModel.from_pretrained(args.model).to(find_device(args.device))
+    table = model.predict(args.files, args.exit, args.rule, args.threshold)
     print(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"), end="")
 
 

@@ -67,7 +67,7 @@ def resume(interrupted, folder, clips, exits=(3,), recipe=RECIPE, seed=0, start=
 def test_a_resumed_run_ends_with_bit_identical_weights(clips, interrupted, tmp_path, monkeypatch):
     whole, steps, step = model(), [], fine_tuning._step
     fine_tune(whole, clips, [3], RECIPE)
-    monkeypatch.setattr(fine_tuning, "_step", lambda *arguments: steps.append(step(*arguments)))
+    monkeypatch.setattr(fine_tuning, "_step", lambda *arguments: steps.append(step(*arguments)) or steps[-1])
     parts = resume(interrupted, tmp_path, clips)
     assert len(steps) == 2  # of the one epoch that was left
     assert whole.checksum() == parts.checksum() != model().checksum()

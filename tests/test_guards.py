@@ -16,12 +16,11 @@ from safetensors.torch import save_file
 from test_federation import TRAINING, make_clients, make_model, run, tones
 
 from fedexit import Client, FedexitError, MultiExitModel, federate, load_backbone
+from fedexit.central.fine_tuning import schedule
 from fedexit.data.text import CHARACTERS, characters
-from fedexit.federated import checks
 from fedexit.federated.aggregation import Update, make_aggregator
 from fedexit.federated.resuming import RoundState
-from fedexit.model.training import schedule
-from fedexit.support import processes
+from fedexit.support import placement, processes
 from fedexit.support.checkpoints import append_rows, load_checkpoint, read_rows, rows_file, save_checkpoint
 from fedexit.support.sharing import pickled
 
@@ -107,7 +106,7 @@ def test_a_model_with_one_label_is_refused():
 
 def test_a_batch_beyond_the_memory_is_refused_with_the_numbers(monkeypatch):
     free = type("Free", (), {"available": 2 * 10**6})
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(placement.psutil, "virtual_memory", lambda: free)
     refused(
         r"client ann: a batch of 2 clips of 60 s needs [\d.]+ GB .* exit 3, and 0.0 GB", *[(CLIP.repeat(300), 0)] * 2
     )

@@ -16,7 +16,6 @@ from fedexit.devices.dynamics import Dynamics, Faults
 from fedexit.devices.fleet import Device
 from fedexit.devices.policy import Policy, needs_by_exit
 from fedexit.devices.profiles import Calibration, profiles
-from fedexit.federated import checks
 from fedexit.federated.aggregation import make_aggregator
 from fedexit.federated.clients import local_round
 from fedexit.federated.objectives import Objective
@@ -25,6 +24,7 @@ from fedexit.lab.verification import verify
 from fedexit.model import early_exit
 from fedexit.model.lora import with_lora
 from fedexit.model.metrics import predict
+from fedexit.support import placement
 
 CLIPS = tones(0, 3)
 PAIRS = pd.DataFrame({"first": ["a", "a"], "second": ["b", "c"], "same": [True, False]})
@@ -251,7 +251,7 @@ def test_memory_is_that_of_the_largest_batch_not_of_the_longest_clip(monkeypatch
     clip = CLIPS[0][0]
     clients = [Client("one", [(clip.repeat(25), 0)], 3), Client("many", [(clip.repeat(20), 0)] * 8, 3)]
     free = type("Free", (), {"available": 12 * 10**6})
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(placement.psutil, "virtual_memory", lambda: free)
     refused(lambda: federate(make_model(), clients, rounds=1), "client many: a batch of 8 clips of 4 s")
 
 

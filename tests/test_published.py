@@ -29,9 +29,9 @@ from fedexit.lab.kept import Origin, in_words, key_of, read_cell, write_cell
 from fedexit.lab.layouts import Layout
 from fedexit.lab.published import SCHEMAS, publish, read_published, setting_from
 from fedexit.lab.setting import Cell, DataPart, FederationPart, ModelPart, Setting, StudyPart
-from fedexit.model import training
 from fedexit.runner import fingerprint, provenance
 from fedexit.runner.cell_index import read_index, read_same_code
+from fedexit.support.placement import lacks_bfloat16
 from fedexit.support.reads import read_notes
 
 CODE = "hash of the present code"
@@ -382,7 +382,7 @@ def test_a_check_notices_a_changed_line(copy, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fact", "value"), [("processor", "another processor"), ("lacks_bfloat16", not training.lacks_bfloat16())]
+    ("fact", "value"), [("processor", "another processor"), ("lacks_bfloat16", not lacks_bfloat16())]
 )
 def test_on_another_processor_nearly_all_answers_must_be_alike(fact, value, copy, capsys, monkeypatch):
     results, _ = copy

@@ -7,13 +7,12 @@ tasks can.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import ConcatDataset
 
-from fedexit.central.fine_tuning import Recipe, fine_tune
+from fedexit.central.fine_tuning import Recipe, deciding, fine_tune
 from fedexit.central.masked_prediction import save_model
 from fedexit.central.model_card import write_ctc_card
 from fedexit.data.batches import Example, collate
@@ -30,6 +29,7 @@ from fedexit.support.checkpoints import remove_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
 from fedexit.support.paths import backbone_folders
+from fedexit.support.placement import Device, find_device
 from fedexit.support.settings import with_given
 
 HEADS_FILE = "ctc_heads.safetensors"
@@ -43,7 +43,11 @@ RECIPE = Recipe(
 
 
 def train_ctc_start(
-    out: str | Path, start: str = "tiny-distilled", corpus: str = "queen", given: dict | None = None
+    out: str | Path,
+    start: str = "tiny-distilled",
+    corpus: str = "queen",
+    given: dict | None = None,
+    device: Device = "cpu",
 ) -> None:
     """Train all exits of a backbone together on the public clips of a corpus.
 
@@ -55,6 +59,7 @@ def train_ctc_start(
         start: the backbone to train, by name, folder or hub id.
         corpus: the corpus, by name or folder.
         given: fields that differ from `RECIPE`.
+        device: where to train: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
         FedexitError: for an unknown or unusable setting, a corpus without public or dev clips, and a folder that holds
@@ -62,7 +67,7 @@ def train_ctc_start(
     """
     recipe, out = ctc_recipe(given or {}), Path(out)
     task = make_task("asr", open_corpus(corpus))
-    model = MultiExitModel(load_backbone(start), task.labels, head=task.head)
+    model = MultiExitModel(load_backbone(start), task.labels, head=task.head).to(find_device(device))
     clips, dev = (Clips(task.corpus, task.rows.query("split == @s"), 10.0) for s in ("public", "dev"))
     if not len(clips):
         raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/data/tasks/asr.py")
@@ -70,7 +75,7 @@ def train_ctc_start(
         raise FedexitError(f"corpus {corpus} has no dev clips to measure errors on; give it more voices")
     record = {
         "start": str(start), "start_checksum": model.checksum(), "corpus": str(corpus),
-        "corpus_checksum": task.corpus.checksum, "clips": len(clips), "speeds": list(SPEEDS), **asdict(recipe),
+        "corpus_checksum": task.corpus.checksum, "clips": len(clips), "speeds": list(SPEEDS), **deciding(recipe),
     }  # fmt: skip
     checkpoint = out / "checkpoint.safetensors"
     if _is_complete(out, record, checkpoint):

@@ -16,16 +16,20 @@ from pydantic import Field
 from torch import Tensor
 
 from fedexit.data.batches import Example, batches, data_digest
+from fedexit.model.costs import fewest_samples, memory
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.features import masked_features
 from fedexit.model.heads import task_loss
-from fedexit.model.training import for_bfloat16, schedule
+from fedexit.model.training import for_training
 from fedexit.support.checkpoints import MOMENTS, load_checkpoint, owned_checkpoint, save_checkpoint
 from fedexit.support.checks import check_exits, whole_number
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, naming_memory
+from fedexit.support.placement import Device, check_memory, device_for, finite_losses, in_words, moved
 from fedexit.support.progress import progress
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, check_fields
 from fedexit.support.streams import numpy_stream, seeded
+
+_WARM_UP = 0.05  # share of all updates in which a learning rate rises
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Recipe:
             (`model.features.spec_augment`).
         bfloat16: whether matrix products are computed in bfloat16. This is faster on processors that support it; the
             result then depends on the processor.
+        recompute: whether layers are computed again in the backward pass. This needs less memory and more time; the
+            numbers are the same.
 
     Raises:
         FedexitError: for a value of another type or out of its range.
@@ -61,6 +67,7 @@ class Recipe:
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     spec_augment: bool = False
     bfloat16: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -74,6 +81,7 @@ def fine_tune(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[int, MultiExitModel], object] | None = None,
+    device: Device | None = None,
 ) -> None:
     """Train `model` in place on `data`, with the loss at one exit or the mean loss over several.
 
@@ -89,10 +97,13 @@ def fine_tune(
         on_epoch: a function that is called with 0 before training, and after every epoch with its number, and with the
             model. If it returns True, training stops there. It is called before the epoch is stored, so a resumed run
             calls it again for an epoch that was not stored.
+        device: where to train: `auto`, `cpu`, `cuda` or `mps`. The model is moved there and stays. None: where it lies.
+            On a GPU results can differ in their last digits.
 
     Raises:
         FedexitError: for no clips, an unusable clip or target (named by its position), unknown or no exits, crops with
-            CTC heads, a checkpoint of another run and a loss that is not finite.
+            CTC heads, a batch that needs more memory than is free, an unusable device, a checkpoint of another run and
+            a loss that is not finite.
     """
     check_trainable(model)
     if not isinstance(recipe, Recipe):
@@ -100,7 +111,9 @@ def fine_tune(
     exits, seed = check_exits(exits, model.exits, model.backbone.name), whole_number(seed, "seed")
     if recipe.crop is not None and model.targets == "text":
         raise FedexitError("a crop does not contain the whole text of its clip; train CTC heads with crop=None")
-    _check_data(model, data, recipe.crop)
+    place = device_for(model, device)
+    _check_data(model, data, exits, recipe, place)
+    model.to(place)
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in model.backbone.parameters() if p.requires_grad], "full": recipe.learning_rate},
@@ -126,7 +139,7 @@ def _train(
     """Train from the checkpoint, or from the start, to the last epoch."""
     done, identity = 0, {}
     if checkpoint is not None:
-        settings = {"recipe": asdict(recipe), "exits": exits, "seed": seed}
+        settings = {"recipe": deciding(recipe), "exits": exits, "seed": seed}
         identity = {**settings, "start": model.checksum(), "data": data_digest(data)}
         done = _resume(model, optimiser, identity, checkpoint)
     steps = -(-len(data) // recipe.batch_size)
@@ -136,11 +149,14 @@ def _train(
         model.train()
         rng = numpy_stream(seed, "central", epoch)
         crops = [(_crop(clip, recipe.crop, rng), target) for clip, target in data]
-        with seeded(seed, "central", "dropout", epoch), for_bfloat16(model.backbone, recipe.bfloat16):
+        options, losses = for_training(model.backbone, recipe.bfloat16, recipe.recompute), list[Tensor]()
+        named = naming_memory("training data", recipe.batch_size)
+        with seeded(seed, "central", "dropout", epoch), options, named:
             for step, batch in enumerate(batches(crops, recipe.batch_size, rng)):
                 for group in optimiser.param_groups:
                     group["lr"] = group["full"] * schedule(epoch * steps + step, recipe.epochs * steps)
-                _step(model, optimiser, batch, exits, recipe)
+                losses.append(_step(model, optimiser, batch, exits, recipe))
+            finite_losses(losses, "the loss")
         stop = on_epoch and on_epoch(epoch + 1, model) is True
         if checkpoint is not None:
             _save(model, optimiser, identity, epoch + 1, checkpoint)
@@ -148,13 +164,26 @@ def _train(
             break
 
 
-def _check_data(model: MultiExitModel, data: Sequence[Example], crop: int | None) -> None:
-    """Raise FedexitError for no clips, an unusable clip or target, and crops shorter than one frame."""
+def deciding(recipe: Recipe) -> dict:
+    """Return the fields of `recipe` that decide the numbers."""
+    return {name: value for name, value in asdict(recipe).items() if name != "recompute"}
+
+
+def _check_data(
+    model: MultiExitModel, data: Sequence[Example], exits: Sequence[int], recipe: Recipe, device: torch.device
+) -> None:
+    """Raise FedexitError for no clips, an unusable clip or target, too short crops, and too little memory."""
+    crop = recipe.crop
     lengths, cached = model.check_clips(data, "training data", spells=True)
     if not lengths:
         raise FedexitError("there are no clips to train on; give at least one")
     if crop is not None and not cached and model.backbone.frame_lengths(torch.tensor([crop])) < 1:
         raise FedexitError(f"crop={crop} samples are shorter than one frame of {model.backbone.name}; enlarge crop")
+    size, longest = min(recipe.batch_size, len(lengths)), min(max(lengths), crop or max(lengths))
+    samples = fewest_samples(model.backbone.model.config, longest) if cached else longest
+    held = memory(model, samples, size, max(exits), "adam", cached, exits, recipe.recompute)
+    need = held.training - held.weights  # these are there already
+    check_memory(need, device, "training data", in_words(size, longest, cached), max(exits))
 
 
 def _crop(clip: Tensor, length: int | None, rng: np.random.Generator) -> Tensor:
@@ -171,21 +200,32 @@ def _step(
     batch: tuple[Tensor, Tensor, Tensor],
     exits: Sequence[int],
     recipe: Recipe,
-) -> None:
-    device = next(model.parameters()).device
-    clips, lengths, targets = (part.to(device) for part in batch)
+) -> Tensor:
+    """Do one update and return its loss."""
+    clips, lengths, targets = batch
+    device = model.backbone.model.device
     if recipe.spec_augment:
         clips, lengths = masked_features(model, clips, lengths)
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
         outputs = model(clips, lengths, exits).values()
+    targets = moved(targets, device)
     losses = [task_loss(logits.float(), targets, recipe.label_smoothing, model.targets) for logits in outputs]
     loss = torch.stack(losses).mean()
-    if not math.isfinite(loss.item()):
-        raise FedexitError(f"the loss is {loss.item()}; lower the learning rate")
+    if device.type == "cpu":  # a GPU would wait: its losses are checked after the epoch
+        finite_losses([loss], "the loss")
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     optimiser.step()
+    return loss.detach()
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the share of the full learning rate at update `step` (from 0) of `steps`.
+
+    The share rises linearly over the first 5 % of the updates, then falls along half a cosine. No update has rate 0.
+    """
+    return min((step + 1) / (_WARM_UP * steps), 1.0) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _save(model: MultiExitModel, optimiser: torch.optim.Optimizer, identity: dict, done: int, file: str | Path) -> None:

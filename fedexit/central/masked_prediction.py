@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-from fedexit.central.fine_tuning import load_moments, moments_of
+from fedexit.central.fine_tuning import load_moments, moments_of, schedule
 from fedexit.central.model_card import read_stages, write_card
 from fedexit.central.pretraining import PRECISIONS, Pretraining, check_models, start_folder, start_model
 from fedexit.central.run_folder import FINISHED, check_claim, is_finished, make_claim, make_folder
 from fedexit.central.speech_pool import SpeechPool, augmented, open_pool, open_speech
 from fedexit.central.targets import Target, open_targets
 from fedexit.model.pretrained import quiet_transformers
-from fedexit.model.training import schedule
 from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
-from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, weights_hash, write_bytes, write_text
 from fedexit.support.locks import owned, sweep
+from fedexit.support.placement import Device, find_device, moved
 from fedexit.support.progress import progress
 from fedexit.support.streams import seeded
 
@@ -82,7 +82,7 @@ def pretrain(
     out: str | Path,
     minutes: float = math.inf,
     checkpoint_every: int = 100,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     workers: int = 1,
 ) -> bool:
     """Pre-train in the folder `out`, or resume its run; return whether all updates are done.
@@ -94,7 +94,7 @@ def pretrain(
         out: folder of the run; at the end it is a model folder.
         minutes: stop at the first checkpoint after this time.
         checkpoint_every: updates between checkpoints, where the curve has a line (`log_every`).
-        device: where the model is trained, such as `cuda`. Results differ slightly between kinds of device.
+        device: where the model is trained: `auto`, `cpu`, `cuda` or `mps`. Results differ slightly between them.
         workers: processes that compute the states of a teacher, and threads that prepare batches for a GPU.
 
     Raises:
@@ -105,7 +105,7 @@ def pretrain(
         raise FedexitError(
             f"minutes must be >= 0 and checkpoint_every >= 1, not minutes={minutes} and {checkpoint_every}"
         )
-    _check_device(device)
+    place = find_device(device)
     out, deadline = Path(out), time.monotonic() + 60 * minutes
     claim: dict[str, Any] = {"settings": asdict(settings)}
     check_claim(out, claim)
@@ -113,7 +113,7 @@ def pretrain(
     with owned(out / "work"):
         for folder in (out, out / "work", out / "training"):
             sweep(folder)
-        return _pretrained(settings, out, claim, deadline, checkpoint_every, torch.device(device), workers)
+        return _pretrained(settings, out, claim, deadline, checkpoint_every, place, workers)
 
 
 def _pretrained(
@@ -149,13 +149,6 @@ def _pretrained(
     return run.done == settings.updates
 
 
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise FedexitError(f"device {device!r} cannot be used ({first_line(error)}); use cpu, cuda or mps") from error
-
-
 def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: str | int) -> Tensor:
     """Return a mask (B, F) bool of spans that may overlap; at least one frame of the batch stays unmasked.
 
@@ -180,11 +173,6 @@ class _Batch(NamedTuple):
 
     waveforms: Tensor
     wanted: list[Tensor]
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`; the copy to a GPU runs beside the computation there."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class _Run:
@@ -312,9 +300,9 @@ class _Run:
         settings, stream = self.settings, (self.settings.seed, part, number, "mask and dropout")
         clips, frames = batch.wanted[0].shape[:2]
         mask = mask_frames((clips, frames), settings.mask_probability, settings.mask_frames, *stream)
-        heard, *wanted = (_moved(tensor, self.device) for tensor in (batch.waveforms, *batch.wanted))
+        heard, *wanted = (moved(tensor, self.device) for tensor in (batch.waveforms, *batch.wanted))
         with seeded(*stream):
-            return self.task(heard, wanted, _moved(mask, self.device))
+            return self.task(heard, wanted, moved(mask, self.device))
 
     def _named(self, part: str, values: np.ndarray) -> dict[str, float]:
         measures = ("masked_loss", "seen_loss", "masked_score", "seen_score")

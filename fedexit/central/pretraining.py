@@ -22,6 +22,7 @@ from fedexit.model.backbone import PRESETS, Backbone
 from fedexit.model.pretrained import pretrained_model
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import backbone_folders
+from fedexit.support.placement import check_half
 from fedexit.support.settings import AtLeastOne, NotNegative, Positive, Texts, check_fields, with_given
 from fedexit.support.streams import seeded
 
@@ -101,6 +102,7 @@ class Pretraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_half(self.precision)
         check_fields(self)
         if self.backbone not in PRESETS:
             raise FedexitError(f"unknown backbone {self.backbone!r}; known: {', '.join(PRESETS)}")

@@ -78,8 +78,10 @@ def _states(
             continue
         padded, lengths, _ = collate([(waveforms[clip], 0) for clip in batch])
         states, frames = backbone.hidden_states(padded, lengths, depth)
-        for row, clip in enumerate(batch):
-            yield clip, [state[row, : frames[row]].clone() for state in states]
+        own = list(zip(batch, frames.tolist(), strict=True))
+        states = [state.cpu() for state in states]
+        for row, (clip, held) in enumerate(own):
+            yield clip, [state[row, :held].clone() for state in states]
         batch = []
 
 

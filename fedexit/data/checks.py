@@ -20,7 +20,7 @@ def check_finite(clip: Tensor, position: int) -> None:
 def checked_batch(
     clips: Tensor, lengths: Tensor | None, channels: int, frames: Callable[[int], int], name: str
 ) -> Tensor:
-    """Return the lengths (B,) of a batch that enters a model, on the batch's device.
+    """Return the lengths (B,) of a batch that enters a model: those that were given, or all of T or F, on the CPU.
 
     Args:
         clips: waveforms (B, T) or features (B, C, F).
@@ -42,7 +42,7 @@ def checked_batch(
             "is (T,): mix its channels with clip.mean(0), add the batch axis with clip[None]"
         )
     if lengths is None:  # without lengths there is nothing to check, and a GPU need not wait
-        shortest, lengths = shape[-1], clips.new_full((shape[0],), shape[-1], dtype=torch.long)
+        shortest, lengths = shape[-1], torch.full((shape[0],), shape[-1], device="cpu")
     else:
         shortest = _shortest(lengths, shape[0], shape[-1])
     if clips.dim() == 2 and frames(shortest) < 1:
@@ -50,7 +50,7 @@ def checked_batch(
     if clips.device.type == "cpu":  # on a GPU this check would force a wait; `collate` has checked already
         for position, clip in enumerate(clips):
             check_finite(clip, position)
-    return lengths.to(clips.device, torch.long)
+    return lengths.to(torch.long)
 
 
 def _shortest(lengths: Tensor, clips: int, longest: int) -> int:

@@ -3,8 +3,6 @@
 import numbers
 from collections.abc import Sequence
 
-import psutil
-
 from fedexit.data.batches import Example
 from fedexit.federated.aggregation import Update, aggregate
 from fedexit.federated.clients import Client, LocalTraining
@@ -15,6 +13,7 @@ from fedexit.federated.server import FedAdam, stepped
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.checks import trial_copy, whole_number
 from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.placement import Device, check_memory, device_for, in_words
 
 
 def check_run(
@@ -76,12 +75,13 @@ def check_data(
     dev: Sequence[Example],
     training: LocalTraining,
     objective: Objective,
+    device: Device | None = None,
 ) -> None:
     """Check every clip and target of `clients` and `dev`, and the memory of the largest batch at each depth.
 
     Clips of a corpus and stored features are checked by their lengths; other clips are read once. Raises FedexitError
-    for a client without clips, a clip or target out of range (see `check_example`), a clip
-    shorter than one frame, a text too long for its clip (CTC), and a batch that needs more memory than is available.
+    for a client without clips, a clip or target out of range (see `check_example`), a clip shorter than one frame, a
+    text too long for its clip (CTC), and a batch that needs more memory than is free on `device`, or where `model` is.
     """
     longest: dict[tuple[int, int], tuple[int, Client, bool]] = {}  # by depth and size of a batch
     for client in clients:
@@ -94,12 +94,5 @@ def check_data(
         model.check_clips(client.dev, f"client {client.name}, dev")
     model.check_clips(dev, "dev")
     for (depth, size), (length, client, cached) in longest.items():
-        batch = [length] * size
-        need = client_costs(model, depth, batch, training, cached, objective)["memory_training"]
-        free = psutil.virtual_memory().available
-        if next(model.parameters()).device.type == "cpu" and need > free:
-            words = f"{length} frames" if cached else f"{length / 16_000:.0f} s"
-            raise FedexitError(
-                f"client {client.name}: a batch of {size} clips of {words} needs {need / 1e9:.1f} GB of memory to "
-                f"train exit {depth}, and {free / 1e9:.1f} GB are free; cut the clips or lower batch_size"
-            )
+        need = client_costs(model, depth, [length] * size, training, cached, objective)["memory_training"]
+        check_memory(need, device_for(model, device), f"client {client.name}", in_words(size, length, cached), depth)

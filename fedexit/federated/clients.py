@@ -17,8 +17,9 @@ from fedexit.federated.aggregation import Update
 from fedexit.federated.objectives import Objective, objective_loss
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.features import masked_features
-from fedexit.model.training import for_bfloat16
+from fedexit.model.training import for_training
 from fedexit.support.errors import FedexitError, naming_memory
+from fedexit.support.placement import finite_losses, moved
 from fedexit.support.settings import AtLeastOne, Positive, check_fields
 from fedexit.support.streams import numpy_stream, seeded
 
@@ -61,6 +62,7 @@ class LocalTraining:
     optimiser: Literal["adam", "sgd"] = "adam"  # its state ends with the round
     spec_augment: bool = False  # mask features of training clips (SpecAugment)
     bfloat16: bool = False  # matrix products in bfloat16; bit-identical only on equal processors
+    recompute: bool = False  # compute layers again in the backward pass: less memory, more time, the same numbers
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -117,25 +119,26 @@ def local_round(
     model.load_weights({**global_weights, **client.own})
     model.train()
     optimiser = make_optimiser(model, training)
-    losses: list[tuple[float, int]] = []
+    losses: list[tuple[Tensor, int]] = []
     sizes: list[int] = []
-    half, memory = for_bfloat16(model.backbone, training.bfloat16), naming_memory(owner, training.batch_size)
-    with seeded(*stream, "dropout"), half, memory:
+    options = for_training(model.backbone, training.bfloat16, training.recompute)
+    with seeded(*stream, "dropout"), options, naming_memory(owner, training.batch_size):
         for epoch in range(training.epochs):
             losses.clear()
             sizes.clear()
             rng = numpy_stream(*stream, "batches", epoch)
             for batch in batches(client.data, training.batch_size, rng, f"{owner}, "):
                 loss = _loss(model, batch, exits, training, objective)
-                if not torch.isfinite(loss):
-                    raise FedexitError(f"{owner}'s loss is {loss.item()}; lower the learning rate")
+                if loss.device.type == "cpu":  # a GPU would wait: its losses are checked after the epoch
+                    finite_losses([loss], f"{owner}'s loss")
                 _step(model, optimiser, loss, global_weights, training, objective)
-                losses.append((loss.item(), len(batch[1])))
+                losses.append((loss.detach(), len(batch[1])))
                 sizes += batch[1].tolist()
+            values = finite_losses([loss for loss, _ in losses], f"{owner}'s loss")
     optimiser.zero_grad()
     del optimiser, loss  # its state and the gradients take three times the memory of the weights, which are copied now
     weights = {name: tensor.clone() for name, tensor in model.trainable_weights().items()}
-    mean_loss = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+    mean_loss = sum(value * n for value, (_, n) in zip(values, losses, strict=True)) / sum(n for _, n in losses)
     report = RoundReport(mean_loss, time.perf_counter() - since, sizes, cached=batch[0].dim() == 3)
     return Update(weights, examples=len(client.data), depth=client.depth), report
 
@@ -151,14 +154,13 @@ def _loss(
     objective: Objective,
 ) -> Tensor:
     clips, lengths, targets = batch
-    device = next(model.parameters()).device
-    read = clips.to(device), lengths
+    device, read = model.backbone.model.device, (clips, lengths)
     if training.spec_augment:
         read = masked_features(model, *read)
     with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
         outputs = model(*read, exits=exits)
     found = {exit: logits.float() for exit, logits in outputs.items()}
-    return objective_loss(found, targets.to(device), objective, model.targets)
+    return objective_loss(found, moved(targets, device), objective, model.targets)
 
 
 def _step(
@@ -200,5 +202,6 @@ def take_step(optimiser: torch.optim.Optimizer, training: LocalTraining) -> None
     """Step along the gradients, whose norm is limited."""
     if math.isfinite(training.clip_norm):
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=True)
+        on_cpu = parameters[0].device.type == "cpu"
+        torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=on_cpu or None)
     optimiser.step()

@@ -41,7 +41,8 @@ def client_costs(
     by_length = {length: clip_macs(model.backbone, length, depth, *heads) for length in set(samples)}
     clips = [by_length[length] for length in samples]
     forward = sum(clip.trained + (0 if cached else clip.frozen) for clip in clips)
-    held = memory(model, max(samples), min(training.batch_size, len(clips)), depth, training.optimiser, cached, exits)
+    about = depth, training.optimiser, cached, exits, training.recompute
+    held = memory(model, max(samples), min(training.batch_size, len(clips)), *about)
     return {
         "parameters": int(sent["parameters"].sum()),
         "bytes": int(sent["bytes"].sum()),

@@ -21,7 +21,7 @@ from fedexit.federated.ledger import heads_costs, ledger_row
 from fedexit.federated.objectives import Objective, objective_loss
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import head_name
-from fedexit.model.training import for_bfloat16
+from fedexit.model.training import for_training
 from fedexit.support.errors import FedexitError
 from fedexit.support.progress import progress
 from fedexit.support.settings import check_fields
@@ -157,16 +157,16 @@ def pooled_statistics(model: MultiExitModel, client: Client, training: LocalTrai
     clips = [client.data[index] for index in range(len(client.data))]
     lengths = [clip.shape[-1] for clip, _ in clips]
     order = sorted(range(len(clips)), key=lambda index: lengths[index])
-    with for_bfloat16(model.backbone, training.bfloat16):
+    with for_training(model.backbone, training.bfloat16):
         for start in range(0, len(order), _STATISTICS_BATCH):
             batch, sizes, own = collate([clips[index] for index in order[start : start + _STATISTICS_BATCH]])
             targets.append(own.to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=training.bfloat16):
-                states, frames = model.states(batch.to(device), sizes, exits)
+                states, frames = model.states(batch, sizes, exits)
             for exit in exits:
                 head = model.head_at(exit)
                 found[exit].append((head.reads(states[exit].float(), frames) - head.centre) / head.scale)
-    back = torch.tensor(order, device=device).argsort()
+    back = torch.tensor(order).argsort()
     by_exit = {exit: torch.cat(parts)[back] for exit, parts in found.items()}
     return Statistics(by_exit, torch.cat(targets)[back], lengths, clips[0][0].dim() == 2)
 

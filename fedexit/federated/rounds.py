@@ -27,6 +27,7 @@ from fedexit.model.metrics import all_rates, predict
 from fedexit.support.checkpoints import owned_checkpoint
 from fedexit.support.checks import listed, whole_number
 from fedexit.support.errors import FedexitError
+from fedexit.support.placement import Device, device_for
 from fedexit.support.progress import progress
 from fedexit.support.streams import numpy_stream
 
@@ -75,6 +76,7 @@ def federate(
     regime: Regime | None = None,
     on_round: Callable[[int, MultiExitModel, pd.DataFrame], object] | None = None,
     threads: int = 1,
+    device: Device | None = None,
 ) -> Federation:
     """Fine-tune a copy of `model` with clients of mixed depth, and return it as `Federation.model`.
 
@@ -93,8 +95,8 @@ def federate(
         dev: Clips on which every exit is evaluated.
         evaluate_every: Rounds between evaluations. The start and the last round are always evaluated.
         checkpoint: A file that keeps the state after every round (with its ledger beside it, `.rows.jsonl`). A run
-            that finds it resumes with bit-identical results. Only `rounds`, `workers` and `evaluate_every` may differ;
-            other clips are recognised by their content.
+            that finds it resumes with bit-identical results. Only `rounds`, `workers`, `device` and `evaluate_every`
+            may differ; other clips are recognised by their content.
         workers: Processes that train clients side by side, one thread each. Their number changes no result.
         depths: A function from the number of a round (from 1) to depths by client name that differ from the clients'
             own in that round, such as `fedexit.devices.policy.depths_of_round` or `drop_outs`. None as a depth means
@@ -105,6 +107,8 @@ def federate(
             so far, for example to log them. If it returns True, the federation stops there. It is called before the
             round is stored, so a resumed run calls it again for a round that was not stored.
         threads: Threads of torch in each process. Their number can change the last digits of a result.
+        device: Where it trains, and the result lies: `auto`, `cpu`, `cuda` or `mps`; None: where `model` lies. On a GPU
+            the last digits of results can differ.
 
     Raises FedexitError before the first round for arguments out of range, clips that cannot be trained on (see
     `checks`), a method that needs another model, and a checkpoint that is damaged or of another run; later for a loss
@@ -136,13 +140,14 @@ def federate(
     for name, own in {"depths": depths, "on_round": on_round}.items():
         if not (own is None or callable(own)):
             raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
-    check_data(model, clients, dev, training, way.objective)
+    place = device_for(model, device)
+    check_data(model, clients, dev, training, way.objective, place)
     threads = whole_number(threads, "threads", 1)
     plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime, threads)
     try_parts(model, way)
     due = {number for number in range(rounds + 1) if number % evaluate_every == 0 or number == rounds}
     identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).to(place)
     work = Work(training, way.objective, way.local_round)
     with owned_checkpoint(checkpoint), local_rounds(model, clients, work, workers, threads) as run:
         state, kept = resumed(model, checkpoint, identity)

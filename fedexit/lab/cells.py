@@ -40,6 +40,7 @@ from fedexit.model.features import freezer
 from fedexit.model.lora import with_lora
 from fedexit.model.metrics import all_rates, error_rates, item_errors, predict
 from fedexit.support.files import write_text
+from fedexit.support.placement import Device, find_device
 from fedexit.support.streams import numpy_stream
 
 COLUMNS = ["method", "task", "seed", "round", "tier", "exit", "split", "metric", "value", "n"]
@@ -67,7 +68,9 @@ class Measured(NamedTuple):
     spot: pd.DataFrame
 
 
-def run_cell(cell: Cell, setting: Setting, state: Path, stop_after: int | None = None) -> Measured:
+def run_cell(
+    cell: Cell, setting: Setting, state: Path, stop_after: int | None = None, device: Device = "cpu"
+) -> Measured:
     """Run one cell, or resume it from its checkpoint with bit-identical results.
 
     Args:
@@ -75,13 +78,15 @@ def run_cell(cell: Cell, setting: Setting, state: Path, stop_after: int | None =
         setting: the options that it shares with the other cells of its grid.
         state: folder of its checkpoint.
         stop_after: stop after this round (or epoch) and return only the rows of `spot` until there.
+        device: where the model is trained: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
         FedexitError: as `check_cell`; the corpus cannot express the task; the training fails.
     """
     check_cell(cell, setting)
     task = task_of(cell, setting)
-    warn(cell, setting, task)
+    place = find_device(device)
+    warn(cell, setting, task, place)
     used = task.rows.query("split != 'public'")  # cells do not use the server's own clips
     clips = {
         split: Clips(task.corpus, used.query("split == @split"), setting.data.max_seconds)
@@ -92,7 +97,7 @@ def run_cell(cell: Cell, setting: Setting, state: Path, stop_after: int | None =
         found = predicted_without_backbone(cell.method, {split: clips[split] for split in ("train", "dev", "test")})
         found["dev"] = found["dev"].iloc[drawn]
         return _measured(cell, task, setting, clips, found, [], pd.DataFrame(), pd.DataFrame())
-    model = start(cell, setting, task, load_backbone(setting.model.backbone))
+    model = start(cell, setting, task, load_backbone(setting.model.backbone)).to(place)
     backbone = model.backbone  # its convolutions stay frozen; models of several widths (heterofl) have no backbone
     frozen = freezer(Clips(task.corpus, used, setting.data.max_seconds), backbone)
     parts = {split: frozen(own) for split, own in clips.items()}

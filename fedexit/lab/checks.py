@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from fedexit.data.places import place_of
 from fedexit.data.tasks import TASKS
 from fedexit.data.tasks.contract import Task
@@ -17,8 +19,8 @@ from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, Cell, Setting
 from fedexit.model.backbone import Backbone, load_backbone
 from fedexit.model.heads import HEADS
 from fedexit.model.lora import with_lora
-from fedexit.model.training import lacks_bfloat16
 from fedexit.support.errors import FedexitError
+from fedexit.support.placement import Device, lacks_bfloat16
 
 
 def check_cell(cell: Cell, setting: Setting) -> None:
@@ -59,7 +61,7 @@ def _check_federation(cell: Cell, setting: Setting) -> None:
         raise FedexitError(f"method {cell.method} sets the depths of its clients itself; leave out the policy")
 
 
-def check_grids(grids: Iterable[tuple[Iterable[Cell], Setting]]) -> None:
+def check_grids(grids: Iterable[tuple[Iterable[Cell], Setting]], device: Device = "cpu") -> None:
     """Check every cell of every grid, with its corpus, its task and its backbone, before the first one starts.
 
     Raises:
@@ -84,7 +86,7 @@ def check_grids(grids: Iterable[tuple[Iterable[Cell], Setting]]) -> None:
             tiers_of(task, setting, cell.seed)
             if cell.federated and setting.federation.partition == "dirichlet" and task.head == "ctc":
                 raise FedexitError(f"partition dirichlet needs a task with labels, not {cell.task}")
-            warn(cell, setting, task)
+            warn(cell, setting, task, device)
 
 
 def _check_backbone(cells: Iterable[Cell], setting: Setting, backbone: Backbone) -> None:
@@ -111,10 +113,10 @@ def check_writable(folder: Path) -> None:
         raise FedexitError(f"cannot write to {folder} ({error.strerror}); choose a writable folder") from error
 
 
-def warn(cell: Cell, setting: Setting, task: Task) -> None:
+def warn(cell: Cell, setting: Setting, task: Task, device: Device = "cpu") -> None:
     """Warn about training in bfloat16 on a processor without it, and about a missing library for beam search."""
     training = setting.federation.training if cell.federated else setting.study.central
-    if training.bfloat16 and lacks_bfloat16():
+    if training.bfloat16 and torch.device(device).type == "cpu" and lacks_bfloat16():
         warnings.warn("this processor lacks bfloat16, so training in it is very slow; turn it off", stacklevel=2)
     if task.head == "ctc" and not beam.beam_search_available():
         warnings.warn(

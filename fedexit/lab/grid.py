@@ -19,6 +19,7 @@ from fedexit.lab.setting import Cell, Setting
 from fedexit.support.checkpoints import remove_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.locks import owned
+from fedexit.support.placement import Device, find_device
 from fedexit.support.processes import on_workers
 
 Place = tuple[Path, Cell]  # a cell and the folder of its files in the state
@@ -45,6 +46,7 @@ def run_grids(
     state: Path,
     workers: int,
     published: Path | None = None,
+    device: Device = "cpu",
 ) -> dict[Hashable, Measured]:
     """Run several grids side by side, by name, as `run_grid` does each; a cell that is in two grids runs once.
 
@@ -57,6 +59,8 @@ def run_grids(
         workers: number of processes; it changes no result.
         published: folder of published cells, which are read and never trained (`fedexit.lab.published`); None trains
             every cell that is not in `state`.
+        device: where models are trained: `auto`, `cpu`, `cuda` or `mps`. All workers share a GPU. Its results differ in
+            their last digits, and the index entry of a cell names it.
 
     Raises:
         FedexitError: a grid without cells, a cell that its setting cannot run (`check_grids`), fewer than one worker, a
@@ -78,8 +82,9 @@ def run_grids(
     left = [
         ([cell for folder, cell in own if (folder, cell) not in found], grids[name][1]) for name, own in places.items()
     ]
-    check_grids(grid for grid, own in zip(left, places.values(), strict=True) if grid[0] or not own)
-    _make_cells({place: job for place, job in jobs.items() if place not in found}, workers)
+    where = str(find_device(device))
+    check_grids([grid for grid, own in zip(left, places.values(), strict=True) if grid[0] or not own], where)
+    _make_cells({place: (*job, where) for place, job in jobs.items() if place not in found}, workers)
     kept = {place: read_cell(*place) for place in jobs if place not in found}
     _warn_of_unverified(found, "published", "check them with: fedexit cells check --record")
     _warn_of_unverified(kept, "kept", "delete them to measure them again")
@@ -99,7 +104,7 @@ def _published(places: Iterable[Place], folder: Path | None) -> dict[Place, tupl
     return {place: found[name] for place, name in names.items() if name in found}
 
 
-def _make_cells(jobs: Mapping[Place, tuple[Cell, Setting, Path, Origin]], workers: int) -> None:
+def _make_cells(jobs: Mapping[Place, tuple[Cell, Setting, Path, Origin, str]], workers: int) -> None:
     """Run those of the cells that are not finished."""
     missing = [place for place in jobs if not is_finished(*place)]
     for folder in {folder for folder, _ in missing}:
@@ -119,13 +124,13 @@ def with_owners(items: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(item=rows["item"] + 1_000_000 * rows["seed"] * folds).reset_index(drop=True)
 
 
-def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin) -> None:
+def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin, device: str) -> None:
     """Run a cell, write its results and delete its checkpoint, unless another process makes it meanwhile."""
     with owned(folder / cell.name, wait=True):
         if not is_finished(folder, cell):
             since = time.perf_counter()
-            measured = run_cell(cell, setting, folder)
-            write_cell(folder, cell, measured, setting, origin, time.perf_counter() - since)
+            measured = run_cell(cell, setting, folder, device=device)
+            write_cell(folder, cell, measured, setting, origin, time.perf_counter() - since, device)
         remove_checkpoint(folder / f"{cell.name}.safetensors")
 
 

@@ -31,6 +31,7 @@ from fedexit.model.exits import MultiExitModel
 from fedexit.model.heads import head_name
 from fedexit.support.checks import check_exit
 from fedexit.support.errors import FedexitError
+from fedexit.support.placement import Device, device_for
 from fedexit.support.processes import one_thread
 from fedexit.support.progress import progress
 
@@ -66,7 +67,7 @@ def narrowed(model: MultiExitModel, width: float, ranked: bool = False) -> Multi
             raise FedexitError(f"width {width} of {name} {config[name]} is not a whole number above 0; take another")
         config[name] = int(config[name] * width)
     backbone = backbone_from_config(config, model.backbone.name, model.backbone.pretrained)
-    narrow = model.like(backbone, model.exits)
+    narrow = model.like(backbone, model.exits).to(device_for(model))
     places, full = places_in(model, narrow, ranked), model.state_dict()
     narrow.load_state_dict({name: full[name][place] for name, place in places.items()})
     return narrow
@@ -194,6 +195,7 @@ def federate_by_width(
     regime: Regime | None = None,
     on_round: Callable[[int, WidthModels, pd.DataFrame], object] | None = None,
     ranked: bool = False,
+    device: Device | None = None,
 ) -> Federation:
     """Run HeteroFL from a copy of `model`: every client trains to its one exit, at the width of its depth.
 
@@ -210,6 +212,7 @@ def federate_by_width(
         regime: Heads first, falling rates, an averaged model. In rounds of heads every client trains the head of its
             own width on frozen layers, and the server averages by element.
         ranked: Whether narrow models keep the strongest channels of `model`, not the first (`strongest`).
+        device: Where to train, as for `federate`.
     """
     training, regime, costs, average = training or LocalTraining(), regime or Regime(), {}, dict[str, Tensor]()
     check_run(clients, rounds, fraction, least=0 if regime.heads_rounds else 1)
@@ -217,8 +220,9 @@ def federate_by_width(
     if len(model.exits) > 1 or not {client.depth for client in clients} <= set(widths):
         raise FedexitError("HeteroFL needs a model with one exit and a width for every client's depth; see widths_for")
     last = model.exits[-1]
-    check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective())
-    model = copy.deepcopy(model)
+    where = device_for(model, device)
+    check_data(model, [replace(client, depth=last) for client in clients], dev, training, Objective(), where)
+    model = copy.deepcopy(model).to(where)
     due = {0, rounds, *(range(0, rounds, evaluate_every) if evaluate_every else ())}
     with one_thread():
         models = {depth: narrowed(model, width, ranked) for depth, width in widths.items()}

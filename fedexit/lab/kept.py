@@ -20,19 +20,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fedexit.devices.profiles import profiles
 from fedexit.lab.cells import Measured
 from fedexit.lab.material import opened
 from fedexit.lab.setting import Cell, Setting
 from fedexit.model.backbone import PRESETS, load_backbone, state_hash
-from fedexit.model.training import lacks_bfloat16
 from fedexit.runner import fingerprint
 from fedexit.support.checkpoints import options_set
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, json_hash, sealed, unsealed, weights_hash, write_bytes, write_text
 from fedexit.support.locks import sweep
 from fedexit.support.paths import backbone_folders, results_dir
+from fedexit.support.placement import lacks_bfloat16
 from fedexit.support.reads import note_read
 
 MAKER = "fedexit.lab.cells"  # the module whose code, with all that it reaches, decides the numbers of a cell
@@ -126,7 +127,15 @@ def is_finished(folder: Path, cell: Cell) -> bool:
     return all(file.is_file() for file in _tables(folder, cell))
 
 
-def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, origin: Origin, seconds: float) -> None:
+def write_cell(
+    folder: Path,
+    cell: Cell,
+    measured: Measured,
+    setting: Setting,
+    origin: Origin,
+    seconds: float,
+    device: str = "cpu",
+) -> None:
     """Write the index entry of a cell, then its tables; a cell is finished when its last table is there.
 
     Args:
@@ -136,6 +145,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         setting: its setting, which the entry holds in words.
         origin: the inputs from which it was made.
         seconds: wall time of the run that finished it.
+        device: where it was trained; the name of a GPU counts as that of the processor.
     """
     contents = dict(zip(_tables(folder, cell), map(_packed, measured), strict=True))
     hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
@@ -148,7 +158,7 @@ def write_cell(folder: Path, cell: Cell, measured: Measured, setting: Setting, o
         "backbone": dict(zip(("name", "checksum"), origin.backbone, strict=True)),
         "versions": {name: fingerprint.version(name) for name in fingerprint.VERSIONS},
         "python": platform.python_version(),
-        "processor": {"model": processor(), "bfloat16": not lacks_bfloat16()},
+        "processor": {"model": processor(device), "bfloat16": not lacks_bfloat16()},
         "seconds": round(seconds, 1),
         "weights": final_weights(measured),
         "finished": today(),
@@ -196,8 +206,10 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def processor() -> str:
-    """Return the model name of the processor, or its architecture if the system gives no name."""
+def processor(device: str = "cpu") -> str:
+    """Return the model name of the processor or GPU, or the processor's architecture if the system gives no name."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -33,6 +33,7 @@ from fedexit.model.backbone import PRESETS, load_backbone
 from fedexit.runner.manifest import load_manifest, select
 from fedexit.support.errors import FedexitError
 from fedexit.support.paths import project_root
+from fedexit.support.placement import Device
 
 NOTEBOOK = "20_paper_tables"
 EXITS, SHALLOW = (3, 6, 9, 12), 3
@@ -219,19 +220,20 @@ def check_ready(grids: Grids) -> None:
             ) from error
 
 
-def measure(grids: Grids, state: Path, workers: int = 1) -> dict[str, Measured]:
+def measure(grids: Grids, state: Path, workers: int = 1, device: Device = "cpu") -> dict[str, Measured]:
     """Train the models of the rows, or resume, and return their tables by row.
 
     Args:
         grids: from `grids_of`.
         state: folder of the models in the making.
         workers: processes; they change no result.
+        device: where the models are trained: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
         FedexitError: as `check_ready`, before the first model, and as `run_grids`.
     """
     check_ready(grids)
-    return dict(run_grids(dict(grids), state, workers))  # type: ignore[arg-type]
+    return dict(run_grids(dict(grids), state, workers, device=device))  # type: ignore[arg-type]
 
 
 def beside_paper(found: Mapping[str, Measured], grids: Grids, table: int) -> pd.DataFrame:

@@ -21,10 +21,10 @@ from fedexit.lab.kept import origin_of, present_code, processor, today
 from fedexit.lab.published import read_published, setting_from
 from fedexit.lab.setting import Cell, Setting
 from fedexit.lab.spots import SPOT_ROUND
-from fedexit.model.training import lacks_bfloat16
 from fedexit.runner.cell_index import SAME_CODE, SAME_COLUMNS, read_index, read_same_code, trusted_codes
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
+from fedexit.support.placement import lacks_bfloat16
 from fedexit.support.processes import one_thread
 
 ALIKE = 0.97  # share of the answers that must be alike on another processor

@@ -22,10 +22,9 @@ def verify(model: MultiExitModel, data: Sequence[Example], ids: Sequence[str], t
     check_trials(trials, ids, len(data))
     embedded: dict[int, list[torch.Tensor]] = {depth: [] for depth in model.exits}
     model.eval()
-    device = next(model.parameters()).device
     for clip, _ in data:  # one by one: trial lists are short
         waveforms, lengths, _ = collate([(clip, 0)])
-        for depth, embedding in model.embeddings(waveforms.to(device), lengths).items():
+        for depth, embedding in model.embeddings(waveforms, lengths).items():
             embedded[depth].append(torch.nn.functional.normalize(embedding[0].cpu(), dim=0))
     place = {clip: position for position, clip in enumerate(ids)}
     first, second = (trials[side].map(place).to_numpy() for side in ("first", "second"))

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import cached_file
@@ -27,6 +28,7 @@ from fedexit.model.pretrained import MASK_VECTOR, check_family, pretrained_model
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import weights_hash
 from fedexit.support.paths import backbone_folders, named_or_folder
+from fedexit.support.placement import moved
 from fedexit.support.reads import note_read
 from fedexit.support.streams import seeded
 from fedexit.support.tensors import tensors_hash
@@ -75,6 +77,7 @@ class Backbone(nn.Module):
         name: preset, folder or hub id, for messages.
         pretrained: whether the weights were trained, not drawn at random.
         lora: rank and alpha of its adapters (`fedexit.model.lora`), None without adapters.
+        recompute: whether a backward pass recomputes each layer, whose activations are then not kept.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, pretrained: bool):
@@ -83,6 +86,7 @@ class Backbone(nn.Module):
         self.model: Any = model  # `transformers` gives its parts no types
         self.name, self.pretrained = name, pretrained
         self.lora: tuple[int, float] | None = None
+        self.recompute = False
         self.model.feature_extractor.requires_grad_(False)
         self.final_norm.requires_grad_(False)
         if hasattr(self.model, MASK_VECTOR):
@@ -158,12 +162,11 @@ class Backbone(nn.Module):
         A layer runs when its state is requested, so a caller that stops early does not run the layers above. The heads
         of `MultiExitModel` read these states and normalise them. Arguments and errors are those of `hidden_states`.
         """
-        lengths = self._lengths(waveforms, lengths)
-        if waveforms.dim() == 3:
-            features, frames = waveforms.to(self.model.dtype), lengths
+        clips, lengths, padded = self._read(waveforms, lengths)
+        if clips.dim() == 3:
+            features, frames = clips.to(self.model.dtype), lengths
         else:
-            features, frames = self._convolved(waveforms, lengths), self.frame_lengths(lengths)
-        padded = bool((frames < features.shape[2]).any())
+            features, frames = self._convolved(clips, lengths), self.frame_lengths(lengths)
         return self._states(*self._layer_input(features, frames, padded)), frames
 
     def traced_states(self, waveforms: Tensor, lengths: Tensor) -> tuple[Iterator[Tensor], Tensor]:
@@ -177,10 +180,15 @@ class Backbone(nn.Module):
         position_bias = None
         for index, layer in enumerate(self.model.encoder.layers):
             if self.model.config.model_type == "wavlm":  # its first layer makes the position bias that the others reuse
-                hidden, position_bias = layer(hidden, attention_mask=mask, position_bias=position_bias, index=index)
+                hidden, position_bias = self._run(layer, hidden, mask, position_bias=position_bias, index=index)
             else:
-                hidden = layer(hidden, attention_mask=mask)
+                hidden = self._run(layer, hidden, mask)
             yield hidden
+
+    def _run(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None, **more: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, hidden, attention_mask=mask, use_reentrant=False, **more)
+        return layer(hidden, attention_mask=mask, **more)
 
     def _layer_input(self, features: Tensor, frames: Tensor, padded: bool) -> tuple[Tensor, Tensor | None]:
         """Return the input of layer 1 (B, F, D) and the attention mask of its family (None if nothing is padded)."""
@@ -225,10 +233,16 @@ class Backbone(nn.Module):
 
     def convolve(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Return the frozen encoder's features (B, C, F). Arguments and errors are those of `hidden_states`."""
-        return self._convolved(waveforms, self._lengths(waveforms, lengths))
+        return self._convolved(*self._read(waveforms, lengths)[:2])
 
-    def _lengths(self, clips: Tensor, lengths: Tensor | None) -> Tensor:
-        return checked_batch(clips, lengths, self.channels, self.frame_lengths, self.name)
+    def _read(self, clips: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+        """Return clips and lengths on the model's device, and whether a clip is padded (seen before a GPU has them)."""
+        lengths = checked_batch(clips, lengths, self.channels, self.frame_lengths, self.name)
+        frames, longest = lengths, clips.shape[-1]
+        if clips.dim() == 2:
+            frames, longest = self.frame_lengths(lengths), self.frame_lengths(longest)
+        device = self.model.device
+        return moved(clips, device), moved(lengths, device), bool((frames < longest).any())
 
     @torch.no_grad()  # frozen: no graph, no activations kept
     def _convolved(self, waveforms: Tensor, lengths: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def memory(
     optimiser: str = "adam",
     cached: bool = False,
     exits: Sequence[int] = (),
+    recompute: bool = False,
 ) -> Memory:
     """Return the memory of a client that trains to `depth` in single precision.
 
@@ -155,6 +156,7 @@ def memory(
         optimiser: `adam` or `sgd`.
         cached: whether the clips are features, so that nothing is convolved.
         exits: exits whose heads are trained; default `depth` alone.
+        recompute: whether layers are computed again in the backward pass (`LocalTraining.recompute`).
 
     Raises:
         FedexitError: if `depth` is no exit, and for clips shorter than one frame.
@@ -169,18 +171,19 @@ def memory(
         weights=_FLOAT * sum(tensor.numel() for tensor in held_weights(model.state_dict(), exits).values()),
         gradients=_FLOAT * sum(trained),
         optimiser=_FLOAT * sum(trained) * _OPTIMISER_STATES[optimiser],
-        activations=_FLOAT * _kept(model.backbone, batch, lengths[-1], depth, len(exits)),
+        activations=_FLOAT * _kept(model.backbone, batch, lengths[-1], depth, len(exits), recompute),
         convolving=0 if cached else _FLOAT * _NORM_COPIES * convolved[0],
         passing=_FLOAT * (convolved[-1] + max(_position_kernel(config) + 4 * states, (depth + 2) * states + 2 * inner)),
         updating=_FLOAT * 2 * max(trained),
     )
 
 
-def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -> int:
+def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int, recompute: bool = False) -> int:
     """Return how many numbers autograd keeps for a backward pass, without the weights and a few numbers per frame.
 
     The count follows the layers of `transformers`: each product, normalisation and GELU keeps its input, each dropout
-    its mask, each head its frames. A product with frozen weights keeps nothing.
+    its mask, each head its frames. A product with frozen weights keeps nothing. With `recompute` each layer keeps its
+    input, and one layer at a time the rest.
     """
     config = backbone.model.config
     states, inner = batch * frames * config.hidden_size, batch * frames * config.intermediate_size
@@ -197,14 +200,16 @@ def _kept(backbone: Backbone, batch: int, frames: int, depth: int, heads: int) -
         below = masked["attention"] * states  # the first layer's keys and all before them need no gradient
         if wavlm:  # nor does its attention
             below = (4 + masked["hidden"]) * states + attention - (depth > 1) * scores
-        return depth * layer - below + heads * states
+        layers = layer + depth * states if recompute else depth * layer - below
+        return layers + heads * states
     layer = (8 + wavlm * (3 if batch > 1 else 1) + 2 * masked["hidden"]) * states + (2 + masked["activation"]) * inner
     layer += attention
     outside = 2 * batch * frames * config.conv_dim[-1] + (3 + heads + masked["feat_proj"] + masked["hidden"]) * states
     outside += wavlm * (scores + 2 * frames**2)  # the relative positions, which all layers share
     if config.model_type == "data2vec-audio":  # each positional convolution, its normalisation and its GELU
         outside += (3 * _positions(config)[0] - 2) * states
-    return depth * layer + outside + _position_kernel(config)
+    layers = layer + depth * states if recompute else depth * layer
+    return layers + outside + _position_kernel(config)
 
 
 def _positions(config: PretrainedConfig) -> tuple[int, int]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedexit.data.text import BLANK, CHARACTERS, frames_needed, spell
-from fedexit.model.training import lacks_bfloat16
 from fedexit.support.errors import FedexitError
+from fedexit.support.placement import lacks_bfloat16
 
 _SURE = 1e4  # logit of the blank beyond a clip's end
 
@@ -82,7 +82,17 @@ def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Raises FedexitError for a text with more characters than its clip can spell, naming its position in the batch.
     """
+    if logits.device.type not in ("cpu", "cuda"):  # torch has no CTC there
+        logits, targets = logits.cpu(), targets.cpu()
     lengths = (targets > 0).sum(1)
+    if logits.device.type == "cpu":  # a GPU would wait; `MultiExitModel.check_clips` has checked before training
+        _check_spelling(logits, targets, lengths)
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    frames = torch.full((len(logits),), logits.shape[1])
+    return nn.functional.ctc_loss(log_probs, targets, frames, lengths, BLANK)
+
+
+def _check_spelling(logits: Tensor, targets: Tensor, lengths: Tensor) -> None:
     texts = [text[:length] for text, length in zip(targets.tolist(), lengths.tolist(), strict=True)]
     own = within(logits).sum(1).tolist()
     for position in too_long(own, texts):
@@ -90,9 +100,6 @@ def ctc_loss(logits: Tensor, targets: Tensor) -> Tensor:
             f"clip {position} of the batch (from 0) has {own[position]} frames, too few to spell its "
             f"{len(texts[position])} characters; give longer clips or drop it"
         )
-    log_probs = logits.log_softmax(-1).transpose(0, 1)
-    frames = torch.full((len(logits),), logits.shape[1])
-    return nn.functional.ctc_loss(log_probs, targets, frames, lengths, BLANK)
 
 
 def greedy(logits: Tensor, labels: Sequence[str] = CHARACTERS) -> list[str]:

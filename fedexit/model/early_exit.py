@@ -111,9 +111,8 @@ def run(model: MultiExitModel, clip: Tensor, rule: str | Rule, threshold: float 
 def run_checked(model: MultiExitModel, clip: Tensor, rule: str | Rule, threshold: float) -> tuple[int, Tensor]:
     """Return `run` of a rule and a threshold that are checked already."""
     model.eval()
-    device = next(model.parameters()).device
     waveforms, lengths, _ = collate([(clip, 0)])
-    states, frames = model.backbone.layer_by_layer(waveforms.to(device), lengths)
+    states, frames = model.backbone.layer_by_layer(waveforms, lengths)
     seen = []
     for depth, state in enumerate(states):
         if depth in model.exits:

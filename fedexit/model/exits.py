@@ -25,6 +25,7 @@ from fedexit.model.pretrained import model_folder
 from fedexit.support.checks import check_exits, misfits
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_text
+from fedexit.support.placement import check_half
 from fedexit.support.streams import seeded
 from fedexit.support.tensors import read_tensors, write_tensors
 
@@ -337,8 +338,7 @@ def check_trainable(model: MultiExitModel) -> None:
         raise FedexitError(f"the model has {len(set(model.labels))} label(s), so there is nothing to learn; give two")
     if not all(parameter.requires_grad for parameter in model.heads.parameters()):
         raise FedexitError("a head of the model is frozen; let it train: model.heads.requires_grad_(True)")
-    if model.backbone.model.dtype == torch.float16:
-        raise FedexitError("the model is in float16, too coarse for training; convert it: model.float()")
+    check_half(model.backbone.model.dtype)
 
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path, texts: dict[str, str] | None = None) -> None:

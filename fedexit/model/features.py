@@ -106,6 +106,8 @@ def stored_bytes(clips: Clips, backbone: Backbone) -> int:
 def _stored(clips: Clips, backbone: Backbone, size: int) -> FeatureStore:
     audio = list(map(clips.corpus.clip_hash, clips.ids))
     digest = hashlib.sha256(repr([audio, clips.max_samples, clips.speed, clips.ids]).encode())
+    if (device := backbone.model.device.type) != "cpu":  # whose last digits differ
+        digest.update(device.encode())
     for name, tensor in backbone.model.feature_extractor.state_dict().items():
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     file = data_dir() / "cache" / f"frozen-{digest.hexdigest()[:16]}.f32"
@@ -131,7 +133,7 @@ def _compute(clips: Clips, backbone: Backbone, file: Path) -> dict[str, Tensor]:
             for index in progress(range(len(clips)), "convolving clips, once"):
                 waveform = normalised(clips[index][0])
                 features = backbone.convolve(waveform[None], torch.tensor([len(waveform)]))[0]
-                out.write(features.numpy().tobytes())
+                out.write(features.cpu().numpy().tobytes())
                 frames.append(features.shape[1])
         layout = {"frames": torch.tensor(frames)}
         write_record(file, layout)

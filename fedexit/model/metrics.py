@@ -79,14 +79,13 @@ def forward(
     exits = None if exits is None else check_exits(exits, model.exits, "the model")
     batch_size = whole_number(batch_size, "batch_size", 1)
     model.eval()
-    device = next(model.parameters()).device
     for start in range(0, len(data), WINDOW * batch_size):
         numbers = range(start, min(start + WINDOW * batch_size, len(data)))
         window = [example_at(data, number, f"evaluation, clip {number}") for number in numbers]
         model.check_clips(window, "evaluation", start=start)
         for group in by_length(window, batch_size):
             waveforms, lengths, targets = collate([window[position] for position in group])
-            outputs = model(waveforms.to(device), lengths, exits)
+            outputs = {depth: logits.cpu() for depth, logits in model(waveforms, lengths, exits).items()}
             if bad := [depth for depth, logits in outputs.items() if not torch.isfinite(logits).all()]:
                 raise FedexitError(f"the model gives NaN at exit {bad[0]}; its weights are damaged: load it again")
             yield [start + position for position in group], outputs, targets
