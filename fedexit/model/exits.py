@@ -22,7 +22,7 @@ from fedexit.data.recordings import Recordings
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
 from fedexit.model.heads import AnyHead, HeadMaker, copy_norm, head_name, kind_of, make_head
 from fedexit.model.lora import merged, with_lora
-from fedexit.model.pretrained import model_folder
+from fedexit.model.pretrained import model_folder, saved_config
 from fedexit.support.checks import check_exits, misfits
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import replacing, write_text
@@ -302,7 +302,7 @@ class MultiExitModel(nn.Module):
         """
         try:
             folder = model_folder(name)
-            config = json.loads((folder / "config.json").read_text())
+            config = saved_config(folder)
             if other := {key: config[key] for key, own in _INPUT.items() if config.get(key, own) != own}:
                 raise ValueError(f"it reads other waveforms than fedexit's: {other}")
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])
@@ -321,7 +321,7 @@ class MultiExitModel(nn.Module):
             model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
         except Exception as error:  # the libraries raise many kinds of error for a damaged or foreign folder
             raise FedexitError(
-                f"{name} is not a multi-exit model written by save_pretrained: {first_line(error)}"
+                f"{str(name) or 'an empty name'} is not a multi-exit model written by save_pretrained: {first_line(error)}"
             ) from error
         return model.eval()
 
