@@ -45,6 +45,8 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
     """
     if Path(name_or_path).is_dir():
         _check_files(Path(name_or_path))
+    elif not _HUB_ID.fullmatch(str(name_or_path)):
+        raise FedexitError(f"{name_or_path} is no folder, and no hub id, which is OWNER/NAME; check the name")
     try:
         with quiet_transformers():
             config, _ = PretrainedConfig.get_config_dict(name_or_path)
