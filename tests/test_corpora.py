@@ -434,7 +434,7 @@ def test_the_tar_of_another_known_corpus_is_refused(tmp_path, data):
     said = []
     fetch_corpus("emodb", tmp_path / "mine.tar", say=said.append)
     assert len(said) == 1 and said[0].startswith("the checksum of the corpus is ")
-    with pytest.raises(FedexitError, match=r"digits\.tar: holds the corpus asc_digits, not emodb; run: .* --from .*tar"):
+    with pytest.raises(FedexitError, match=r"digits\.tar: holds the corpus asc_digits, not emodb; run: .*digits\.tar"):
         fetch_corpus("emodb", tmp_path / "digits.tar")
     assert len(open_corpus("emodb").table) == 10
 

@@ -292,7 +292,9 @@ def _keep_tar(name: str, source: Path, target: Path) -> None:
     check_groups(table, folder)
     for other in TARS:
         if other != name and table["id"].iloc[0].startswith(tuple(parts_of(other))):
-            raise FedexitError(f"{source}: holds the corpus {other}, not {name}; run: fedexit data fetch {other} --from {source}")
+            raise FedexitError(
+                f"{source}: holds the corpus {other}, not {name}; run: fedexit data fetch {other} --from {source}"
+            )
     with replacing(target) as part:
         shutil.copyfile(source, part)
     shutil.rmtree(data_dir() / "cache" / TARS[name][0], ignore_errors=True)  # made of a release, it would be preferred

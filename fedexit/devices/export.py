@@ -175,7 +175,9 @@ def _check_request(model: MultiExitModel, exit: int, to: str, int8: bool) -> Non
 def _check_ending(file: str | Path, to: str) -> None:
     for other, ending in SUFFIXES.items():
         if other != to and Path(file).suffix == ending:
-            raise FedexitError(f"{file} has the ending of {other}, not of {to}; name it *{SUFFIXES[to]}, or give {other}")
+            raise FedexitError(
+                f"{file} has the ending of {other}, not of {to}; name it *{SUFFIXES[to]}, or give {other}"
+            )
 
 
 def _check_libraries() -> None:

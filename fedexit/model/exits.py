@@ -321,7 +321,7 @@ class MultiExitModel(nn.Module):
             model.to(next(weights[name] for name in own if name.startswith("heads.")).dtype).load_state_dict(weights)
         except Exception as error:  # the libraries raise many kinds of error for a damaged or foreign folder
             raise FedexitError(
-                f"{str(name) or 'an empty name'} is not a multi-exit model written by save_pretrained: {first_line(error)}"
+                f"{name} is not a multi-exit model written by save_pretrained: {first_line(error)}"
             ) from error
         return model.eval()
 

@@ -72,10 +72,7 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """Return the folder `name_or_path`, or the one in the hub's cache with the model OWNER/NAME, which is fetched.
-
-    A name below a folder that exists here is never looked for on the hub.
-    """
+    """Return the folder, or the one in the hub's cache with the model OWNER/NAME, unless OWNER is a folder here."""
     if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name_or_path) or Path(name_or_path).parent.exists():
         return Path(name_or_path)
     try:
