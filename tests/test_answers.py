@@ -234,7 +234,7 @@ def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
 def test_a_backbone_or_a_file_is_not_taken_for_a_model(tmp_path):
     load_backbone("nano").model.save_pretrained(tmp_path)
     for given, says in (
-        (tmp_path, "its config.json lacks backbone, exits, head, labels; train a MultiExitModel of it first"),
+        (tmp_path, "its config.json lacks backbone, exits, labels; train a MultiExitModel of it first"),
         (tmp_path / "config.json", "it is a file; give the folder of a trained model"),
     ):
         with pytest.raises(FedexitError, match=says):

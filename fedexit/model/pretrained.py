@@ -88,7 +88,7 @@ def saved_config(folder: Path) -> dict:
         fault = "it is a file" if folder.is_file() else f"No such file or directory: {str(folder / 'config.json')!r}"
         raise FedexitError(f"{fault}; give the folder of a trained model, as model.save_pretrained(FOLDER) writes it")
     config = read_json_object(folder / "config.json")
-    if missing := {"backbone", "labels", "exits", "head"} - config.keys():
+    if missing := {"backbone", "labels", "exits"} - config.keys():
         raise FedexitError(f"its config.json lacks {few(missing)}; train a MultiExitModel of it first")
     return config
 
