@@ -174,21 +174,20 @@ def by_hand(table: pd.DataFrame) -> float:
 def test_other_languages_train_and_decode(texts):
     letters = alphabet_of(unicodedata.normalize("NFD", text) for text in texts)
     assert letters == alphabet_of(texts)
-    written = [(text, "NFC", 1) for text in texts] + [(text, "NFD", 1.03) for text in texts]
-    data = [(spoken(text, letters, voice), ids(text, form, letters)) for text, form, voice in written]
+    voices = ((1, "NFC"), (1.03, "NFD"))
+    data = [(spoken(text, letters, voice), ids(text, form, letters)) for text in texts for voice, form in voices]
     model = MultiExitModel(load_backbone("nano"), letters, [3], head="ctc")
     model.standardise(*collate(data)[:2])
-    result = federate(model, [Client("ann", data[:3], 3), Client("ben", data[3:], 3)], rounds=1, dev=data)
+    result = federate(model, [Client("ann", data[::2], 3), Client("ben", data[1::2], 3)], rounds=1, dev=data)
     assert set(result.table["metric"]) == {"CER", "WER"}
     model = result.model
     recipe = dict(batch_size=3, crop=None, learning_rate=3e-3, head_learning_rate=3e-2)
-    word_rates = []
     for epochs in (25, 45):
         fine_tune(model, data, [3], Recipe(epochs=epochs, **recipe))
         table = predict(model, data)
-        assert table["label"].tolist() == texts * 2
-        word_rates.append(all_rates(table).set_index("metric").loc["WER", "value"])
-        assert word_rates[-1] == pytest.approx(by_hand(table))
-    assert word_rates[0] > word_rates[1] == 0
+        assert table["label"].tolist() == [text for text in texts for _ in voices]
+        word_rate = all_rates(table).set_index("metric").loc["WER", "value"]
+        assert word_rate == pytest.approx(by_hand(table))
+    assert word_rate == 0
     said = model.transcribe([clip for clip, _ in data], rate=16000)
     assert said["text"].tolist() == table["label"].tolist() and (said["confidence"] > 0.5).all()
