@@ -1,4 +1,4 @@
-"""Use the package without its extras: convert, federate, save, load, predict, export. Run as: python core_use.py FOLDER."""
+"""Use the package without its extras, from recordings to an exported model. Run as: python core_use.py FOLDER."""
 
 import pkgutil
 import sys
