@@ -429,7 +429,7 @@ def test_numbers_in_the_readme_are_those_of_the_manifest(monkeypatch):
 
 def test_the_tar_of_another_known_corpus_is_refused(tmp_path, data):
     foreign_tar(tmp_path / "mine.tar")
-    other = {"m/manifest.csv": b"path,speaker,label,transcript\ndataset/one/1.flac,ann,one,one\n"}
+    other = {"m/manifest.csv": b"path,speaker,label,transcript,seconds\ndataset/one/1.flac,ann,one,one,0.1\n"}
     make_tar(tmp_path / "digits.tar", {**other, "m/dataset/one/1.flac": flac()})
     said = []
     fetch_corpus("emodb", tmp_path / "mine.tar", say=said.append)
