@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from fedexit import __version__
 from fedexit.data_commands import add_data_commands
 from fedexit.figure_commands import add_figure_commands
 from fedexit.model_commands import add_model_commands
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedexit", description="Federated fine-tuning of speech models, reproducibly."
     )
+    parser.add_argument("--version", action="version", version=f"fedexit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(
         commands,

@@ -1,4 +1,4 @@
-"""Use the package without its extras: convert, federate, save, load, predict. Run as: python core_use.py FOLDER."""
+"""Use the package without its extras, from recordings to an exported model. Run as: python core_use.py FOLDER."""
 
 import pkgutil
 import sys
@@ -32,6 +32,8 @@ def use(folder: Path) -> None:
     file = folder / "raw" / "ann" / "0.wav"
     assert list(MultiExitModel.from_pretrained(folder / "model").predict(file)["clip"]) == [str(file)]
     assert cli.main(["predict", str(folder / "model"), str(file), "--rule", "entropy", "--threshold", "-0.5"]) == 0
+    exported = ["--exit", "3", "--to", "torchscript", "--out", str(folder / "exit3.pt")]
+    assert cli.main(["export", str(folder / "model"), *exported]) == 0 and (folder / "exit3.pt").stat().st_size > 1e6
 
     spelling = MultiExitModel(load_backbone("nano"), list(CHARACTERS), head="ctc")
     said = [(clip, characters("no")) for clip, _ in clips[:2]]

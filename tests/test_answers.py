@@ -219,11 +219,26 @@ def test_a_model_is_loaded_by_its_hub_id(model, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_folder_is_not_looked_for_on_the_hub(monkeypatch):
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "cached_file", None)
-    for name in ("my_model", "./my_model", "../models/mine", "a/b/c", Path("ann/keywords")):
-        with pytest.raises(FedexitError, match=r"is not a multi-exit model .*No such file"):
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    for name in ("my_model", "./my_model", "../models/mine", "a/b/c", Path("ann/keywords"), "models/mine"):
+        with pytest.raises(FedexitError, match=r"is not a multi-exit model .*No such file.*; give the folder of"):
             MultiExitModel.from_pretrained(name)
+    for name in ("my_model", "a/b/c"):
+        with pytest.raises(FedexitError, match="is no folder, and no hub id, which is OWNER/NAME; check the name"):
+            load_backbone(name)
+
+
+def test_a_backbone_or_a_file_is_not_taken_for_a_model(tmp_path):
+    load_backbone("nano").model.save_pretrained(tmp_path)
+    for given, says in (
+        (tmp_path, "its config.json lacks backbone, exits, labels; train a MultiExitModel of it first"),
+        (tmp_path / "config.json", "it is a file; give the folder of a trained model"),
+    ):
+        with pytest.raises(FedexitError, match=says):
+            MultiExitModel.from_pretrained(given)
 
 
 # ---- command line and notebooks -----------------------------------------------------------------------------------

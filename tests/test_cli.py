@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedexit import cli
+from fedexit import __version__, cli
 from fedexit.runner import run as runner
 from fedexit.support.errors import FedexitError
 
@@ -29,6 +29,12 @@ COMMANDS = (
     ["cells", "check"],
     ["cells", "publish"],
 )
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"fedexit {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -424,6 +425,24 @@ def test_numbers_in_the_readme_are_those_of_the_manifest(monkeypatch):
     for name, part in numbers.items():
         counts = [len(part), *(int((part.split == split).sum()) for split in ("train", "dev", "test"))]
         assert rows[name] == " | ".join(f"{count:,}" for count in counts), name
+
+
+def test_the_tar_of_another_known_corpus_is_refused(tmp_path, data):
+    foreign_tar(tmp_path / "mine.tar")
+    other = {"m/manifest.csv": b"path,speaker,label,transcript,seconds\ndataset/one/1.flac,ann,one,one,0.1\n"}
+    make_tar(tmp_path / "digits.tar", {**other, "m/dataset/one/1.flac": flac()})
+    said = []
+    fetch_corpus("emodb", tmp_path / "mine.tar", say=said.append)
+    assert len(said) == 1 and said[0].startswith("the checksum of the corpus is ")
+    with pytest.raises(FedexitError, match=r"digits\.tar: holds the corpus asc_digits, not emodb; run: .*digits\.tar"):
+        fetch_corpus("emodb", tmp_path / "digits.tar")
+    assert len(open_corpus("emodb").table) == 10
+
+
+def test_a_given_tar_is_used_although_a_release_was_fetched_before(folder, tmp_path, data):
+    shutil.copytree(folder, data / "cache" / "emodb4")
+    assert len(open_corpus("emodb").table) == 2
+    assert len(fetch_corpus("emodb", foreign_tar(tmp_path / "mine.tar"), say=str).table) == 10
 
 
 def tar_of(folder, file):

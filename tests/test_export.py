@@ -178,6 +178,7 @@ def test_the_command_writes_one_file_and_says_what_it_is(model, tmp_path, monkey
         (["mine", "--exit", "4"], "exit 4 does not exist in hubert; known: 3, 6"),
         (["mine", "--to", "tflite"], "unknown format 'tflite'; known: onnx, torchscript"),
         (["mine", "--to", "torchscript", "--int8"], "int8 exists for onnx only, not for torchscript"),
+        (["mine", "--to", "torchscript", "--out", "x.onnx"], "x.onnx has the ending of onnx, not of torchscript; name"),
         (["."], ". is not a multi-exit model written by save_pretrained"),
         (["mine", "--to", "torchscript", "--out", "mine"], "mine cannot be written (Is a directory); name another"),
         (["mine", "--to", "torchscript", "--out", "mine/config.json/x"], "config.json/x cannot be written ("),

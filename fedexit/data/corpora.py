@@ -28,7 +28,8 @@ from fedexit.data.folder import (
     save_manifest,
 )
 from fedexit.data.original.catalogue import ORIGINALS
-from fedexit.data.original.fetch import fetch_release
+from fedexit.data.original.fetch import fetch_release, say_checksum
+from fedexit.data.original.subset import parts_of
 from fedexit.data.packages import fetch_queen
 from fedexit.data.places import (
     NAMES,
@@ -223,7 +224,8 @@ def fetch_corpus(
     elif name == UNLABELLED:
         build_unlabelled(data_dir() / "cache" / UNLABELLED)
     elif name in TARS and source is not None and holds_corpus(source, MANIFEST):
-        _keep_tar(source, data_dir() / "downloads" / f"{TARS[name][0]}.tar")
+        _keep_tar(name, source, data_dir() / "downloads" / f"{TARS[name][0]}.tar")
+        say_checksum(ORIGINALS[name], folder_of(name), say)
     elif source is not None or url or parts or found(name) is None:
         fetch_release(name, source, url, parts, say)
     return _opened(place_of_known(name), name, name)
@@ -280,9 +282,19 @@ def _own_name(place: Path) -> str:
     return re.sub(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", "", name, flags=re.IGNORECASE) if place.is_file() else name
 
 
-def _keep_tar(source: Path, target: Path) -> None:
-    """Copy the .tar `source` to `target` if it holds a corpus without faults, so that a wrong one replaces nothing."""
+def _keep_tar(name: str, source: Path, target: Path) -> None:
+    """Copy the .tar `source` to `target` if it holds a corpus without faults, so that a wrong one replaces nothing.
+
+    Raises FedexitError for such faults, and for the clips of another known corpus than `name`.
+    """
     folder = folder_of(source)
-    check_groups(check_manifest(read_manifest(folder), folder), folder)
+    table = check_manifest(read_manifest(folder), folder)
+    check_groups(table, folder)
+    for other in TARS:
+        if other != name and table["id"].iloc[0].startswith(tuple(parts_of(other))):
+            raise FedexitError(
+                f"{source}: holds the corpus {other}, not {name}; run: fedexit data fetch {other} --from {source}"
+            )
     with replacing(target) as part:
         shutil.copyfile(source, part)
+    shutil.rmtree(data_dir() / "cache" / TARS[name][0], ignore_errors=True)  # made of a release, it would be preferred

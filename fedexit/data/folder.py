@@ -100,7 +100,8 @@ def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     where = folder / MANIFEST
     for column in COLUMNS:
         if column not in table:
-            raise FedexitError(f"{where}: column {column!r} is missing, expected {','.join(COLUMNS)}")
+            fix = "or run `fedexit data convert FOLDER OUT`, which measures seconds"
+            raise FedexitError(f"{where}: column {column!r} is missing, expected {','.join(COLUMNS)}; add it, {fix}")
     if table.empty:
         raise FedexitError(f"{where}: the corpus is empty, expected at least one clip")
     _refuse(where, table["id"][table["path"] == ""], "the clip {} has no path; fill it in, or remove the row")

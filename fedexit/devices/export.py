@@ -80,6 +80,7 @@ def export(model: MultiExitModel, exit: int, file: str | Path, to: str = "onnx",
         Exported(file=PosixPath('yes_or_no.onnx'), bytes=4060123, difference=4.2e-07)
     """
     _check_request(model, exit, to, int8)
+    _check_ending(file, to)
     cut = model.client_model(exit).cpu().float().eval().requires_grad_(False)
     shortest = _shortest(cut)
     about = {
@@ -169,6 +170,14 @@ def _check_request(model: MultiExitModel, exit: int, to: str, int8: bool) -> Non
         raise FedexitError(f"int8 exists for onnx only, not for {to}; export to onnx, or leave out int8")
     if to == "onnx":
         _check_libraries()
+
+
+def _check_ending(file: str | Path, to: str) -> None:
+    for other, ending in SUFFIXES.items():
+        if other != to and Path(file).suffix == ending:
+            raise FedexitError(
+                f"{file} has the ending of {other}, not of {to}; name it *{SUFFIXES[to]}, or give {other}"
+            )
 
 
 def _check_libraries() -> None:

@@ -149,7 +149,7 @@ def check_rule(model: MultiExitModel, rule: str | Rule, threshold: object) -> fl
         raise FedexitError(f"rule {rule!r} needs labels or texts, and the model predicts a number; {_CONTRACT}")
     threshold = getattr(rule, "threshold", None) if threshold is None else threshold
     if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or math.isnan(threshold):
-        raise FedexitError(f"threshold must be a number, not {threshold!r}")
+        raise FedexitError(f"threshold must be a number, not {threshold!r}; give the confidence at which a clip stops")
     if function not in _BUILT_IN:
         shape = (1, 50, 1 + len(model.labels)) if model.targets == "text" else (1, len(model.labels))
         tried = trial_copy(function)

@@ -21,7 +21,7 @@ from fedexit.data.recordings import Recordings
 from fedexit.model.backbone import Backbone, backbone_from_config, config_of, default_exits, state_hash
 from fedexit.model.heads import AnyHead, HeadMaker, copy_norm, head_name, kind_of, make_head
 from fedexit.model.lora import merged, with_lora
-from fedexit.model.pretrained import model_folder
+from fedexit.model.pretrained import model_folder, saved_config
 from fedexit.support.checks import check_exits, misfits
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_text
@@ -303,11 +303,10 @@ class MultiExitModel(nn.Module):
         """
         try:
             folder = model_folder(name)
-            text = (folder / "config.json").read_text()
+            config = saved_config(folder)
             weights, saved = read_tensors(folder / "model.safetensors", ("config",))
-            if saved.get("config", text) != text:
+            if saved.get("config", text := (folder / "config.json").read_text()) != text:
                 raise ValueError("config.json is not the one that was saved with model.safetensors")
-            config = json.loads(text)
             if other := {key: config[key] for key, own in _INPUT.items() if config.get(key, own) != own}:
                 raise ValueError(f"it reads other waveforms than fedexit's: {other}")
             backbone = backbone_from_config(config["backbone"], config["backbone_name"], config["pretrained"])

@@ -45,6 +45,8 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
     """
     if Path(name_or_path).is_dir():
         _check_files(Path(name_or_path))
+    elif not _HUB_ID.fullmatch(str(name_or_path)):
+        raise FedexitError(f"{name_or_path} is no folder, and no hub id, which is OWNER/NAME; check the name")
     try:
         with quiet_transformers():
             config, _ = PretrainedConfig.get_config_dict(name_or_path)
@@ -70,14 +72,25 @@ def pretrained_model(name_or_path: str | Path, **options: object) -> PreTrainedM
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """Return the folder `name_or_path`, or the one in the hub's cache with the model OWNER/NAME, which is fetched."""
-    if isinstance(name_or_path, Path) or Path(name_or_path).is_dir() or not _HUB_ID.fullmatch(name_or_path):
+    """Return the folder, or the one in the hub's cache with the model OWNER/NAME, unless OWNER is a folder here."""
+    if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name_or_path) or Path(name_or_path).parent.exists():
         return Path(name_or_path)
     try:
         weights = [cached_file(name_or_path, file) for file in ("config.json", "model.safetensors")][-1]
     except OSError as error:
         raise FedexitError(f"there is no such folder, and as a hub id: {first_line(error)}") from error
     return Path(weights).parent  # type: ignore[arg-type]  # `cached_file` raises rather than give None
+
+
+def saved_config(folder: Path) -> dict:
+    """Return the `config.json` of a multi-exit model. Raises FedexitError if there is none in `folder`."""
+    if not (folder / "config.json").is_file():
+        fault = "it is a file" if folder.is_file() else f"No such file or directory: {str(folder / 'config.json')!r}"
+        raise FedexitError(f"{fault}; give the folder of a trained model, as model.save_pretrained(FOLDER) writes it")
+    config = read_json_object(folder / "config.json")
+    if missing := {"backbone", "labels", "exits"} - config.keys():
+        raise FedexitError(f"its config.json lacks {few(missing)}; train a MultiExitModel of it first")
+    return config
 
 
 def _check_files(folder: Path) -> None:

@@ -57,9 +57,14 @@ def fetch_release(
         rmtree(part / "unpacked", ignore_errors=True)
     for line in report.lines():
         say(line)
+    say_checksum(original, folder, say)
+    return folder
+
+
+def say_checksum(original: Original, folder: Path, say: Callable[[str], object]) -> None:
+    """Say so if the corpus in `folder` is not the one that published results were made with."""
     if original.checksum and (found := _checksum(folder)) != original.checksum:
         say(f"the checksum of the corpus is {found}; published results were made with {original.checksum}")
-    return folder
 
 
 def _check_source(source: Path, folder: Path, ignored: bool) -> None:
