@@ -7,6 +7,7 @@ Each folder is a floor: its modules import only from their own floor and from th
     cli        the command `fedexit`
     bench      speed and memory, compared with other engines
     lab        experiments: settings, cells, grids, statistics, figures
+    flower     the same federation on Flower, on real devices (`flower.server`)
     devices    device profiles and the policy that chooses the depth L_i (`devices.policy`)
     federated  the paper's method: the round loop (`federated.rounds`), Eq. (1) (`federated.aggregation`)
     central    training in one place: pre-training, fine-tuning, probes

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fedexit import __version__
 from fedexit.data_commands import add_data_commands
 from fedexit.figure_commands import add_figure_commands
+from fedexit.fleet_commands import add_fleet_commands
 from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
 
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add_figure_commands(commands, _command)
     _add_bench_command(commands)
     add_data_commands(commands, _command)
+    add_fleet_commands(commands, _command, _parameter)
     _add_cells_commands(commands)
     return parser
 

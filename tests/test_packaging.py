@@ -37,6 +37,7 @@ NEEDS_NOTEBOOKS = {
         "lab.spot_checks",
     ),
 }
+NEEDS_FLOWER = {f"flower.{name}" for name in ("app", "certificates", "client", "server", "wire")}
 COMMANDS = ["run", "status", "publish x", "bench depth", "cells list", "cells check"]
 
 
@@ -135,7 +136,8 @@ def test_the_core_needs_no_extra(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = dict(re.findall(r"^fedexit\.(\S+): \w+ is not installed; run: (.*)$", done.stdout, re.M))
-    assert told == dict.fromkeys(NEEDS_NOTEBOOKS, 'pip install "fedexit[notebooks]"')
+    needs = dict.fromkeys(NEEDS_NOTEBOOKS, "notebooks") | dict.fromkeys(NEEDS_FLOWER, "flower")
+    assert told == {module: f'pip install "fedexit[{extra}]"' for module, extra in needs.items()}
 
 
 USES = """

@@ -21,7 +21,7 @@ from fedexit.federated.methods import Method, check_method, enlisted, everyone, 
 from fedexit.federated.regime import Regime, as_average, check_regime, train_heads, update_average
 from fedexit.federated.resuming import Depths, Kept, Plan, RoundState, continued, hash_of, identity_of, resumed, saved
 from fedexit.federated.server import stepped
-from fedexit.federated.workers import Round, Work, local_rounds
+from fedexit.federated.workers import Round, Transport, Work, local_rounds
 from fedexit.model.exits import MultiExitModel, check_trainable
 from fedexit.model.metrics import all_rates, predict
 from fedexit.support.checkpoints import owned_checkpoint
@@ -77,6 +77,7 @@ def federate(
     on_round: Callable[[int, MultiExitModel, pd.DataFrame], object] | None = None,
     threads: int = 1,
     device: Device | None = None,
+    transport: Transport | None = None,
 ) -> Federation:
     """Fine-tune a copy of `model` with clients of mixed depth, and return it as `Federation.model`.
 
@@ -109,6 +110,8 @@ def federate(
         threads: Threads of torch in each process. Their number can change the last digits of a result.
         device: Where it trains, and the result lies: `auto`, `cpu`, `cuda` or `mps`; None: where `model` lies. On a GPU
             the last digits of results can differ.
+        transport: Trains the clients elsewhere, where their clips are checked (`fedexit.flower.server.on_grid`). None
+            trains them here. A client whose update does not arrive is absent from the round.
 
     Raises FedexitError before the first round for arguments out of range, clips that cannot be trained on (see
     `checks`), a method that needs another model, and a checkpoint that is damaged or of another run; later for a loss
@@ -141,7 +144,7 @@ def federate(
         if not (own is None or callable(own)):
             raise FedexitError(f"{name} must be a function, not a {type(own).__name__}")
     place = device_for(model, device)
-    check_data(model, clients, dev, training, way.objective, place)
+    check_data(model, () if transport else clients, dev, training, way.objective, place)
     threads = whole_number(threads, "threads", 1)
     plan = Plan(way, whole_number(seed, "seed"), exponent, float(fraction), training, rounds, regime, threads)
     try_parts(model, way)
@@ -149,7 +152,8 @@ def federate(
     identity = identity_of(model, clients, dev, plan) if checkpoint is not None else {}
     model = copy.deepcopy(model).to(place)
     work = Work(training, way.objective, way.local_round)
-    with owned_checkpoint(checkpoint), local_rounds(model, clients, work, workers, threads) as run:
+    trainers = transport or partial(local_rounds, workers=workers, threads=threads)
+    with owned_checkpoint(checkpoint), trainers(model, clients, work) as run:
         state, kept = resumed(model, checkpoint, identity)
         state = continued(state, rounds, due if len(dev) else set(), depths, Path(checkpoint or "").name)
         if regime.heads_rounds and not kept.ledger:

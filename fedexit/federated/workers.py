@@ -8,7 +8,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
@@ -55,9 +55,12 @@ class Work(NamedTuple):
         return found
 
 
+Transport = Callable[[MultiExitModel, Sequence[Client], Work], AbstractContextManager[Round]]
+
+
 @contextmanager
 def local_rounds(
-    model: MultiExitModel, clients: Sequence[Client], work: Work, workers: int, threads: int = 1
+    model: MultiExitModel, clients: Sequence[Client], work: Work, workers: int = 1, threads: int = 1
 ) -> Iterator[Round]:
     """Give a function `run(drawn, stream, share)` that yields (client, update, report) in the order of `drawn` clients.
 
