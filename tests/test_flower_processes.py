@@ -92,6 +92,10 @@ def supernode(folder: Path, name: str, key: str, certificates: str) -> subproces
         return subprocess.Popen(command, cwd=folder, env=local.environment(folder), stdout=log, stderr=log)
 
 
+def logged(folder: Path, name: str, words: str) -> bool:
+    return words in (folder / "logs" / f"{name}.log").read_text(errors="replace")
+
+
 class Counter:
     """A way to a port that counts the bytes through it, as they are on the wire."""
 
@@ -139,9 +143,13 @@ def fleet(tmp_path_factory, corpus):
 
 def test_a_deployed_fleet_gives_the_weights_of_this_process_also_after_a_kill_of_the_superlink(fleet, corpus):
     folder, counter = fleet
-    run = local.submit(folder)
-    times = folder / "run" / "times.csv"
-    until(lambda: (folder / "run" / "state.safetensors").exists(), "the first round")
+    run, times = local.submit(folder), folder / "run" / "times.csv"
+
+    def after_round_1() -> bool:
+        assert not logged(folder, "superlink", "Finished task"), "the server app ended before round 1"
+        return (folder / "run" / "state.safetensors").exists()
+
+    until(after_round_1, "the first round")
     kill(named(folder, "flower-superlink"))
     local.start_superlink(folder)
     run = local.submit(folder)

@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedexit.data.batches import Example
-from fedexit.data.folder import new_folder
 from fedexit.federated.clients import Client
 from fedexit.federated.workers import Work
 from fedexit.flower import wire
@@ -15,6 +14,7 @@ from fedexit.flower.fleet import task_clips
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
 from fedexit.support.extras import extra
+from fedexit.support.files import new_folder
 from fedexit.support.paths import data_dir
 from fedexit.support.processes import one_thread
 
