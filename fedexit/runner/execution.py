@@ -116,9 +116,10 @@ def _this_interpreter(env: dict[str, str], kernels: list[subprocess.Popen]) -> t
     class ThisInterpreter(AsyncKernelManager):
         kernel_spec = KernelSpec(argv=command, language="python", display_name="Python 3", env=escaped)
 
-        async def start_kernel(self, **options: Any) -> None:
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # the base class is typed so
             await super().start_kernel(**options)
-            kernels.append(self.provisioner.process)
+            provisioner: Any = self.provisioner
+            kernels.append(provisioner.process)
 
     return ThisInterpreter
 
