@@ -59,7 +59,7 @@ def try_parts(model: MultiExitModel, way: Method) -> None:
     weights, averages = ({name: one.clone() for name, one in model.trainable_weights().items()} for _ in range(2))
     try:
         if callable(way.rule):
-            aggregate(weights, [Update(averages, 1, model.backbone.layers)], trial_copy(way.rule))
+            aggregate(weights, 2 * [Update(averages, 1, model.backbone.layers)], trial_copy(way.rule))
         if own_server:
             stepped(trial_copy(way.server), weights, averages, {})
     except Exception as error:  # of any code
