@@ -85,7 +85,7 @@ def check_holders(holders: Mapping[str, Collection[str]], arrived: Collection[st
 
 
 def pair_seeds(clients: Collection[str]) -> dict[str, dict[str, bytes]]:
-    """Return a fresh secret for each pair of clients, by client and partner. Devices would agree on it by their keys."""
+    """Return a fresh secret per pair of clients, by client and partner. Devices would agree on it by their keys."""
     names = sorted(clients)
     found: dict[str, dict[str, bytes]] = {name: {} for name in names}
     for place, one in enumerate(names):
@@ -203,7 +203,7 @@ def _signed(one: str, other: str, values: np.ndarray) -> np.ndarray:
 
 
 def mask(seed: bytes, name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return uniform numbers of `shape` in uint64, which SHAKE-256 makes from the seed, the weight's name and `kind`."""
+    """Return uniform numbers of `shape` in uint64, made by SHAKE-256 from the seed, the weight's name and `kind`."""
     count = int(np.prod(shape, dtype=int))
     stream = hashlib.shake_256(seed + f"{kind}:{name}".encode()).digest(8 * count)
     return np.frombuffer(stream, "<u8").astype(np.uint64).reshape(shape)
