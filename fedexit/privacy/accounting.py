@@ -14,7 +14,9 @@ Three ways to epsilon at a given delta:
 The last two are independent of each other, and exact up to numerical error: they agree within 1 % (a test checks it).
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from scipy.special import gammaln, log_ndtr, logsumexp
 from fedexit.support.checks import whole_number
 from fedexit.support.errors import FedexitError
 
-_ORDERS = np.arange(2, 513)
+_ORDERS = np.array([*range(2, 33), *range(36, 128, 8), *range(128, 513, 64)])
 _POINTS = 2**17  # of the grid of `pld_epsilon`
 _LARGEST = 200.0  # an epsilon beyond this protects nothing
 
@@ -76,25 +78,27 @@ def pld_epsilon(mechanism: Mechanism, delta: float) -> float:
 
     Each L is rounded to the nearest point of the grid. L beyond the grid counts as a certain loss of privacy.
     """
-    bound = rdp_epsilon(mechanism, delta)
+    bound, ways = rdp_epsilon(mechanism, delta), _on_grid(mechanism, delta)
+    return max(_root(lambda epsilon, way=way: way(epsilon) - delta, bound + 1.0) for way in ways)  # type: ignore[misc]
+
+
+def _on_grid(mechanism: Mechanism, delta: float) -> list[Callable[[float], float]]:
+    """Return delta as a function of epsilon, near `delta`, when a client is removed and when one is added."""
     reach = rdp_epsilon(mechanism, 1e-6 * delta) + 1.0
-    return max(0.0, *(min(_on_grid(mechanism, delta, way, reach), bound) for way in ("remove", "add")))
-
-
-def _on_grid(mechanism: Mechanism, delta: float, way: str, reach: float) -> float:
     losses = np.linspace(-reach, reach, _POINTS, endpoint=False)
-    width = losses[1] - losses[0]
-    masses = np.diff(_cumulative(mechanism, np.append(losses, reach) - width / 2, way))
-    infinite = 1 - masses.sum()  # beyond the grid on either side: it counts as lost
-    centred = np.fft.fft(np.fft.ifftshift(masses))
-    total = np.fft.fftshift(np.fft.ifft(centred**mechanism.rounds).real).clip(0)
-    lost = mechanism.rounds * max(0.0, infinite)
+    ends = np.append(losses, reach) - (losses[1] - losses[0]) / 2
+    found = []
+    for way in ("remove", "add"):
+        masses = np.diff(_cumulative(mechanism, ends, way))
+        beyond = mechanism.rounds * max(0.0, 1 - masses.sum())  # on either side of the grid: it counts as lost
+        total = np.fft.fftshift(np.fft.ifft(np.fft.fft(np.fft.ifftshift(masses)) ** mechanism.rounds).real).clip(0)
+        found.append(partial(_delta, losses, total, beyond))
+    return found
 
-    def excess(epsilon: float) -> float:
-        above = losses > epsilon
-        return float(lost + (total[above] * -np.expm1(epsilon - losses[above])).sum() - delta)
 
-    return _root(excess, reach)
+def _delta(losses: np.ndarray, masses: np.ndarray, beyond: float, epsilon: float) -> float:
+    above = losses > epsilon
+    return float(beyond + (masses[above] * -np.expm1(epsilon - losses[above])).sum())
 
 
 def _cumulative(mechanism: Mechanism, losses: np.ndarray, way: str) -> np.ndarray:
@@ -172,16 +176,18 @@ def noise_for(epsilon: float, delta: float, rounds: int, sampling: float = 1.0) 
     if not 0.01 <= epsilon <= _LARGEST:
         raise FedexitError(f"epsilon must be from 0.01 to {_LARGEST:g}, not {epsilon}")
     check_mechanism(Mechanism(1.0, rounds, sampling), delta)
-    low = high = 1.0
-    while pld_epsilon(Mechanism(high, rounds, sampling), delta) > epsilon:
-        high *= 2
-    while low > 2e-2 and pld_epsilon(Mechanism(low, rounds, sampling), delta) <= epsilon:
-        low /= 2
-    while high / low > 1.001:
-        middle = float(np.sqrt(low * high))
-        within = pld_epsilon(Mechanism(middle, rounds, sampling), delta) <= epsilon
-        low, high = (low, middle) if within else (middle, high)
-    return high
+
+    def missed(log_noise: float) -> float:
+        """Return the logarithm of delta at `epsilon`, over the allowed one."""
+        mechanism = Mechanism(math.exp(log_noise), rounds, sampling)
+        return math.log(max(way(epsilon) for way in _on_grid(mechanism, delta)) + 1e-300) - math.log(delta)
+
+    low = high = 0.0
+    while missed(high) > 0:
+        high += 1.0
+    while low > -4 and missed(low) <= 0:
+        low -= 1.0
+    return math.exp(brentq(missed, low, high, xtol=1e-4) + 2e-4) if missed(low) > 0 else math.exp(low)
 
 
 def check_mechanism(mechanism: Mechanism, delta: float) -> None:
