@@ -87,7 +87,7 @@ def _on_grid(mechanism: Mechanism, delta: float) -> list[Callable[[float], float
     reach = rdp_epsilon(mechanism, 1e-6 * delta) + 1.0
     losses = np.linspace(-reach, reach, _POINTS, endpoint=False)
     ends = np.append(losses, reach) - (losses[1] - losses[0]) / 2
-    found = []
+    found: list[Callable[[float], float]] = []
     for way in ("remove", "add"):
         masses = np.diff(_cumulative(mechanism, ends, way))
         beyond = mechanism.rounds * max(0.0, 1 - masses.sum())  # on either side of the grid: it counts as lost
