@@ -11,6 +11,7 @@ from fedexit.data_commands import add_data_commands
 from fedexit.figure_commands import add_figure_commands
 from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
+from fedexit.teach_commands import add_teach_commands
 
 # exit codes: 0 done, 1 a notebook or the machine failed, 2 wrong input, 130 interrupted (Ctrl-C)
 
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench_command(commands)
     add_data_commands(commands, _command)
     _add_cells_commands(commands)
+    add_teach_commands(commands, _command)
     return parser
 
 
