@@ -5,6 +5,7 @@ Import the public names from here. Each is loaded on first use, so that the comm
 Each folder is a floor: its modules import only from their own floor and from the floors below it, in this order:
 
     cli        the command `fedexit`
+    teach      exercises for a class, and the grader
     bench      speed and memory, compared with other engines
     lab        experiments: settings, cells, grids, statistics, figures
     flower     the same federation on Flower, on real devices (`flower.server`)

@@ -12,6 +12,7 @@ from fedexit.figure_commands import add_figure_commands
 from fedexit.fleet_commands import add_fleet_commands
 from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
+from fedexit.teach_commands import add_teach_commands
 
 # exit codes: 0 done, 1 a notebook or the machine failed, 2 wrong input, 130 interrupted (Ctrl-C)
 
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands, _command)
     add_fleet_commands(commands, _command, _parameter)
     _add_cells_commands(commands)
+    add_teach_commands(commands, _command)
     return parser
 
 
