@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import read_json_object
 from fedexit.teach.exercises import BY_NAME, Exercise
 from fedexit.teach.runner import outputs_of
 
@@ -42,8 +42,8 @@ def check(name: str, function: Callable) -> Verdict:
     exercise = exercise_named(name)
     if not callable(function):
         raise FedexitError(f"{name}: {function!r} is not a function; pass {exercise.function} without parentheses")
-    recorded = _recorded()
-    verdict = judge(exercise, outputs_of(function, [case["inputs"] for case in recorded[name]]), recorded[name])
+    cases = read_key(RECORDED)[name]
+    verdict = judge(exercise, outputs_of(function, [case["inputs"] for case in cases]), cases)
     print(f"{name}: {verdict}")
     return verdict
 
@@ -88,6 +88,9 @@ def _rounded(value: Any) -> Any:
     return value if isinstance(value, str) else f"{round(float(value), _DECIMALS) + 0.0:.{_DECIMALS}f}"
 
 
-@cache
-def _recorded() -> dict[str, list[dict]]:
-    return json.loads(RECORDED.read_text(encoding="utf-8"))
+def read_key(file: Path) -> dict[str, list[dict]]:
+    """Return a key, made by `keys.write_key`. Raises FedexitError if it has other exercises than this version."""
+    key = read_json_object(file)
+    if set(key) != set(BY_NAME):
+        raise FedexitError(f"{file} is not a key of these exercises; make it again with: fedexit key")
+    return key

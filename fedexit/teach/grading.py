@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import read_bytes, replacing
-from fedexit.teach.checking import RECORDED, Verdict, exercise_named, judge
+from fedexit.teach.checking import RECORDED, Verdict, exercise_named, judge, read_key
 from fedexit.teach.exercises import BY_NAME, Exercise
-from fedexit.teach.keys import read_key
 from fedexit.teach.runner import NOBODY
 
 _RUNNER = Path(__file__).parent / "runner.py"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import read_json_object, replacing
+from fedexit.support.files import replacing
 from fedexit.support.streams import numpy_stream
 from fedexit.teach.checking import digest
-from fedexit.teach.exercises import BY_NAME, EXERCISES, Exercise
+from fedexit.teach.exercises import EXERCISES, Exercise
 from fedexit.teach.inputs import DRAWS
 from fedexit.teach.runner import outputs_of
 
@@ -40,14 +40,6 @@ def write_key(answers: str | Path, out: str | Path, seed: int | None = None) -> 
         part.write_text(json.dumps(key, separators=(",", ":")) + "\n", encoding="utf-8")
     Path(out).chmod(0o600)
     return Path(out)
-
-
-def read_key(file: Path) -> dict[str, list[dict]]:
-    """Return a key. Raises FedexitError if it has other exercises than this version of fedexit."""
-    key = read_json_object(file)
-    if set(key) != set(BY_NAME):
-        raise FedexitError(f"{file} is not a key of these exercises; make it again with: fedexit key")
-    return key
 
 
 def answers_to(exercise: Exercise, folder: Path) -> tuple[list[Callable], dict[str, Callable]]:
