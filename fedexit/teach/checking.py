@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def exercise_named(name: str) -> Exercise:
     return BY_NAME[name]
 
 
-def judge(exercise: Exercise, outputs: list, cases: list[Mapping[str, Any]]) -> Verdict:
+def judge(exercise: Exercise, outputs: list, cases: Sequence[Mapping[str, Any]]) -> Verdict:
     """Return the verdict on the outputs of a function (`runner.outputs_of`) for recorded `cases`."""
     if len(outputs) != len(cases):
         return Verdict(False, "The results are not complete.")

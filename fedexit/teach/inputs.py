@@ -12,7 +12,7 @@ def _pooling(rng: Generator) -> list:
 
 
 def _head(rng: Generator) -> list:
-    sizes = [(3, 4), 4, 4, (2, 4), 2]
+    sizes: list[tuple[int, ...]] = [(3, 4), (4,), (4,), (2, 4), (2,)]
     pooled, centre, scale, weight, bias = (rng.normal(size=size).round(3) for size in sizes)
     return [pooled, centre, np.abs(scale) + 0.5, weight, bias]
 
@@ -28,9 +28,9 @@ def _eq1(rng: Generator) -> list:
         names = [f"layers.{layer}.{kind}" for layer in range(1, layers + 1) for kind in ("weight", "bias")]
         return {name: rng.normal(size=2).round(3) for name in [*names, "heads.2.weight"]}
 
-    updates = [[weights(depth), int(rng.integers(5, 50)), depth] for depth in (2, 3, 2, 1)]
+    updates = [(weights(depth), int(rng.integers(5, 50)), depth) for depth in (2, 3, 2, 1)]
     del updates[3][0]["heads.2.weight"]  # this client is shallower than the exit
-    return [weights(4), updates, float(rng.choice([0.5, 2.0]))]
+    return [weights(4), list(map(list, updates)), float(rng.choice([0.5, 2.0]))]
 
 
 def _layers(rng: Generator) -> list:
