@@ -49,7 +49,7 @@ class Grade(NamedTuple):
 
 
 class Protection(NamedTuple):
-    """What this system offers against a harmful submission."""
+    """Protection that this system offers against a harmful submission."""
 
     prefix: list[str]  # command that starts the runner in namespaces of its own; empty: not permitted
     user: bool  # whether submissions run as a user without rights

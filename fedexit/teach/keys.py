@@ -32,7 +32,7 @@ def write_key(answers: str | Path, out: str | Path, seed: int | None = None) -> 
         seed: seed of the inputs and salts; None for a secret one.
 
     Raises:
-        FedexitError: an answer is missing, right answers disagree, or wrong ones cannot be told apart.
+        FedexitError: an answer is missing, right answers disagree, or no inputs separate the wrong ones.
     """
     seed = secrets.randbits(60) if seed is None else seed
     key = {exercise.name: _record(exercise, Path(answers), seed) for exercise in EXERCISES}
