@@ -416,8 +416,10 @@ def test_readme_table_needs_its_markers(tmp_path):
 
 
 def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
-    (tmp_path / "nbs_ci.yml").write_text("notebooks: []")
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
+    entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"default": {"minutes": 1, "limit": 2}}}
+    (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
     assert readme.render(UNWRITTEN, tmp_path).count(readme.NOT_YET) == 7
     tables = tmp_path / "results" / "11_heterogeneous_depth" / "tables"
     tables.mkdir(parents=True)
@@ -430,6 +432,6 @@ def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
     (savings / "savings.csv").write_text(head + "\n".join(lines))
     written = readme.render(UNWRITTEN, tmp_path).splitlines()
     assert f"1. *What do weak devices lose in a mixed fleet?* {rows[1]}" in written
-    claims = [line for line in written if line.startswith("| ")]
-    assert "by 0.42 to 2.20 points" in claims[2] and "-9.47 to +2.70 points" in claims[3]  # Table 2 of the paper
-    assert "10 to 43 %" in claims[4] and "50 to 60 % of the memory of training and 10 to 20 %" in claims[4]
+    claims = [line for line in written if "(Table " in line]
+    assert "by 0.42 to 2.20 points" in claims[1] and "-9.47 to +2.70 points" in claims[2]  # Table 2 of the paper
+    assert "10 to 43 %" in claims[3] and "50 to 60 % of the memory of training and 10 to 20 %" in claims[3]
