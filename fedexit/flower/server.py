@@ -248,7 +248,8 @@ class OnGrid:
                 return f"its reply states another {other[0]}"
             if reply.metadata.src_node_id != node_id:
                 return "another node sent its reply"
-            held = {name: model.trainable_weights()[name] for name in self._starts[client.depth].names}
+            whole = model.trainable_weights()
+            held = {name: whole[name] for name in self._starts[client.depth].names}
             weights = wire.unpacked_weights(reply.content[wire.WEIGHTS], held)
             return self._checked_update(model, work, client, weights, RoundReport(**facts))
         except Exception as error:  # a node may send anything
