@@ -33,9 +33,10 @@ def test_every_figure_has_a_function_and_draws_its_rows():
         drawing.function_of(item.source)
         path = RESULTS / item.notebook / "figures" / f"{item.source.split('/')[1]}.csv"
         if path.is_file():
-            figure = drawing.drawn(item, drawing.read(item))
+            rows = drawing.read(item)
+            figure = drawing.drawn(item, rows)
             shown = [axis for axis in figure.axes if axis.has_data()]
-            undrawn += [] if shown else [item.name]
+            undrawn += [] if shown or rows.empty else [item.name]  # Flower may be missing
             drawing.plt.close(figure)
     assert undrawn == []
     drawing.function_of("20_paper_tables/table2")  # of a profile that is not published
