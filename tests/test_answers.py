@@ -21,6 +21,7 @@ from fedexit.model.backbone import load_backbone
 from fedexit.model.early_exit import run
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
+from fedexit.support.tensors import write_tensors
 
 LABELS = ["low", "mid", "high"]
 
@@ -198,11 +199,18 @@ def test_a_saved_model_states_its_version_and_input(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     expected = {"fedexit_version": __version__, "sampling_rate": 16000, "do_normalize": True}
     assert {key: config[key] for key in expected} == expected
+
+    def rewrite(changed):
+        """Write the model as a version with this configuration does."""
+        text = json.dumps(changed)
+        (tmp_path / "config.json").write_text(text)
+        write_tensors(tmp_path / "model.safetensors", model.state_dict(), {"config": text})
+
     for key, value in (("sampling_rate", 8000), ("do_normalize", False)):
-        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+        rewrite({**config, key: value})
         with pytest.raises(FedexitError, match=f"reads other waveforms than fedexit's: .*{key}.*{value}"):
             MultiExitModel.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in expected}))
+    rewrite({key: config[key] for key in config if key not in expected})
     assert MultiExitModel.from_pretrained(tmp_path).labels == LABELS  # written before these were stored
 
 

@@ -27,7 +27,13 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 NEEDS_NOTEBOOKS = {
     *("bench.report", "bench.suite", "runner.cell_index", "runner.provenance", "runner.publish", "runner.run"),
     *(
+        "lab.diagram",
+        "lab.drawing",
         "lab.experiments",
+        "lab.figures",
+        "lab.figures_basics",
+        "lab.figures_devices",
+        "lab.figures_fleet",
         "lab.grid",
         "lab.looks",
         "lab.paper_costs",

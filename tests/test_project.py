@@ -36,11 +36,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 [ALL] = [Requirement(text) for text in EXTRAS["all"]]
-INSTALLED = {*EXTRAS} - {"all", "teacher"}  # `teacher` is there to make a backbone; nobody needs it to use one
-DIRECT = [Requirement(text) for name in {*EXTRAS} - {"all"} for text in PROJECT["dependencies"] + EXTRAS[name]]
+# `teacher` makes a backbone; nobody needs it to use one. `flower` needs older releases than the lock (docs/fleet.md).
+INSTALLED = {*EXTRAS} - {"all", "teacher", "flower"}
+LOCKED = {*EXTRAS} - {"all", "flower"}
+DIRECT = [Requirement(text) for name in LOCKED for text in PROJECT["dependencies"] + EXTRAS[name]]
 USUAL = [Requirement(text) for name in INSTALLED for text in PROJECT["dependencies"] + EXTRAS[name]]
 CONDA_NAMES = {"torch": "pytorch", "soundfile": "pysoundfile"}  # where conda-forge differs from PyPI
-MODULES = sorted((ROOT / "fedexit").rglob("*.py"))
+MODULES = sorted({*(ROOT / "fedexit").rglob("*.py")} - {*(ROOT / "fedexit/flower/template").iterdir()})
 BINARY = {".parquet", ".png", ".safetensors"}
 
 
@@ -183,9 +185,10 @@ builtins.__import__, multiprocessing.get_context = missing, context
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
 import fedexit
 peers = ("fedexit.bench.pfl_engine", "fedexit.bench.flower_engine", "fedexit.__main__")
+needs_flower = tuple(f"fedexit.flower.{name}" for name in ("app", "certificates", "client", "server", "wire"))
 names = [module.name for module in pkgutil.walk_packages(fedexit.__path__, "fedexit.")]
 for name in names:
-    if name not in peers:
+    if name not in peers and name not in needs_flower:
         __import__(name)
 assert all(getattr(fedexit, name) is not None for name in fedexit.__all__)
 sys.argv = ["fedexit", "--help"]
@@ -194,7 +197,7 @@ runpy.run_module("fedexit", run_name="__main__")
 
 
 def test_every_module_and_the_help_load_without_fcntl_and_forkserver():
-    """Windows lacks both. The modules of the benchmark that need another engine's packages are left out."""
+    """Windows lacks both. Modules that need another engine's packages are left out."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_UNIX], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: fedexit")

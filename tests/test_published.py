@@ -310,7 +310,9 @@ def copy(trained, tmp_path, monkeypatch):
 
 def test_grids_read_published_cells_and_train_only_the_others(trained, copy, tmp_path, monkeypatch):
     (results, setting), asked = copy, []
-    monkeypatch.setattr(grid, "check_grids", lambda grids: asked.extend(cell for cells, _ in grids for cell in cells))
+    monkeypatch.setattr(
+        grid, "check_grids", lambda grids, _: asked.extend(cell for cells, _ in grids for cell in cells)
+    )
     monkeypatch.setattr(grid, "on_workers", lambda function, jobs, *_: pytest.fail(f"{len(jobs)} cells are trained"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

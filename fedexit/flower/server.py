@@ -124,7 +124,7 @@ class OnGrid:
         if keys:
             return {keys[info.public_key]: info.node_id for info in infos if info.public_key in keys}
         if any(info.public_key.startswith(b"-----BEGIN") for info in infos):
-            raise FedexitError("the fleet file has no keys, so nodes cannot be told apart; add the column key")
+            raise FedexitError("the fleet file has no keys, so nodes cannot be distinguished; add the column key")
         new = [info.node_id for info in infos if info.node_id not in self._places]
         asked = {self._push(RecordDict(), MessageType.QUERY, node_id, "0", 60.0): node_id for node_id in new}
         for reply, node_id in self._replies({key: node_id for key, node_id in asked.items() if key}, 60.0):

@@ -51,7 +51,7 @@ class Item:
 
     @property
     def notebook(self) -> str:
-        """The notebook that makes the rows."""
+        """Return the notebook that makes the rows."""
         return self.source.split("/")[0]
 
 

@@ -1,7 +1,7 @@
 """Set the colours, marks, dashes and layout that all figures share.
 
-There are separate palettes for methods, exits, verdicts, ways to choose an exit, and policies. All colours can be told
-apart by colour-blind readers, and a mark, dash or hatch repeats what a colour says, so that grey prints stay readable.
+There are separate palettes for methods, exits, verdicts, ways to choose an exit, and policies. Colour-blind readers
+can distinguish all colours. A mark, dash or hatch repeats what a colour says, so that grey prints stay readable.
 """
 
 from collections.abc import Iterable, Sequence

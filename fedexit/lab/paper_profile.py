@@ -196,7 +196,8 @@ def grids_in(profile: str, notebooks: list[str], overrides: Mapping[str, object]
     given = chosen[0].profiles[profile].parameters
     if unknown := sorted(set(overrides) - set(given)):
         raise FedexitError(f"{NOTEBOOK}: unknown parameter {unknown[0]}; its parameters: {', '.join(sorted(given))}")
-    given = {name: value for name, value in {**given, **overrides}.items() if name not in ("workers", "tflops")}
+    how = ("workers", "device", "tflops")
+    given = {name: value for name, value in {**given, **overrides}.items() if name not in how}
     grids = grids_of(**given)  # type: ignore[arg-type]
     return grids, given["tables"]  # type: ignore[return-value]
 

@@ -44,8 +44,8 @@ def scores(
     """
     own = model.client_model(depth).eval()
     weights = {name: parameter for name, parameter in own.named_parameters() if parameter.requires_grad}
-    for name, change in changes.items():
-        if lacking := weights.keys() - change.keys():
+    for name, given in changes.items():
+        if lacking := weights.keys() - given.keys():
             raise FedexitError(f"change {name!r} lacks {min(lacking)!r} of exit {depth}; give all weights up to there")
     rows = []
     for clip, example in enumerate(clips):
