@@ -15,6 +15,7 @@ from test_recompute import rate_with_interval
 
 from fedexit import FedexitError, cli
 from fedexit.central.fine_tuning import Recipe
+from fedexit.data import places
 from fedexit.devices.dynamics import Dynamics, Faults
 from fedexit.devices.policy import Need, Policy
 from fedexit.devices.profiles import Calibration
@@ -306,6 +307,19 @@ def copy(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDEXIT_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("FEDEXIT_DATA", str(trained[0].parent / "data"))
     return tmp_path / "results", trained[1]
+
+
+def test_published_cells_are_read_without_their_corpus(trained, copy, tmp_path, monkeypatch):
+    results, setting = copy
+    monkeypatch.setattr(places, "NAMES", (*places.NAMES, "small"))
+    monkeypatch.setitem(places._HOW_TO_FETCH, "small", "run: fedexit data fetch small")
+    absent = setting.changed(corpus="small")
+    found = run_grids({"": (CELLS, absent)}, tmp_path / "state", 1, results / "cells")[""]
+    for ours, theirs in zip(found, trained[2], strict=True):
+        pd.testing.assert_frame_equal(ours[theirs.columns], theirs, check_exact=True, check_dtype=False)
+    for cells, published in ((CELLS, None), ([Cell("voice", "masked", 1)], results / "cells")):
+        with pytest.raises(FedexitError, match="'small' is not there; run: fedexit data fetch small"):
+            run_grids({"": (cells, absent)}, tmp_path / "state", 1, published)
 
 
 def test_grids_read_published_cells_and_train_only_the_others(trained, copy, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from fedexit.lab.cells import Measured, run_cell
 from fedexit.lab.checks import check_grids, check_writable
 from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, write_cell
 from fedexit.lab.material import has_folds
-from fedexit.lab.published import read_published
+from fedexit.lab.published import origin_in, read_published
 from fedexit.lab.setting import Cell, Setting
 from fedexit.support.checkpoints import remove_checkpoint
 from fedexit.support.errors import FedexitError
@@ -57,8 +57,8 @@ def run_grids(
         grids: the cells of each grid, and the options that they share.
         state: folder of finished cells, as in `run_grid`.
         workers: number of processes; it changes no result.
-        published: folder of published cells, which are read and never trained (`fedexit.lab.published`); None trains
-            every cell that is not in `state`.
+        published: folder of published cells, which are read and never trained (`fedexit.lab.published`), even if their
+            corpus is not there; None trains every cell that is not in `state`.
         device: where models are trained: `auto`, `cpu`, `cuda` or `mps`. All workers share a GPU. Its results differ in
             their last digits, and the index entry of a cell names it.
 
@@ -74,7 +74,7 @@ def run_grids(
     origins: dict[tuple[str, str], Origin] = {}
     for name, (cells, setting) in grids.items():
         source = setting.data.corpus, setting.model.backbone
-        origins[source] = origin = origins.get(source) or origin_of(setting)
+        origins[source] = origin = origins.get(source) or _origin(setting, published)
         folders = {kind: state / key_of(setting, origin, kind) for kind in (True, False)}
         places[name] = [(folders[not cell.federated], cell) for cell in cells]
         jobs |= {place: (place[1], setting, place[0], origin) for place in places[name]}
@@ -93,6 +93,10 @@ def run_grids(
         name: Measured(*(joined(tables) for tables in zip(*(found[place][0] for place in own), strict=True)))
         for name, own in places.items()
     }
+
+
+def _origin(setting: Setting, published: Path | None) -> Origin:
+    return origin_in(published, setting) if published else origin_of(setting)
 
 
 def _published(places: Iterable[Place], folder: Path | None) -> dict[Place, tuple[Measured, bool]]:

@@ -60,10 +60,18 @@ class Origin(NamedTuple):
     backbone: tuple[str, str]
 
 
-def origin_of(setting: Setting) -> Origin:
-    """Return the inputs of the cells of `setting`. They are read anew, because files may have changed."""
-    corpus, backbone = opened(setting.data.corpus), setting.model.backbone
-    return Origin(present_code(), (corpus.name, corpus.checksum), (backbone, backbone_checksum(backbone)))
+def origin_of(setting: Setting, checksum: str = "") -> Origin:
+    """Return the inputs of the cells of `setting`. They are read anew, because files may have changed.
+
+    Args:
+        setting: the options of the cells.
+        checksum: that of the corpus, if it is known; then the corpus need not be there.
+    """
+    name, backbone = setting.data.corpus, setting.model.backbone
+    if not checksum:
+        corpus = opened(name)
+        name, checksum = corpus.name, corpus.checksum
+    return Origin(present_code(), (name, checksum), (backbone, backbone_checksum(backbone)))
 
 
 @cache

@@ -17,8 +17,19 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pandas as pd
 
+from fedexit.data import places
 from fedexit.lab.cells import Measured
-from fedexit.lab.kept import finished_cells, in_words, noted_name, present_code, read_cell, read_entry, table_hashes
+from fedexit.lab.kept import (
+    Origin,
+    finished_cells,
+    in_words,
+    noted_name,
+    origin_of,
+    present_code,
+    read_cell,
+    read_entry,
+    table_hashes,
+)
 from fedexit.lab.setting import FederationPart, Setting
 from fedexit.runner.cell_index import INDEX, read_index, refusing_damage, trusted_codes
 from fedexit.support.errors import FedexitError, first_line
@@ -193,6 +204,20 @@ def read_published(folder: Path, wanted: Collection[Identity]) -> dict[Identity,
         own = [_cut(frames[kind], bounds[kind].get(place, (0, 0))) for kind in Measured._fields]
         found[place] = Measured(*own), code in trusted
     return found
+
+
+def origin_in(folder: Path, setting: Setting) -> Origin:
+    """Return the inputs of the cells of `setting`, also if their corpus is not there but its cells are published.
+
+    A known corpus that is not on this machine has the content that its cells in `folder` were made from.
+
+    Raises:
+        FedexitError: the corpus is not there, and the published cells have none or several of its contents.
+    """
+    name, contents = setting.data.corpus, set[str]()
+    if name in places.NAMES and not places.found(name):
+        contents = {row["corpus_checksum"] for row in read_index(folder).values() if row["corpus"] == name}
+    return origin_of(setting, contents.pop() if len(contents) == 1 else "")
 
 
 def _read_table(folder: Path, kind: str, places: Iterable[Identity]) -> pa.Table:

@@ -71,13 +71,19 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
 def _run_all(
     notebooks: list[Notebook], profile: str, parameters: dict[str, dict], why: Callable, submit: Callable, jobs: int
 ) -> bool:
-    """Start each notebook when those that it needs are done, until all are done or one fails; print what happens."""
+    """Start each notebook when those that it needs are done, until all are done or one fails; print what happens.
+
+    If several run side by side, the longest start first, so that no long one is left alone at the end.
+    """
+    order = list(enumerate(notebooks, 1))
+    if jobs > 1:
+        order.sort(key=lambda one: -one[1].profiles[profile].minutes)
     listed = {notebook.id for notebook in notebooks}
     outcome: dict[str, str] = {}
     running: dict[Future, str] = {}
     failure: tuple[str, FedexitError] | None = None
     while failure is None and len(outcome) < len(notebooks):
-        for number, notebook in enumerate(notebooks, 1):
+        for number, notebook in order:
             ready = notebook.id not in {*outcome, *running.values()} and set(notebook.needs) & listed <= set(outcome)
             if not ready or len(running) == jobs:
                 continue
