@@ -207,17 +207,22 @@ def read_published(folder: Path, wanted: Collection[Identity]) -> dict[Identity,
 
 
 def origin_in(folder: Path, setting: Setting) -> Origin:
-    """Return the inputs of the cells of `setting`, also if their corpus is not there but its cells are published.
+    """Return the inputs of the cells of `setting`, also if their corpus cannot be read but its cells are published.
 
-    A known corpus that is not on this machine has the content that its cells in `folder` were made from.
+    A known corpus that is not on this machine, or that the running notebook does not declare, has the content that its
+    cells in `folder` were made from.
 
     Raises:
-        FedexitError: the corpus is not there, and the published cells have none or several of its contents.
+        FedexitError: the corpus cannot be read, and the published cells have none or several of its contents.
     """
-    name, contents = setting.data.corpus, set[str]()
-    if name in places.NAMES and not places.found(name):
+    try:
+        return origin_of(setting)
+    except FedexitError:
+        name = setting.data.corpus
         contents = {row["corpus_checksum"] for row in read_index(folder).values() if row["corpus"] == name}
-    return origin_of(setting, contents.pop() if len(contents) == 1 else "")
+        if name not in places.NAMES or len(contents) != 1:
+            raise
+    return origin_of(setting, contents.pop())
 
 
 def _read_table(folder: Path, kind: str, places: Iterable[Identity]) -> pa.Table:
