@@ -59,13 +59,15 @@ def test_pages_have_links_that_fit_and_data_below_each_table(pages, tmp_path):
     write(root / "results/README.md", "[1](01_a/tables) [a](../notebooks/01_a.ipynb)")
     write(root / "fedexit/rule.py", "rule")
     write(root / "docs/glossary.md", "# Exit\n[`f`](#f) [web](https://x.org/a) [gone](gone.md)")
-    links = "[a](results/01_a/notebook.ipynb) [r](results/) [code](fedexit/) ![p](results/01_a/figures/picture.png)"
+    links = "[a](results/01_a/notebook.ipynb) [r](results/) [code](fedexit/) [c](docs/c.ipynb) ![p](results/01_a/figures/picture.png)"
     write(root / "README.md", links)
+    write(root / "docs/c.ipynb", notebook())
 
     assert len(pages.gather(root, to)) == 5
     index = (to / "index.md").read_text()
     pictured = "![p](results/01_a/figures/picture.png)"
-    assert index.startswith(f"[a](notebooks/01_a.ipynb) [r](results/README.md) code {pictured}")
+    beside = "{download}`c <docs/c.ipynb>`"
+    assert index.startswith(f"[a](notebooks/01_a.ipynb) [r](results/README.md) code {beside} {pictured}")
     assert re.findall(r"^\w\S+\.(?:md|ipynb)$", index, re.M) == [
         "notebooks/01_a.ipynb", "notebooks/02_b.ipynb", "docs/glossary.md", "results/README.md"
     ]  # fmt: skip

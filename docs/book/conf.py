@@ -14,6 +14,7 @@ author = "the fedexit authors"
 html_title = "fedexit"
 extensions = ["myst_nb"]
 root_doc = "index"
+exclude_patterns = ["docs/*.ipynb"]  # to download, not to read
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 nb_merge_streams = True

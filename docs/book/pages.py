@@ -80,7 +80,10 @@ def rewritten(text: str, root: Path, source: str, page: str, pages: dict[str, st
             return shown
         if wanted not in known:
             _copy(root / wanted, to / wanted)
-        return f"[{shown}]({relpath(known.get(wanted, wanted), PurePosixPath(page).parent)}{anchor})"
+        target = relpath(known.get(wanted, wanted), PurePosixPath(page).parent)
+        if wanted not in known and target.endswith(".ipynb"):  # Sphinx would look for a page
+            return f"{{download}}`{shown} <{target}>`"
+        return f"[{shown}]({target}{anchor})"
 
     return LINK.sub(link, text)
 
