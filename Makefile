@@ -1,5 +1,5 @@
 # The two commands of the README, `make reproduce` and `make test`, and some small ones. Everything they make stays
-# in .venv/, data/ and results/.
+# in .venv/, .venv-book/, build/, data/ and results/.
 
 # Interpreters, tried in this order. Choose another one with: make PYTHON=/path/to/python3.12 reproduce
 PYTHON ?= python3.11 python3.12 python3.13 python3
@@ -9,10 +9,10 @@ MAKEFLAGS += --no-print-directory
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint corpus docs clean
+.PHONY: help reproduce test lint corpus docs book book-check clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 reproduce: .venv/installed corpus ## install, fetch the speech and run every notebook that is out of date (results/)
 	@echo "== notebooks, profile default, two at a time: each line gives the expected time; if interrupted, run it again"
@@ -50,25 +50,55 @@ corpus: .venv/installed ## fetch the speech (queen) if it is missing
 docs: .venv/installed ## write docs/api.md from the docstrings
 	@$(PY) docs/make_api.py
 
+book: .venv-book/installed ## build a website of the results: build/book/html/index.html
+	@echo "== book: half a minute; nothing is run, and PyTorch is not needed"
+	@.venv-book/bin/python docs/book/build.py build/book
+
+book-check: book ## open every page of the website in an installed Chromium, without a network
+	@echo "== book-check: about a minute"
+	@$(call extra,browser) || $(call failed,1)
+	@.venv-book/bin/python docs/book/check.py build/book/html
+
 clean: ## remove checkpoints (not those of the profile full), smoke and interactive results and tool caches
 	rm -rf results/.state/default results/.state/smoke results/.state/interactive results/smoke results/interactive
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find fedexit tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
+# Make the environment $(1), which needs $(2) GB of disk
+define environment
+test -x $(1)/bin/python || { \
+  for name in $(PYTHON); do \
+    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
+  done; \
+  test -n "$$found" || { \
+    echo "make: found no Python 3.11 or newer ($(PYTHON)); install one, or name it: make PYTHON=..."; exit 1; }; \
+  df -Pk . | awk 'NR == 2 {exit $$4 < $(2)000000}' || { \
+    echo "make: less than $(2) GB of disk space are free; free some, then run make again"; exit 1; }; \
+  $$found -m venv $(1) || { rm -rf $(1); echo "make: $$found cannot make a venv; install its venv module"; exit 1; }; \
+} >&2
+endef
+# Install the packages of the extra $(1) into .venv-book, without the package itself
+define extra
+.venv-book/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
+  > .venv-book/$(1).txt && \
+.venv-book/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -r .venv-book/$(1).txt
+endef
+# Say what to do after a failed installation that needs $(1) GB of disk
+define failed
+{ \
+  echo "make: the installation failed; check the network and the disk space ($(1) GB), then run the same command again"; \
+  exit 1; \
+} >&2
+endef
+
 .venv/installed: pyproject.toml requirements.lock
 	@echo "== environment: installing the pinned packages into .venv, several GB; 3 to 15 minutes the first time"
-	@test -x $(PY) || { \
-	  for name in $(PYTHON); do \
-	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
-	  done; \
-	  test -n "$$found" || { \
-	    echo "make: found no Python 3.11 or newer ($(PYTHON)); install one, or name it: make PYTHON=..."; exit 1; }; \
-	  df -Pk . | awk 'NR == 2 {exit $$4 < 8000000}' || { \
-	    echo "make: less than 8 GB of disk space are free; free some, then run make again"; exit 1; }; \
-	  $$found -m venv .venv || { rm -rf .venv; echo "make: $$found cannot make a venv; install its venv module"; exit 1; }; \
-	} >&2
-	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[all,dev]" || { \
-	  echo "make: the installation failed; check the network and the disk space (8 GB), then run the same command again"; \
-	  exit 1; \
-	} >&2
+	@$(call environment,.venv,8)
+	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[all,dev]" || $(call failed,8)
+	@touch $@
+
+.venv-book/installed: pyproject.toml requirements.lock
+	@echo "== environment: installing Sphinx into .venv-book, 0.3 GB; about a minute the first time"
+	@$(call environment,.venv-book,1)
+	@$(call extra,book) || $(call failed,1)
 	@touch $@

@@ -37,7 +37,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 [ALL] = [Requirement(text) for text in EXTRAS["all"]]
 # `teacher` makes a backbone; nobody needs it to use one. `flower` needs older releases than the lock (docs/fleet.md).
-INSTALLED = {*EXTRAS} - {"all", "teacher", "flower"}
+# `book` and `browser` are for the website alone.
+INSTALLED = {*EXTRAS} - {"all", "teacher", "flower", "book", "browser"}
 LOCKED = {*EXTRAS} - {"all", "flower"}
 DIRECT = [Requirement(text) for name in LOCKED for text in PROJECT["dependencies"] + EXTRAS[name]]
 USUAL = [Requirement(text) for name in INSTALLED for text in PROJECT["dependencies"] + EXTRAS[name]]
