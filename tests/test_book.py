@@ -59,7 +59,8 @@ def test_pages_have_links_that_fit_and_data_below_each_table(pages, tmp_path):
     write(root / "results/README.md", "[1](01_a/tables) [a](../notebooks/01_a.ipynb)")
     write(root / "fedexit/rule.py", "rule")
     write(root / "docs/glossary.md", "# Exit\n[`f`](#f) [web](https://x.org/a) [gone](gone.md)")
-    links = "[a](results/01_a/notebook.ipynb) [r](results/) [code](fedexit/) [c](docs/c.ipynb) ![p](results/01_a/figures/picture.png)"
+    links = "[a](results/01_a/notebook.ipynb) [r](results/) [code](fedexit/) [c](docs/c.ipynb) "
+    links += "![p](results/01_a/figures/picture.png)"
     write(root / "README.md", links)
     write(root / "docs/c.ipynb", notebook())
 

@@ -317,9 +317,9 @@ def test_published_cells_are_read_without_their_corpus(trained, copy, tmp_path, 
     found = run_grids({"": (CELLS, absent)}, tmp_path / "state", 1, results / "cells")[""]
     for ours, theirs in zip(found, trained[2], strict=True):
         pd.testing.assert_frame_equal(ours[theirs.columns], theirs, check_exact=True, check_dtype=False)
-    for cells, published in ((CELLS, None), ([Cell("voice", "masked", 1)], results / "cells")):
+    for cells, folder in ((CELLS, None), ([Cell("voice", "masked", 1)], results / "cells")):
         with pytest.raises(FedexitError, match="'small' is not there; run: fedexit data fetch small"):
-            run_grids({"": (cells, absent)}, tmp_path / "state", 1, published)
+            run_grids({"": (cells, absent)}, tmp_path / "state", 1, folder)
 
 
 def test_grids_read_published_cells_and_train_only_the_others(trained, copy, tmp_path, monkeypatch):
