@@ -24,6 +24,7 @@ from fedexit.support.files import write_text
 HOST, CONNECTION = "127.0.0.1", "fleet"
 _MARK = "FEDEXIT_FLEET"  # in the environment of every process of a fleet: its folder
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+_COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR")  # Jupyter sets them; they put colours into Flower's JSON
 
 
 def up(
@@ -115,7 +116,8 @@ def environment(folder: str | Path) -> dict[str, str]:
     """Return the environment of the fleet's processes and of `flwr` commands about it."""
     folder = Path(folder).resolve()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **_QUIET, "PATH": path, "FLWR_HOME": str(folder / "home"), _MARK: str(folder)}
+    plain = {name: value for name, value in os.environ.items() if name not in _COLOURS}
+    return {**plain, **_QUIET, "NO_COLOR": "1", "PATH": path, "FLWR_HOME": str(folder / "home"), _MARK: str(folder)}
 
 
 def start_superlink(folder: str | Path) -> subprocess.Popen:
