@@ -22,6 +22,7 @@ from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_text
 
 HOST, CONNECTION = "127.0.0.1", "fleet"
+_RUNS = 3  # of a simulation that fails
 _MARK = "FEDEXIT_FLEET"  # in the environment of every process of a fleet: its folder
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 _COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR")  # Jupyter sets them; they put colours into Flower's JSON
@@ -204,6 +205,18 @@ def wait_for(folder: str | Path, run: str, seconds: float = 600.0) -> str:
         time.sleep(3)
         while _app_runs(folder) and time.monotonic() < until:  # cheaper than to ask Flower
             time.sleep(2)
+    return found
+
+
+def finished(folder: str | Path, seconds: float = 600.0, **config: Any) -> str:
+    """Submit the app, as `submit` does, wait until the run is finished, and return its status.
+
+    A simulation that fails is submitted again, twice at most, and resumes: Ray gives up if a busy machine does not
+    start it within 30 s. Raises FedexitError after `seconds`.
+    """
+    for _ in range(_RUNS if facts_of(folder)["simulated"] else 1):
+        if (found := wait_for(folder, submit(folder, **config), seconds)) == "finished:completed":
+            break
     return found
 
 
