@@ -87,9 +87,8 @@ def _up(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> int:
     from fedexit.flower import local
 
-    number = local.submit(args.folder, **dict(map(args.parse, args.settings)))
-    ended = local.wait_for(args.folder, number, 60 * args.minutes)
-    print(f"run {number} is {ended}; checkpoint, model and tables: {args.folder}/run, log: {args.folder}/logs")
+    ended = local.finished(args.folder, 60 * args.minutes, **dict(map(args.parse, args.settings)))
+    print(f"the run is {ended}; checkpoint, model and tables: {args.folder}/run, log: {args.folder}/logs")
     return 0 if ended == "finished:completed" else 1
 
 

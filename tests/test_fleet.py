@@ -35,20 +35,47 @@ def test_a_fleet_file_comes_back_from_csv_and_toml(tmp_path):
     [
         ("client,depth\nann,3\n", "column 'examples' is missing"),
         ("client,depth,examples,colour\nann,3,4,red\n", "unknown column 'colour'"),
-        ("client,depth,examples\nann,deep,4\n", "client 'ann': depth and examples must be whole numbers"),
+        ("client,depth,examples\nann,deep,4\n", "client 'ann': depth must be a whole number, not 'deep'"),
         ("client,depth,examples\nann,3,0\n", "examples=0"),
-        ("client,depth,examples\n,3,4\n", "empty name"),
-        ("client,depth,examples\nann,3,4\nann,6,4\n", "two clients of the fleet have the client 'ann'"),
+        ("client,depth,examples\n,3,4\n", "name is empty"),
+        ("client,depth,examples\nann,3,4\nann,6,4\n", "fleet.csv: two clients have the client 'ann'"),
         ("client,depth,examples,key\nann,3,4,ec AA x\nben,6,4,ec AA y\n", "have the key 'ec AA'"),
         ("client,depth,examples\n", "the fleet has no client"),
+        ("client,depth,examples,memory\nann,3,4,-5\n", "unknown column 'memory'"),
+        ("client,depth,examples\nann,3\n", "client 1 has 2 values for 3 columns"),
+        ("client,depth,depth,examples\nann,3,3,4\n", "column 'depth' is there twice"),
+        ("client,depth,examples\nann,3,99999999999\n", "less than or equal to 1000000"),
+        ("", "it is empty"),
+        (b"\xff\xfec\0", "is not UTF-8 text"),
         (None, "cannot be read"),
     ],
 )
 def test_a_fleet_file_with_an_error_is_refused_in_one_line(tmp_path, text, says):
     if text is not None:
-        (tmp_path / "fleet.csv").write_text(text)
+        (tmp_path / "fleet.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FedexitError, match=says):
         read_fleet(tmp_path / "fleet.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", r"no table \[\[client\]\]"),
+        ("[[client]\n", "it is not TOML"),
+        ("[[client]]\nclient = 'ann'\ndepth = 3.7\nexamples = 4\n", "depth must be a whole number, not 3.7"),
+    ],
+)
+def test_a_toml_file_with_an_error_is_refused_in_one_line(tmp_path, text, says):
+    (tmp_path / "fleet.toml").write_text(text)
+    with pytest.raises(FedexitError, match=says):
+        read_fleet(tmp_path / "fleet.toml")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", ", "])
+def test_a_spreadsheets_csv_is_read(tmp_path, mark):
+    rows = ["\ufeffclient,depth,examples", "ann,3,8", ""]
+    (tmp_path / "fleet.csv").write_text("\r\n".join(rows).replace(",", mark), encoding="utf-8")
+    assert read_fleet(tmp_path / "fleet.csv") == [Node("ann", 3, 8)]
 
 
 def test_the_plan_has_the_costs_of_the_ledger_and_names_what_is_wrong(model):

@@ -1,12 +1,13 @@
 """Read the fleet file, which binds each client to the public key, the depth and the clips of its device."""
 
+import csv
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import pandas as pd
 from pydantic import Field
@@ -18,8 +19,8 @@ from fedexit.data.tasks import make_task
 from fedexit.data.tasks.contract import Clips, Task
 from fedexit.federated.clients import Client
 from fedexit.support.checks import whole_number
-from fedexit.support.errors import FedexitError, first_line
-from fedexit.support.files import write_text
+from fedexit.support.errors import FedexitError
+from fedexit.support.files import read_bytes, write_text
 from fedexit.support.settings import check_fields
 
 
@@ -29,7 +30,7 @@ class Node:
 
     client: str  # unique name
     depth: Annotated[int, Field(ge=1)]  # L_i, the deepest layer that it may receive
-    examples: Annotated[int, Field(ge=1)]  # n_i of Eq. (1), its number of training clips
+    examples: Annotated[int, Field(ge=1, le=1_000_000)]  # n_i of Eq. (1), its number of training clips
     tier: str = ""  # class of the device, for the ledger
     device: str = ""  # a name of `fedexit.devices.profiles.profiles`, for the plan and the policy
     data: str = ""  # group of the clips that it trains on; empty: all training clips of its corpus
@@ -38,7 +39,7 @@ class Node:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.client:
-            raise FedexitError("a client of the fleet has an empty name; give it one")
+            raise FedexitError("its name is empty; give it one")
 
 
 _COLUMNS = [field.name for field in fields(Node)]
@@ -49,8 +50,9 @@ def read_fleet(file: str | Path) -> list[Node]:
     """Return the nodes of a fleet file, in its order.
 
     Args:
-        file: A CSV with the columns `client, depth, examples` and, where needed, `tier, device, data, key`; or a TOML
-            file with a table `[[client]]` per client, whose `client` is its name.
+        file: A CSV with the columns `client, depth, examples` and, where needed, `tier, device, data, key`, separated
+            by commas, semicolons or tabs; or a TOML file with a table `[[client]]` per client, whose `client` is its
+            name.
 
     Raises:
         FedexitError: the file cannot be read, a column is missing or unknown, a value is out of range, or two clients
@@ -61,18 +63,44 @@ def read_fleet(file: str | Path) -> list[Node]:
         ann,3,40,small board,ANN1.DOG,ecdsa-sha2-nistp384 AAAA...
     """
     file = Path(file)
+    content = read_bytes(file)
     try:
-        if file.suffix == ".toml":
-            rows = tomllib.loads(file.read_text(encoding="utf-8"))["client"]
-        else:
-            rows = pd.read_csv(file, dtype=str, keep_default_na=False).to_dict("records")
-        nodes = [_node(row) for row in rows]
+        text = content.decode("utf-8-sig")
+        nodes = [_node(row) for row in (_toml_rows(text) if file.suffix == ".toml" else _csv_rows(text))]
+        check_fleet(nodes)
+    except UnicodeDecodeError:
+        raise FedexitError(f"fleet file {file} is not UTF-8 text; save it as a CSV file in UTF-8") from None
     except FedexitError as error:
         raise FedexitError(f"fleet file {file}: {error}") from None
-    except Exception as error:  # pandas, tomllib and the system raise many kinds
-        raise FedexitError(f"fleet file {file} cannot be read ({first_line(error)}); see docs/fleet.md") from error
-    check_fleet(nodes)
     return nodes
+
+
+def _toml_rows(text: str) -> list[dict]:
+    try:
+        rows = tomllib.loads(text).get("client")
+    except tomllib.TOMLDecodeError as error:
+        raise FedexitError(f"it is not TOML ({error}); see docs/fleet.md") from None
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise FedexitError("it has no table [[client]]; write one for each client, see docs/fleet.md")
+    return rows
+
+
+def _csv_rows(text: str) -> list[dict]:
+    """Return the rows of a CSV, also of one with semicolons or tabs, as some spreadsheets write it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise FedexitError(f"it is empty; it needs the columns {', '.join(_COLUMNS[:3])}")
+    mark = max(",;\t", key=lines[0].count)
+    try:
+        names, *rows = [[value.strip() for value in row] for row in csv.reader(lines, delimiter=mark, strict=True)]
+    except csv.Error as error:
+        raise FedexitError(f"it is not CSV ({error}); see docs/fleet.md") from None
+    if double := [name for name, count in Counter(names).items() if count > 1]:
+        raise FedexitError(f"column {double[0]!r} is there twice; keep one of them")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            raise FedexitError(f"client {number} has {len(row)} values for {len(names)} columns; correct its line")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _node(row: dict) -> Node:
@@ -80,11 +108,18 @@ def _node(row: dict) -> Node:
         raise FedexitError(f"unknown column {unknown[0]!r}; known: {', '.join(_COLUMNS)}")
     if missing := [name for name in _COLUMNS[:3] if name not in row]:
         raise FedexitError(f"column {missing[0]!r} is missing; it needs {', '.join(_COLUMNS[:3])}")
+    whole = {name: _whole_number(row, name) for name in _WHOLE}
     try:
-        given: dict[str, Any] = {name: int(value) if name in _WHOLE else value for name, value in row.items()}
-        return Node(**given)
-    except (TypeError, ValueError):
-        raise FedexitError(f"client {row['client']!r}: depth and examples must be whole numbers") from None
+        return Node(**{**row, **whole})
+    except FedexitError as error:
+        raise FedexitError(f"client {row['client']!r}: {error}") from None
+
+
+def _whole_number(row: dict, name: str) -> int:
+    try:
+        return int(str(row[name]))
+    except ValueError:
+        raise FedexitError(f"client {row['client']!r}: {name} must be a whole number, not {row[name]!r}") from None
 
 
 def check_fleet(nodes: Sequence[Node]) -> None:
@@ -94,7 +129,7 @@ def check_fleet(nodes: Sequence[Node]) -> None:
     keys = [" ".join(node.key.split()[:2]) for node in nodes]  # without the comment
     for what, values in {"client": [node.client for node in nodes], "key": keys}.items():
         if double := [value for value, count in Counter(filter(None, values)).items() if count > 1]:
-            raise FedexitError(f"two clients of the fleet have the {what} {double[0]!r:.60}; each needs its own")
+            raise FedexitError(f"two clients have the {what} {double[0]!r:.60}; each needs its own")
 
 
 def write_fleet(nodes: Sequence[Node], file: str | Path) -> None:

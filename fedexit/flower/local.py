@@ -22,8 +22,10 @@ from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_text
 
 HOST, CONNECTION = "127.0.0.1", "fleet"
+_RUNS = 3  # of a simulation that fails
 _MARK = "FEDEXIT_FLEET"  # in the environment of every process of a fleet: its folder
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+_COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR")  # Jupyter sets them; they put colours into Flower's JSON
 
 
 def up(
@@ -115,7 +117,8 @@ def environment(folder: str | Path) -> dict[str, str]:
     """Return the environment of the fleet's processes and of `flwr` commands about it."""
     folder = Path(folder).resolve()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **_QUIET, "PATH": path, "FLWR_HOME": str(folder / "home"), _MARK: str(folder)}
+    plain = {name: value for name, value in os.environ.items() if name not in _COLOURS}
+    return {**plain, **_QUIET, "NO_COLOR": "1", "PATH": path, "FLWR_HOME": str(folder / "home"), _MARK: str(folder)}
 
 
 def start_superlink(folder: str | Path) -> subprocess.Popen:
@@ -202,6 +205,18 @@ def wait_for(folder: str | Path, run: str, seconds: float = 600.0) -> str:
         time.sleep(3)
         while _app_runs(folder) and time.monotonic() < until:  # cheaper than to ask Flower
             time.sleep(2)
+    return found
+
+
+def finished(folder: str | Path, seconds: float = 600.0, **config: Any) -> str:
+    """Submit the app, as `submit` does, wait until the run is finished, and return its status.
+
+    A simulation that fails is submitted again, twice at most, and resumes: Ray gives up if a busy machine does not
+    start it within 30 s. Raises FedexitError after `seconds`.
+    """
+    for _ in range(_RUNS if facts_of(folder)["simulated"] else 1):
+        if (found := wait_for(folder, submit(folder, **config), seconds)) == "finished:completed":
+            break
     return found
 
 

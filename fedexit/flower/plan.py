@@ -118,9 +118,8 @@ def _policies(
     parts = []
     for node in nodes:
         if node.device not in known:
-            raise FedexitError(
-                f"client {node.client}: unknown device {node.device!r}; known: {', '.join(known)} (column device)"
-            )
+            what = f"unknown device {node.device!r}" if node.device else "no device is named"
+            raise FedexitError(f"client {node.client}: {what} (column device); known: {', '.join(known)}")
         if node.depth not in model.exits:
             raise FedexitError(f"client {node.client} has depth {node.depth}; the model has exits {model.exits}")
         if node.examples not in needs:
