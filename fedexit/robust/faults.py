@@ -1,31 +1,47 @@
 """Let some clients of a federation fail or attack, for experiments on robust rules. Not for real federations."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedexit.federated.aggregation import Update
-from fedexit.federated.clients import Client, RoundReport, at_share
-from fedexit.federated.regime import Statistics, round_of_heads
+from fedexit.federated.clients import Client, RoundReport
 from fedexit.federated.workers import Round, Stream, Transport, Work
 from fedexit.model.exits import MultiExitModel
 from fedexit.support.errors import FedexitError
-from fedexit.support.streams import numpy_stream
 
-Weights = Mapping[str, Tensor]
 FAULTS: dict[str, str] = {
     "nan": "sends NaN",
     "scaled": "sends ten times its step",
     "stale": "sends its first update in every round",
+    "labels": "trains on shuffled labels",
     "reversed": "sends minus ten times its step",
     "collusion": "sends, like its accomplices, minus the sum of their steps",
 }
-"""What a faulty or hostile client does, by name. Random labels are a fault of the data: see `with_random_labels`."""
+"""What a faulty or hostile client does, by name. `labels` is a fault of the data: shuffle the targets of its clips."""
 _TIMES = {"scaled": 10.0, "reversed": -10.0}
+
+
+def sent(fault: str, old: Tensor, own: Tensor, first: Tensor, plot: Sequence[Tensor]) -> Tensor:
+    """Return what a client sends for one weight.
+
+    Args:
+        fault: A name in `FAULTS`; any other text changes nothing.
+        old: The global weight.
+        own: The weight after the client's training.
+        first: The weight that it sent in its first round.
+        plot: The weight after training, of each accomplice of a `collusion`.
+    """
+    if fault == "nan":
+        return torch.full_like(own, torch.nan)
+    if fault == "stale":
+        return first
+    if fault == "collusion":
+        return old - torch.stack([other - old for other in plot]).sum(dim=0)
+    return old + _TIMES[fault] * (own - old) if fault in _TIMES else own
 
 
 @dataclass
@@ -43,7 +59,7 @@ class Faulty:
 
     inner: Transport
     faults: Mapping[str, str]
-    _first: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # the first updates of stale clients
+    _first: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # by client and weight
 
     def __post_init__(self) -> None:
         if unknown := {*self.faults.values()} - FAULTS.keys():
@@ -60,76 +76,18 @@ class Faulty:
 
             yield faulty
 
-    def _changed(self, old: Weights, found: list[tuple[Client, Update, RoundReport]]) -> Iterator:
-        plot = [update for client, update, _ in found if self.faults.get(client.name) == "collusion"]
+    def _changed(
+        self, old: Mapping[str, Tensor], found: list[tuple[Client, Update, RoundReport]]
+    ) -> Iterator[tuple[Client, Update, RoundReport]]:
+        plot = [update.weights for client, update, _ in found if self.faults.get(client.name) == "collusion"]
         for client, update, report in found:
-            weights = self._sent(self.faults.get(client.name, ""), client.name, old, update.weights, plot)
+            weights = {}
+            for name, own in update.weights.items():
+                first = self._first.setdefault((client.name, name), own)
+                others = [other[name] for other in plot if name in other]
+                weights[name] = sent(self.faults.get(client.name, ""), old[name], own, first, others)
             yield client, replace(update, weights=weights), report
-
-    def _sent(self, fault: str, client: str, old: Weights, own: Weights, plot: Sequence[Update]) -> Weights:
-        if fault == "nan":
-            return {name: torch.full_like(tensor, torch.nan) for name, tensor in own.items()}
-        if fault == "stale":
-            return self._first.setdefault(client, dict(own))
-        if fault == "collusion":
-            return {name: old[name] - _sum_of_steps(name, old, plot) for name in own}
-        if fault in _TIMES:
-            return {name: old[name] + _TIMES[fault] * (tensor - old[name]) for name, tensor in own.items()}
-        return own
 
 
 def _copied(update: Update) -> Update:
     return replace(update, weights={name: tensor.clone() for name, tensor in update.weights.items()})
-
-
-def _sum_of_steps(name: str, old: Weights, plot: Sequence[Update]) -> Tensor:
-    steps = [update.weights[name] - old[name] for update in plot if name in update.weights]
-    return torch.stack(steps).sum(dim=0)
-
-
-class FrozenHeads:
-    """Train heads alone on statistics that were computed once: a transport for a model with a frozen backbone.
-
-    A round of twenty clients takes a tenth of a second. The method's objective must have the losses of all exits.
-
-    known: the pooled statistics of each client (`fedexit.federated.regime.pooled_statistics`).
-    """
-
-    def __init__(self, known: Mapping[str, Statistics]):
-        self.known = dict(known)
-        self._costs: dict[tuple[str, bool], dict] = {}
-
-    @contextmanager
-    def __call__(self, model: MultiExitModel, clients: Sequence[Client], work: Work) -> Iterator[Round]:
-        """Give the function of a round: see `fedexit.federated.workers.local_rounds`. Raises FedexitError as stated."""
-        if any(".linear." not in name for name in model.trainable_weights()) or work.objective.losses != "all":
-            raise FedexitError('only linear heads can learn alone: freeze the rest, and take Objective("all")')
-
-        def run(drawn: Iterable[Client], stream: Stream, share: float = 1.0) -> Iterator:
-            local, (seed, _, number, *_) = at_share(work.training, share), stream
-            for client in drawn:
-                about = int(number), work.training, local, int(seed), self.known, self._costs
-                update, row = round_of_heads(model, client, *about)
-                read = self.known[client.name]
-                yield client, update, RoundReport(row["loss"], row["seconds"], read.lengths, read.cached)
-
-        yield run
-
-
-def with_random_labels(read: Statistics, seed: int) -> Statistics:
-    """Return statistics whose targets are shuffled among the clips."""
-    order = numpy_stream(seed, "random labels").permutation(len(read.targets))
-    return read._replace(targets=read.targets[torch.from_numpy(order)])
-
-
-def head_errors(model: MultiExitModel, read: Statistics) -> pd.DataFrame:
-    """Return the error of the heads on statistics of clips with labels, in percent: `exit, value, n`."""
-    rows = []
-    for exit, reads in read.by_exit.items():
-        linear = model.head_at(exit).get_submodule("linear")
-        logits = nn.functional.linear(reads, linear.weight, linear.bias)  # type: ignore[arg-type]  # of a Linear
-        wrong = (logits.argmax(dim=1) != read.targets).double().mean()
-        rows.append((exit, 100 * float(wrong), len(read.targets)))
-    return pd.DataFrame(rows, columns=["exit", "value", "n"])
-
-

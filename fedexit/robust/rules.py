@@ -1,10 +1,10 @@
-"""Average robustly, layer by layer: capped n_i, norm clipping, median, trimmed mean and Krum over S_l.
+"""Average robustly, layer by layer: capped n_i, norm clipping, outliers, median, trimmed mean and Krum over S_l.
 
 Each rule is a `Rule` for `Method`: `federate(model, clients, ROBUST["median"])`. It works on the changes w_{l,i} - w_l of
 the clients in S_l, one group (layer, head or frontend) after the other, because a shallow client says nothing of a
 deep layer. So what counts is the share of bad clients in S_l, not in the federation, and deep layers have few holders:
 
-    holders  clipped                    median, trimmed          krum
+    holders  clipped                    median, trimmed          krum, outliers
     1        its own change             its own change           its own change
     2        both; the longer is cut    mean of both             mean of both
              to the length of the other
@@ -65,6 +65,20 @@ def capped(updates: Sequence[Update], cap: float) -> list[float]:
     """
     limit = cap * statistics.median([update.examples for update in updates]) if cap else math.inf
     return [client_weight(one, "layerwise", 1.0) * min(1.0, limit / one.examples) for one in updates]
+
+
+def norms_and_cosines(changes: Tensor) -> tuple[list[float], list[float]]:
+    """Return the norm of each change (holders, numbers), and its cosine to the sum of the others' directions.
+
+    The cosine is NaN where there is no direction.
+    """
+    norms = changes.norm(dim=1).double().cpu()
+    directions = changes / norms.clamp_min(1e-30)[:, None].to(changes)
+    products = (directions @ directions.T).double().cpu()
+    own, rows, total = products.diag(), products.sum(dim=1), products.sum()
+    others = (total - 2 * rows + own).clamp_min(0.0).sqrt()  # norm of the sum of the others
+    cosines = torch.where((others > 1e-3) & (norms > 0), (rows - own) / others, torch.nan)
+    return norms.tolist(), cosines.clamp(-1, 1).tolist()
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,35 @@ class Clipped(Capped):
 
 
 @dataclass(frozen=True)
+class Outliers(Capped):
+    """Leave out the clients of S_l that stand out by the length or the direction of their change, then average.
+
+    The distance of log10 of the length from its median, and of the cosine (`norms_and_cosines`) below its median, are
+    divided by 1.48 times the median distance, which is one standard deviation of a normal distribution. A similar test
+    of directions is in Muñoz-González et al. (2019). With one or two holders nobody stands out.
+
+    times: the standard deviations beyond which a client is left out.
+    """
+
+    times: Positive = 2.5
+
+    def combined(self, changes: Tensor, shares: Tensor) -> Tensor:
+        """Return the mean with weights n_i L_i of the changes that do not stand out."""
+        if len(changes) < 3:
+            return super().combined(changes, shares)
+        norms, cosines = map(torch.tensor, norms_and_cosines(changes))
+        far = torch.maximum(_apart(norms.clamp_min(1e-30).log10()).abs(), -_apart(cosines.nan_to_num(0.0)))
+        kept = (far <= max(self.times, float(far.median()))).to(changes.device)
+        return super().combined(changes[kept], shares[kept])
+
+
+def _apart(values: Tensor) -> Tensor:
+    """Return the distances of values from their median, in standard deviations of most of them."""
+    distances = values - values.median()
+    return distances / (1.4826 * distances.abs().median()).clamp_min(1e-9)
+
+
+@dataclass(frozen=True)
 class Median(ByLayer):
     """Take the median of each coordinate over S_l, without weights (Yin et al., ICML 2018)."""
 
@@ -201,6 +244,9 @@ ROBUST: dict[str, Method] = {
     for method in (
         Method("capped", "ours", "Eq. (1) with n_i up to twice the median", rule=Capped()),
         Method("clipped", "Sun et al. 2019", "changes cut to the median length, then Eq. (1)", rule=Clipped()),
+        Method(
+            "outliers", "after Muñoz-González et al. 2019", "Eq. (1) without clients that stand out", rule=Outliers()
+        ),
         Method("median", "Yin et al. 2018", "median of each coordinate", rule=Median()),
         Method("trimmed", "Yin et al. 2018", "mean without the extreme fifths of each coordinate", rule=Trimmed()),
         Method("krum", "Blanchard et al. 2017", "the change nearest to its neighbours", rule=Krum()),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedexit.federated.aggregation import Update
 from fedexit.privacy.noise import group_of
-from fedexit.robust.rules import change
+from fedexit.robust.rules import change, norms_and_cosines
 from fedexit.support.errors import FedexitError
 
 Changes = dict[str, Tensor]  # by group, of one client
@@ -40,21 +40,10 @@ def scored(changes: Mapping[str, Changes]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {client: {} for client in changes}
     for group in dict.fromkeys(group for own in changes.values() for group in own):
         clients = [client for client, own in changes.items() if group in own]
-        norms, cosines = _norms_and_cosines([changes[client][group] for client in clients])
+        norms, cosines = norms_and_cosines(torch.stack([changes[client][group] for client in clients]))
         for client, norm, cosine in zip(clients, norms, cosines, strict=True):
             found[client] |= {f"norm {group}": norm, f"cosine {group}": cosine}
     return found
-
-
-def _norms_and_cosines(vectors: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Return the norms, and each vector's cosine to the sum of the others' directions; NaN without a direction."""
-    norms = torch.stack([vector.norm() for vector in vectors]).double().cpu()
-    directions = [vector / max(float(norm), 1e-30) for vector, norm in zip(vectors, norms, strict=True)]
-    products = torch.stack([torch.stack([one @ other for other in directions]) for one in directions]).double().cpu()
-    own, rows, total = products.diag(), products.sum(dim=1), products.sum()
-    others = (total - 2 * rows + own).clamp_min(0.0).sqrt()  # norm of the sum of the others
-    cosines = torch.where((others > 1e-6) & (norms > 0), (rows - own) / others, torch.nan)
-    return norms.tolist(), cosines.clamp(-1, 1).tolist()
 
 
 def culprits(ledger: pd.DataFrame) -> pd.DataFrame:
