@@ -1,6 +1,5 @@
 """Run `federate` with an inspector: skip, count and name the clients whose updates cannot be used, up to a limit."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -61,7 +60,7 @@ def federate_guarded(
         has no costs. With `scores` it has `norm GROUP` and `cosine GROUP` for each layer, head and the frontend.
 
     Raises:
-        FedexitError: as `federate`; too many clients were refused; the file beside the checkpoint does not belong to it.
+        FedexitError: as `federate`; too many clients were refused; the file `.guard` does not fit the checkpoint.
 
     Example:
         >>> found = federate_guarded(model, clients, ROBUST["median"], rounds=5, scores=True)

@@ -5,9 +5,9 @@ For each group (layer, head or frontend) of each client the ledger gets
     norm    the length of its change
     cosine  between its change and the mean direction of the other clients in S_l
 
-The mean of directions counts every client once, with length 1. Against the mean of Eq. (1) a client that sends minus ten
-times its step would score best, because that mean is mostly its own. One of two holders cannot be told from the other,
-and a single holder has no cosine.
+The mean of directions counts every client once, with length 1. Against the mean of Eq. (1) a client that sends minus
+ten times its step would score best, because that mean is mostly its own. Two holders have the same cosine, and a single
+holder has none.
 """
 
 import math
