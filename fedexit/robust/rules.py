@@ -8,7 +8,8 @@ deep layer. So what counts is the share of bad clients in S_l, not in the federa
     1        its own change             its own change           its own change
     2        both; the longer is cut    mean of both             mean of both
              to the length of the other
-    3        outvotes one bad client, like every rule above that
+    3, more  a bad minority is limited  a bad minority is       a bad minority is
+             to the median length       outvoted                left out
 
 With one or two holders no rule can tell who is right. `least` names the number of holders below which a layer keeps its
 weights. Median, trimmed mean and Krum ignore n_i and L_i, so a client gains nothing when it claims more clips.
