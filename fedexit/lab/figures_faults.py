@@ -30,7 +30,7 @@ def error_by_share(errors: pd.DataFrame) -> Figure:
     return figure
 
 
-def error_by_exit(errors: pd.DataFrame) -> Figure:
+def error_with_faults(errors: pd.DataFrame) -> Figure:
     """Return error by exit with faulty and hostile clients together: `rule, exit, mean, half_interval, clean, ...`.
 
     The band is the interval of Eq. (1) without bad clients (`clean`, `clean_half`). All numbers are in percent.
