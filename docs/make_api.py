@@ -23,6 +23,8 @@ BESIDE = {
     "Regime": "fedexit.federated.regime",
     "drop_outs": "fedexit.federated.rounds",
     "depths_of_round": "fedexit.devices.policy",
+    "federate_guarded": "fedexit.robust.guard",
+    "culprits": "fedexit.robust.scores",
     "federate_by_width": "fedexit.lab.heterofl",
     "fine_tune": "fedexit.central.fine_tuning",
     "predict": "fedexit.model.metrics",

@@ -33,6 +33,7 @@ NEEDS_NOTEBOOKS = {
         "lab.figures",
         "lab.figures_basics",
         "lab.figures_devices",
+        "lab.figures_faults",
         "lab.figures_fleet",
         "lab.grid",
         "lab.looks",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedexit.lab import diagram, figures, figures_basics, figures_devices, figures_fleet, figures_listen
+from fedexit.lab import diagram, figures, figures_basics, figures_devices, figures_faults, figures_fleet, figures_listen
 from fedexit.lab.counterparts import TABLES, counterpart
 from fedexit.lab.looks import style
 from fedexit.runner.manifest import load_manifest, select
@@ -25,7 +25,7 @@ with extra("notebooks"):
 BENCH = "bench/engine"  # the one figure of `fedexit bench`
 FIGURES = {"1": "00_start_here/method", "2": "02_aggregation/shares"}  # of the paper: its framework and its average
 FORMATS = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "tex", "html")}
-_MODULES = (figures, figures_basics, figures_devices, figures_fleet, figures_listen, diagram)
+_MODULES = (figures, figures_basics, figures_devices, figures_faults, figures_fleet, figures_listen, diagram)
 _OTHER_NAMES = {"bytes": "bytes_sent"}  # a name of Python
 _METADATA: dict[str, dict[str, Any]] = {  # no dates and no versions: equal data gives equal files
     "png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}
