@@ -455,7 +455,9 @@ def test_jobs_run_side_by_side_and_wait_for_their_needs(project, capsys):
     raw = yaml.safe_load(listing.read_text())
     raw["notebooks"].append(raw["notebooks"][1] | {"id": "03_third", "artifacts": ["tables/z.csv"]})
     raw["notebooks"][2].pop("headline")
-    raw["notebooks"][2]["profiles"]["smoke"]["minutes"] = 5
+    raw["notebooks"][2]["profiles"] = {
+        name: own | {"minutes": 5} for name, own in raw["notebooks"][1]["profiles"].items()
+    }
     listing.write_text(yaml.safe_dump(raw))
     code, out, _ = fedexit(capsys, "run", "--profile", "smoke", "--jobs", "2")
     lines = out.splitlines()
@@ -463,6 +465,26 @@ def test_jobs_run_side_by_side_and_wait_for_their_needs(project, capsys):
     assert [line[:5] for line in lines[2:4]] == ["[3/3]", "[2/3]"]  # the longer first, both before one of them ended
     assert fedexit(capsys, "run", "--profile", "smoke", "--jobs", "2")[1].count("up to date") == 6
     assert fedexit(capsys, "run", "--jobs", "0")[0] == 2
+
+
+def test_results_that_need_a_missing_package_are_kept(project, capsys):
+    assert fedexit(capsys, "run", "--profile", "smoke")[0] == 0
+    shutil.rmtree(project.root / "results/.state")
+
+    def need_package():
+        """Let the first notebook need a package."""
+        listing = project.root / "nbs_ci.yml"
+        raw = yaml.safe_load(listing.read_text())
+        raw["notebooks"][0]["profiles"]["smoke"]["package"] = "package_that_is_not_there"
+        listing.write_text(yaml.safe_dump(raw))
+
+    need_package()
+    out = fedexit(capsys, "run", "--profile", "smoke")[1]
+    assert "01_first: used as it is, because package_that_is_not_there is not installed" in out
+    assert "02_second: ran in" in out and "01_first: ran in" not in out
+    project.save(rounds=7)
+    need_package()
+    assert "01_first: ran in" in fedexit(capsys, "run", "--profile", "smoke")[1]  # its parameters changed
 
 
 def test_the_first_failure_stops_the_other_jobs(project, capsys):

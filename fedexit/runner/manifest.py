@@ -149,6 +149,8 @@ class Profile(_Entry):
     data: corpora that the notebook reads in this profile, beside those of the notebook.
     backbones: names of backbones (`backbone_folders`) that it loads in this profile, beside those of the notebook.
     optional: corpora that it may read, if its parameters say so; a run does not need them.
+    package: a Python package that all of the results need. Where it is not installed, those that came with the project
+        are kept.
     """
 
     minutes: Minutes
@@ -157,6 +159,7 @@ class Profile(_Entry):
     data: Names = []
     backbones: Names = []
     optional: Names = []
+    package: Identifier | None = None
 
 
 class Notebook(_Entry):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from importlib.util import find_spec
 from pathlib import Path
 
 from fedexit.runner import fingerprint, provenance
@@ -57,6 +58,9 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
     def why(notebook: Notebook) -> tuple[list[str], str]:
         """Return the reasons to run it, and a description of its results if they are used as they are."""
         state = state_of(notebook, profile, parameters[notebook.id])
+        package = notebook.profiles[profile].package
+        if not ids and not force and package and not find_spec(package) and not {*state.changed} - {NOT_HERE}:
+            return [], f"used as it is, because {package} is not installed"
         if not ids or notebook.id in ids:
             return state.reasons or (["forced"] if force else []), "up to date"
         changed = [reason for reason in state.changed if reason != NOT_HERE]
