@@ -421,21 +421,15 @@ def test_on_another_processor_nearly_all_answers_must_be_alike(fact, value, copy
 
 
 @pytest.mark.parametrize("lacks", [False, True])
-def test_a_processor_without_bfloat16_checks_in_single_precision(lacks, monkeypatch, tmp_path):
-    half = PLAIN.changed(training=LocalTraining(bfloat16=True), central=Recipe(epochs=1, crop=None, bfloat16=True))
-    used, none = [], Measured(*[pd.DataFrame()] * len(Measured._fields))
+@pytest.mark.parametrize("cell", [ONE, CENTRAL])
+def test_a_processor_without_bfloat16_leaves_out_cells_that_need_it(cell, lacks, monkeypatch):
     monkeypatch.setattr(spot_checks, "lacks_bfloat16", lambda: lacks)
-    monkeypatch.setattr(spot_checks, "origin_of", lambda setting: Origin("", ("small", "1"), ("nano", "2")))
-    monkeypatch.setattr(spot_checks, "run_cell", lambda cell, setting, *_, **__: used.append(setting) or none)
-    row = {
-        **in_words(ONE),
-        "name": ONE.name,
-        "setting": json.dumps(in_words(half)),
-        "corpus": "small",
-        "backbone": "nano",
-    }
-    spot_checks._trained(row | {"corpus_checksum": "1", "backbone_checksum": "2"}, whole=False)
-    assert used[0].federation.training.bfloat16 == used[0].study.central.bfloat16 == (not lacks)
+    half = LocalTraining(bfloat16=True), Recipe(epochs=1, crop=None, bfloat16=True)
+    settings = [PLAIN, PLAIN.changed(training=half[0]), PLAIN.changed(central=half[1])]
+    rows = [{**in_words(cell), "setting": json.dumps(in_words(setting))} for setting in settings]
+    needs, said = rows[2 if cell is CENTRAL else 1], []
+    assert spot_checks._in_own_precision(rows, said.append) == [row for row in rows if not lacks or row is not needs]
+    assert said == (["1 cells are not checked: they were trained in bfloat16, which this processor lacks"] * lacks)
 
 
 def test_checks_are_spread_over_experiments_and_methods():

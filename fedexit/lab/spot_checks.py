@@ -9,7 +9,6 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +78,7 @@ def check_cells(
             one the cell was made from; or as `run_cell`.
     """
     index = read_index(folder)
-    rows = _with_corpus([row for row in index.values() if row["weights"]], say)
+    rows = _in_own_precision(_with_corpus([row for row in index.values() if row["weights"]], say), say)
     if not rows:
         raise FedexitError(f"{folder} has no cell to check; publish cells, or fetch their corpora")
     number = len({row["key"] for row in rows}) if number is None else number
@@ -118,6 +117,28 @@ def _with_corpus(rows: Iterable[dict], say: Callable[[str], object]) -> list[dic
     return found
 
 
+def _in_own_precision(rows: list[dict], say: Callable[[str], object]) -> list[dict]:
+    """Return the rows of cells that this processor can train in the precision in which they were trained.
+
+    Cells of bfloat16 that were trained in single precision fell below `ALIKE`: this compares precisions, not processors.
+    """
+    if not lacks_bfloat16():
+        return rows
+    found = [row for row in rows if not _is_half(Cell(**_about(row)), setting_from(row["setting"]))]
+    if left := len(rows) - len(found):
+        say(f"{left} cells are not checked: they were trained in bfloat16, which this processor lacks")
+    return found
+
+
+def _is_half(cell: Cell, setting: Setting) -> bool:
+    return setting.federation.training.bfloat16 if cell.federated else setting.study.central.bfloat16
+
+
+def _about(row: dict) -> dict:
+    """Return the fields of a cell from its row of the index."""
+    return {name: row[name] for name in ("task", "method", "seed", "depth")}
+
+
 def _chosen(rows: Sequence[dict], number: int) -> list[dict]:
     """Return `number` rows: each time one whose key, and then whose method, were chosen least often so far."""
     left, chosen = list(rows), list[dict]()
@@ -136,15 +157,8 @@ def _parts(row: dict) -> list[tuple[str, ...]]:
 
 
 def _trained(row: dict, whole: bool) -> pd.DataFrame:
-    """Return the answers of a cell that is trained again, as the table `spot`.
-
-    A processor that lacks bfloat16 trains in single precision: bfloat16 would take minutes, and answers, not weights,
-    are compared there.
-    """
-    setting = setting_from(row["setting"])
-    if lacks_bfloat16():
-        setting = _in_single_precision(setting)
-    cell = Cell(row["task"], row["method"], row["seed"], row["depth"])
+    """Return the answers of a cell that is trained again, as the table `spot`."""
+    cell, setting = Cell(**_about(row)), setting_from(row["setting"])
     origin = origin_of(setting)
     for kind, checksum in (("corpus", origin.corpus[1]), ("backbone", origin.backbone[1])):
         if checksum != row[f"{kind}_checksum"]:
@@ -154,12 +168,6 @@ def _trained(row: dict, whole: bool) -> pd.DataFrame:
             )
     with tempfile.TemporaryDirectory() as state, one_thread():
         return run_cell(cell, setting, Path(state), stop_after=None if whole else SPOT_ROUND).spot
-
-
-def _in_single_precision(setting: Setting) -> Setting:
-    """Return the setting with all training in single precision."""
-    training = replace(setting.federation.training, bfloat16=False)
-    return setting.changed(training=training, central=replace(setting.study.central, bfloat16=False))
 
 
 def _compared(row: dict, old: pd.DataFrame, new: pd.DataFrame) -> Checked:
