@@ -120,7 +120,7 @@ def _with_corpus(rows: Iterable[dict], say: Callable[[str], object]) -> list[dic
 def _in_own_precision(rows: list[dict], say: Callable[[str], object]) -> list[dict]:
     """Return the rows of cells that this processor can train in the precision in which they were trained.
 
-    Cells of bfloat16 that were trained in single precision fell below `ALIKE`: this compares precisions, not processors.
+    Cells of bfloat16 that were trained in single precision fell below `ALIKE`: this compares precisions.
     """
     if not lacks_bfloat16():
         return rows
