@@ -35,6 +35,7 @@ NEEDS_NOTEBOOKS = {
         "lab.figures_devices",
         "lab.figures_faults",
         "lab.figures_fleet",
+        "lab.figures_listen",
         "lab.grid",
         "lab.looks",
         "lab.paper_costs",
