@@ -168,7 +168,8 @@ def _add_cells_commands(commands: argparse._SubParsersAction) -> None:
 def _command(
     commands: argparse._SubParsersAction, name: str, handler: Callable, text: str, example: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example: {example}")
+    sentence = f"{text[0].upper()}{text[1:]}."
+    parser = commands.add_parser(name, help=text, description=sentence, epilog=f"example: {example}")
     parser.set_defaults(handler=handler)
     return parser
 
