@@ -1,6 +1,7 @@
 """Commands on corpora: `fedexit data list | fetch | convert | manifest | trials`."""
 
 import argparse
+import sys
 from collections.abc import Callable
 
 
@@ -75,6 +76,9 @@ def _data_trials(args: argparse.Namespace) -> None:
 
 
 def _data_convert(args: argparse.Namespace) -> None:
+    from fedexit.data.convert import gaps
     from fedexit.data.corpora import convert_folder
 
-    convert_folder(args.folder, args.out, skip_bad=args.skip_bad)
+    corpus = convert_folder(args.folder, args.out, skip_bad=args.skip_bad)
+    for line in gaps(corpus.folder):
+        print(f"note: {line}", file=sys.stderr)

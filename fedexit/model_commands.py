@@ -1,7 +1,12 @@
 """Commands that use a trained model: `fedexit predict` and `fedexit export`."""
 
 import argparse
+import math
 from collections.abc import Callable
+
+from fedexit.support.errors import FedexitError
+
+_CONFIDENCES = {"entropy": (-1, 0), "probability": (0, 1)}  # of the rules whose confidence has bounds
 
 
 def add_model_commands(commands: argparse._SubParsersAction, command: Callable) -> None:
@@ -28,6 +33,9 @@ def _predict(args: argparse.Namespace) -> None:
     from fedexit.model.exits import MultiExitModel
     from fedexit.support.placement import find_device
 
+    low, high = _CONFIDENCES.get(args.rule, (-math.inf, math.inf))
+    if args.threshold is not None and not low <= args.threshold <= high:
+        raise FedexitError(f"--threshold {args.threshold:g} is outside {low} to {high}, the confidence of {args.rule}")
     model = MultiExitModel.from_pretrained(args.model).to(find_device(args.device))
     table = model.predict(args.files, args.exit, args.rule, args.threshold)
     print(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"), end="")

@@ -271,6 +271,10 @@ def test_the_command_prints_a_table(model, files, tmp_path, capsys):
         (["--exit", "4"], "exit 4 does not exist in nano; known: 3, 6, 9, 12"),
         (["--rule", "entropy"], "threshold must be a number, not None"),
         (["--threshold", "1"], "threshold=1.0 needs a rule"),
+        (
+            ["--rule", "probability", "--threshold", "9"],
+            "--threshold 9 is outside 0 to 1, the confidence of probability",
+        ),
     ],
 )
 def test_mistakes_of_the_command_are_one_line(model, files, tmp_path, capsys, arguments, says):

@@ -250,6 +250,29 @@ def test_the_command_finishes_with_the_count(raw, tmp_path, capsys):
     assert first.endswith(f"2 clips in {tmp_path / 'out'}") and last.startswith("left out, bad: 1 (")
 
 
+def test_the_command_notes_what_tasks_will_miss(tmp_path, capsys):
+    rows = ["path,speaker,label"]
+    for number, (speaker, label) in enumerate([("ann", "Yes"), ("ann", "yes "), ("ben", "yes"), ("ben", "no")]):
+        record(tmp_path / "in" / f"{number}.wav")
+        rows.append(f"{number}.wav,{speaker},{label}")
+    (tmp_path / "in" / "manifest.csv").write_text("\n".join(rows) + "\n")
+    assert cli.main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "note: the labels 'Yes', 'yes' differ only in capitals and are different classes",
+        "note: no clip in dev; clips are split by speaker, so use three speakers, better ten",
+    ]
+    assert open_corpus(tmp_path / "out").labels == ["Yes", "no", "yes"]  # blanks at the ends do not count
+    (tmp_path / "in" / "manifest.csv").unlink()
+    assert cli.main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "flat")]) == 0
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "no clip has a label or a text" in first and "4 clips have no speaker" in second and "dev and test" in third
+
+
+def test_a_missing_file_names_the_option_that_leaves_it_out(raw):
+    (raw / "manifest.csv").write_text("path,speaker,label,transcript\nann/1.wav,ann,x,hi\nben/9.wav,ben,y,ha\n")
+    refused(raw, r"'ben/9\.wav' is missing; correct its path \(--skip-bad leaves such files out\)")
+
+
 def test_a_console_without_utf8_shows_escapes(raw, monkeypatch):
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", console)

@@ -192,3 +192,20 @@ def test_mistakes_of_the_command_are_one_line(model, tmp_path, monkeypatch, caps
     printed = capsys.readouterr()
     assert printed.out == "" and says in printed.err and printed.err.count("\n") == 1
     assert set(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_export_takes_a_model_of_the_users_own(dynamic):
+    class Cut(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = MultiExitModel(load_backbone("nano"), ["a", "b", "c"]).eval()
+
+        def forward(self, waveforms):
+            return self.model(waveforms)[6]
+
+    clips = torch.randn(2, 16000)
+    shapes = ({1: torch.export.Dim.AUTO},) if dynamic else None
+    exported = torch.export.export(Cut(), (clips,), dynamic_shapes=shapes).module()
+    others = torch.randn(2, 21234) if dynamic else clips
+    assert torch.equal(exported(others), Cut()(others))

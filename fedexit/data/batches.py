@@ -100,6 +100,8 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
 
 def padded(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """Return `collate(examples)` of examples that are checked already."""
+    if not examples:
+        raise FedexitError("there are no clips; a split of the corpus may be empty")
     if len({clip.dim() for clip, _ in examples}) > 1:
         raise FedexitError("a batch holds waveforms and features; give clips of one kind")
     clips = [clip if clip.dim() == 2 else normalised(clip) for clip, _ in examples]

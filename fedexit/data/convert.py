@@ -16,13 +16,16 @@ from fedexit.data.folder import (
     COLUMNS,
     MANIFEST,
     SHORT_COLUMNS,
+    SPLITS,
     as_manifest,
     check_groups,
     check_manifest,
     clip_ids,
     composed,
     identity,
+    leads_out,
     located,
+    read_manifest,
     read_table,
     save_manifest,
     with_new_split,
@@ -128,6 +131,22 @@ def convert(folder: Path, out: Path, report: Report) -> None:
         report.note("kept without a label, so tasks with labels leave it out", row.id)
 
 
+def gaps(folder: Path) -> list[str]:
+    """Return one line for each thing that tasks may need and the corpus in `folder` lacks, with what to do."""
+    made, lines = read_manifest(folder), []
+    if ((made["label"] == "") & (made["text"] == "")).all():
+        lines.append(f"no clip has a label or a text; to give them, add a {MANIFEST} with {','.join(SHORT_COLUMNS)}")
+    if nameless := int((made["speaker"] == "").sum()):
+        lines.append(f"{nameless} clips have no speaker; give each speaker a folder, or name speakers in {MANIFEST}")
+    labels = pd.Series(sorted(set(made["label"]) - {""}), dtype=str)
+    for _, same in labels.groupby(labels.str.casefold()):
+        if len(same) > 1:
+            lines.append(f"the labels {', '.join(map(repr, same))} differ only in capitals and are different classes")
+    if empty := [split for split in SPLITS if not (made["split"] == split).any()]:
+        lines.append(f"no clip in {' and '.join(empty)}; clips are split by speaker, so use three speakers, better ten")
+    return lines
+
+
 def _check_new(out: Path) -> None:
     if os.path.lexists(out):
         raise FedexitError(f"{out}: already exists; name a new folder, or remove it first")
@@ -167,9 +186,12 @@ def _checked_rows(table: pd.DataFrame, folder: Path, report: Report) -> pd.DataF
         return table
     listings: dict = {}
     there = [located(folder, path, listings) for path in table["path"]]
-    if report.skip_bad:
-        for path in (path for path, found in zip(table["path"], there, strict=True) if found is None):
+    for path in (path for path, found in zip(table["path"], there, strict=True) if found is None):
+        if report.skip_bad:
             report.bad(FedexitError(f"{path}: the audio file is missing"))
+        elif path and not leads_out(path):
+            report.bad(FedexitError(f"{folder / MANIFEST}: the audio file {path!r} is missing; correct its path"))
+    if report.skip_bad:
         table = table[[found is not None for found in there]].reset_index(drop=True)
         if table.empty:
             raise FedexitError(f"{folder / MANIFEST}: none of its audio files exists; check the paths")

@@ -37,8 +37,8 @@ def as_manifest(table: pd.DataFrame, where: Path) -> pd.DataFrame:
 
     The short format has `path` and `speaker`, and perhaps `label`, `transcript` and others, but no `text`. Then the id
     is the path without its ending, the group is the speaker, and speakers are split by `split_groups`. Given columns
-    are kept; a field of blanks alone counts as empty. Names are converted to Unicode's composed form, so that equal
-    names compare equal. Raises FedexitError without `path` or `speaker`.
+    are kept; a field of blanks alone counts as empty. Names are converted to Unicode's composed form, and labels lose
+    blanks at their ends, so that equal names compare equal. Raises FedexitError without `path` or `speaker`.
     """
     blank = {name: table[name].where(table[name].str.strip() != "", "") for name in table if name != "seconds"}
     table = table.assign(**blank)
@@ -53,6 +53,8 @@ def as_manifest(table: pd.DataFrame, where: Path) -> pd.DataFrame:
         if "split" not in table:
             table = with_new_split(table)
     names = {name: table[name].map(composed) for name in ("id", "speaker", "group", "label") if name in table}
+    if "label" in names:
+        names["label"] = names["label"].str.strip()
     if "split" in table:
         names["split"] = table["split"].str.strip().str.lower().replace(_SPLIT_NAMES)
     return table.assign(**names)
@@ -115,7 +117,7 @@ def check_manifest(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     short = f"the clip {{}} is shorter than {MIN_SECONDS} s, too short for any model; take it out of the manifest"
     _refuse(where, table["id"][seconds < MIN_SECONDS], short)
     outside = "path {} leads out of the folder or is absolute; write it relative to the folder"
-    _refuse(where, table["path"][table["path"].map(_leads_out)], outside)
+    _refuse(where, table["path"][table["path"].map(leads_out)], outside)
     listings: dict[Path, dict[str, str]] = {}
     paths = [located(folder, path, listings) for path in table["path"]]
     missing = [path for path, there in zip(table["path"], paths, strict=True) if there is None]
@@ -183,7 +185,7 @@ def split_groups(groups: Iterable[str]) -> dict[str, str]:
     return dict(zip(ranked, names, strict=True))
 
 
-def _leads_out(path: str) -> bool:
+def leads_out(path: str) -> bool:
     """Return whether `path`, followed as it is written, leaves the folder; links inside the folder are followed."""
     plain = os.path.normpath(path.replace("\\", "/"))
     return os.path.isabs(plain) or plain.split("/")[0] == ".." or plain[1:2] == ":"

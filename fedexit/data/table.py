@@ -49,7 +49,8 @@ def read_table(path: Path, known: Sequence[str]) -> pd.DataFrame:
             continue
         if len(row) != len(header):  # columns are shifted
             raise FedexitError(
-                f"{path}: line {line} has {len(row)} fields but the header has {len(header)}; {_QUOTING}"
+                f"{path}: line {line} has {len(row)} field{'s' * (len(row) > 1)} but the header has {len(header)}; "
+                f"{_QUOTING}"
             )
         kept.append((line, row))
     _check_quotes(path, header, kept, separator)

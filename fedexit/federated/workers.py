@@ -46,7 +46,8 @@ class Work(NamedTuple):
         training = at_share(self.training, share)
         found = self.train(scratch, weights, client, training, (*stream, client.name), self.objective)
         if self.train is not local_round:
-            if not isinstance(found, tuple) or [type(part) for part in found] != [Update, RoundReport]:
+            pair = isinstance(found, tuple) and len(found) == 2
+            if not pair or not all(map(isinstance, found, (Update, RoundReport))):
                 raise FedexitError(
                     f"client {client.name}: local_round returned a {type(found).__name__}; return a pair (Update, "
                     "RoundReport), as fedexit.federated.clients.local_round does"

@@ -35,7 +35,7 @@ from fedexit.runner.cell_index import INDEX, read_index, refusing_damage, truste
 from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.extras import extra
 from fedexit.support.files import json_hash, replacing
-from fedexit.support.reads import note_read
+from fedexit.support.reads import note_read, undeclared
 
 with extra("notebooks"):
     import pyarrow as pa
@@ -213,14 +213,15 @@ def origin_in(folder: Path, setting: Setting) -> Origin:
     cells in `folder` were made from.
 
     Raises:
-        FedexitError: the corpus cannot be read, and the published cells have none or several of its contents.
+        FedexitError: the corpus is here but damaged, or the published cells have none or several of its contents.
     """
     try:
         return origin_of(setting)
     except FedexitError:
         name = setting.data.corpus
         contents = {row["corpus_checksum"] for row in read_index(folder).values() if row["corpus"] == name}
-        if name not in places.NAMES or len(contents) != 1:
+        damaged = name in places.NAMES and places.found(name) is not None and not undeclared("corpus", name)
+        if name not in places.NAMES or damaged or len(contents) != 1:
             raise
     return origin_of(setting, contents.pop())
 

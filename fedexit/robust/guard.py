@@ -128,8 +128,8 @@ class Guard:
             raise FedexitError(f"{self.file} lacks rounds before {number}; delete the checkpoint and run again")
         for client, update, report in arriving:
             try:
-                if why := failure(update, report):
-                    raise FedexitError(why)
+                if isinstance(report, FailedReport):
+                    raise FedexitError(report.why)
                 inspector.check(client.name, update, report=report)
             except FedexitError as error:
                 rows.append(self._refused(client, number, str(error), rows, len(inspector.drawn)))
@@ -170,7 +170,7 @@ def _held(model: MultiExitModel, objective: Objective) -> Callable[[int], set[st
 
 @dataclass(frozen=True)
 class Careful:
-    """Run a local round; if it fails, return an empty update and a report with the reason (`failure`).
+    """Run a local round; if it fails, return an empty update and a `FailedReport`.
 
     train: the local round.
     """
@@ -188,14 +188,14 @@ class Careful:
                 Aggregator(weights).check(found[0])
             return found
         except FedexitError as error:
-            # a process sends these two objects only; the reason travels as the bytes in `lengths`
-            return Update({}, 1, client.depth), RoundReport(math.nan, 0.0, str(error).encode())
+            return Update({}, 1, client.depth), FailedReport(math.nan, 0.0, [], why=str(error))
 
 
-def failure(update: object, report: object) -> str:
-    """Return why a local round failed, from what `Careful` returned; an empty text if it did not."""
-    failed = isinstance(report, RoundReport) and isinstance(report.lengths, bytes)
-    return bytes(report.lengths).decode() if failed and isinstance(report, RoundReport) else ""
+@dataclass(frozen=True)
+class FailedReport(RoundReport):
+    """The report of a local round that failed. why: the reason."""
+
+    why: str = ""
 
 
 def joined(ledger: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

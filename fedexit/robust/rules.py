@@ -17,6 +17,7 @@ weights. Median, trimmed mean and Krum ignore n_i and L_i, so a client gains not
 
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -83,7 +84,7 @@ def norms_and_cosines(changes: Tensor) -> tuple[list[float], list[float]]:
 
 
 @dataclass(frozen=True)
-class ByLayer:
+class ByLayer(ABC):
     """Combine the changes of each group over the clients that hold it. Subclasses say how in `combined`.
 
     least: fewer holders than this leave a layer unchanged.
@@ -111,9 +112,9 @@ class ByLayer:
         """Return n_i L_i of each update."""
         return capped(updates, 0.0)
 
+    @abstractmethod
     def combined(self, changes: Tensor, shares: Tensor) -> Tensor:
         """Return one change (numbers,) from those of the holders (holders, numbers) and their n_i L_i (holders,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ def recording() -> bool:
     return bool(os.environ.get("FEDEXIT_READS"))
 
 
+def undeclared(kind: str, name: str) -> str:
+    """Return why the running notebook may not read this input, or an empty text if it may."""
+    return json.loads(os.environ.get("FEDEXIT_UNDECLARED", "{}")).get(f"{kind} {name}", "")
+
+
 def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
     """Record that this process reads the `kind` (one of `KINDS`) called `name` with this content `checksum`.
 
@@ -31,7 +36,7 @@ def note_read(kind: str, name: str, checksum: str, code: str = "") -> None:
     Raises:
         FedexitError: under `fedexit run`, nbs_ci.yml does not declare it.
     """
-    if reason := json.loads(os.environ.get("FEDEXIT_UNDECLARED", "{}")).get(f"{kind} {name}"):
+    if reason := undeclared(kind, name):
         raise FedexitError(reason)
     target = os.environ.get("FEDEXIT_READS")
     if not target:
