@@ -7,6 +7,7 @@ and the schedule of `SCHEDULES`, so that they differ by what their name says.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -182,6 +183,7 @@ def measure(
     workers: int = 1,
     backbone: str = "tiny-distilled",
     published: Path | None = None,
+    more_seeds: Mapping[str, Sequence[int]] = MappingProxyType({}),
     **scale: Any,
 ) -> Measured:
     """Return the tables of all arms for all tasks and seeds, with the columns `arm` and `task`.
@@ -194,12 +196,13 @@ def measure(
         workers: processes; they change no result.
         backbone: the start of all arms.
         published: folder of published cells, which are read and not trained (`fedexit.lab.published`).
+        more_seeds: further seeds of single arms, for comparisons that need them (`reports.on_shared_seeds`).
         scale: fields of the schedules with other values, such as `rounds=1` to try a notebook.
 
     Raises:
         FedexitError: for an unknown task or arm, and as `run_grids`.
     """
-    grids = _grids(tasks, list(arms), seeds, backbone, scale)
+    grids = _grids(tasks, {arm: [*seeds, *more_seeds.get(arm, ())] for arm in arms}, backbone, scale)
     found = run_grids({(task, arm): (cells, setting) for task, arm, cells, setting in grids}, state, workers, published)
     parts = [[table.assign(arm=arm) for table in found[task, arm]] for task, arm, *_ in grids]
     return Measured(*(joined(own) for own in zip(*parts, strict=True)))
@@ -211,23 +214,23 @@ def keys_of(tasks: Sequence[str], arms: Iterable[str], backbone: str = "tiny-dis
     Arguments and errors are those of `measure`.
     """
     rows = []
-    for task, arm, [cell], setting in _grids(tasks, list(arms), [0], backbone, scale):
+    for task, arm, [cell], setting in _grids(tasks, {arm: [0] for arm in arms}, backbone, scale):
         key = key_of(setting, origin_in(cells_folder(), setting), not cell.federated)
         rows.append((task, arm, cell.method, cell.depth, key))
     return pd.DataFrame(rows, columns=["task", "arm", "method", "depth", "key"])
 
 
 def _grids(
-    tasks: Sequence[str], arms: Sequence[str], seeds: Sequence[int], backbone: str, scale: Mapping[str, Any]
+    tasks: Sequence[str], arms: Mapping[str, Sequence[int]], backbone: str, scale: Mapping[str, Any]
 ) -> list[tuple[str, str, list[Cell], Setting]]:
-    """Return each task and arm with its cells and its setting."""
+    """Return each task and arm with its cells and its setting; `arms` gives the seeds of each arm."""
     for name, known in [(task, SCHEDULES) for task in tasks] + [(arm, ARMS) for arm in arms]:
         if name not in known:
             raise FedexitError(f"unknown name {name!r}; known: {', '.join(known)}")
     grids = []
     for task in tasks:
         schedule = replace(SCHEDULES[task], **scale)
-        for name in arms:
+        for name, seeds in arms.items():
             cells = [Cell(task, ARMS[name].method, seed, ARMS[name].depth) for seed in seeds]
             grids.append((task, name, cells, setting_of_arm(task, ARMS[name], backbone, schedule)))
     return grids

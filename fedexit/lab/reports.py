@@ -27,6 +27,12 @@ def placed(rows: pd.DataFrame, arm: str, exit: int, at: int) -> pd.DataFrame:
     return own.assign(arm=_placed_name(arm, exit), exit=at)
 
 
+def on_shared_seeds(rows: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """Return the rows of the arms `one` and `other` on the seeds that both have."""
+    pair = rows[rows["arm"].isin([one, other])]
+    return pair[pair.groupby(["task", "seed"])["arm"].transform("nunique") == len({one, other})]
+
+
 def _placed_name(arm: str, exit: int) -> str:
     return f"{arm}, exit {exit}"
 
