@@ -1,4 +1,4 @@
-"""Commands on corpora: `fedexit data list | fetch | convert | manifest | trials`."""
+"""Define the commands on corpora: `fedexit data list | fetch | convert | manifest | trials`."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Commands that make figures and tables again: `fedexit figure` and `fedexit table`."""
+"""Define the commands that make figures and tables again: `fedexit figure` and `fedexit table`."""
 
 import argparse
 import sys

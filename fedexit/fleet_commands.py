@@ -1,4 +1,4 @@
-"""Commands on fleets of devices: `fedexit fleet plan | up | run | down | certificates`."""
+"""Define the commands on fleets of devices: `fedexit fleet plan | up | run | down | certificates`."""
 
 import argparse
 from collections.abc import Callable

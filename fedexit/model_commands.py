@@ -1,4 +1,4 @@
-"""Commands that use a trained model: `fedexit predict` and `fedexit export`."""
+"""Define the commands that use a trained model: `fedexit predict` and `fedexit export`."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""Commands for a class: `fedexit exercises`, `fedexit key` and `fedexit grade`."""
+"""Define the commands for a class: `fedexit exercises`, `fedexit key` and `fedexit grade`."""
 
 import argparse
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Measurements of speed and memory: `fedexit bench`. Start with `suite.bench`.
+"""Measure speed and memory: `fedexit bench`. Start with `suite.bench`.
 
 suite      runs the parts, each measurement in its own process (`child`)
 workload   the model, clips and training that all engines share

@@ -1,4 +1,4 @@
-"""Training in one place. Start with `fine_tuning.fine_tune`, with which federations are compared.
+"""Train in one place. Start with `fine_tuning.fine_tune`; federations are compared with its models.
 
 fine_tuning        supervised training of one exit or several on all clips
 masked_prediction  the pre-training of the shipped backbone: `fedexit pretrain`

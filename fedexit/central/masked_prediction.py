@@ -1,4 +1,4 @@
-"""Pre-train by masked prediction as in HuBERT (Hsu et al. 2021), or by distillation: so the backbones here were made.
+"""Pre-train by masked prediction as in HuBERT (Hsu et al. 2021), or by distillation, as the backbones here were.
 
 A run has a folder. Its subfolder work/ keeps settings, codebooks, checkpoint and loss curve. At the end the folder is a
 model in the Hugging Face format, with a model card and, in training/, the settings and the curve of each stage. If a
@@ -169,7 +169,7 @@ def mask_frames(shape: tuple[int, int], probability: float, span: int, *name: st
 
 
 class _Batch(NamedTuple):
-    """Waveforms (B, T) with mixed-in sounds, and what each target wants of the clean ones."""
+    """Waveforms (B, T) with mixed-in sounds, and the values to predict per target, computed from the clean ones."""
 
     waveforms: Tensor
     wanted: list[Tensor]

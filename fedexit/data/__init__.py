@@ -1,4 +1,4 @@
-"""Speech: from audio files to batches. Start with `corpora.open_corpus`, then `tasks.make_task`.
+"""Turn audio files into batches of speech. Start with `corpora.open_corpus`, then `tasks.make_task`.
 
 corpora     open, fetch and convert corpora by name or folder
 places      find the folder of a corpus

@@ -31,7 +31,7 @@ def with_length(stream: bytes) -> bytes:
 
 
 def _start(stream: bytes) -> int:
-    """Return where the frames begin: behind an ID3v2 tag, if there is one."""
+    """Return the byte at which the frames begin: after an ID3v2 tag, if there is one."""
     if stream[:3] != b"ID3" or len(stream) < 10:
         return 0
     return 10 + sum(byte << shift for byte, shift in zip(stream[6:10], (21, 14, 7, 0), strict=True))

@@ -1,4 +1,4 @@
-"""The embedded corpus `queen`: speech and script of a freeware game, read from its one data file, queen.1c.
+"""Read the embedded corpus `queen`: speech and script of a freeware game, from its one data file, queen.1c.
 
 All numbers in the file are big-endian. Its header lists entries (name, place, size): `.SB` entries are MP3 clips,
 `.DOG` dialogues, `.CUT` cut scenes and `QUEEN2.JAS` single lines. A clip's name identifies the line that it speaks.

@@ -1,4 +1,4 @@
-"""The pre-training corpus `unlabelled`: real speech of many languages from Debian packages, decoded to one folder.
+"""Build the pre-training corpus `unlabelled`: speech of many languages from Debian packages, decoded to one folder.
 
 It has no labels: `group` is the package, `speaker` and `text` are empty; one clip in 50 is for development.
 """

@@ -1,4 +1,4 @@
-"""Devices, and the policy that chooses the depth L_i of each. Start with `policy.depth_for`.
+"""Describe devices, and choose the depth L_i of each by a policy. Start with `policy.depth_for`.
 
 policy    the depth policy: the deepest exit that fits a device and its task
 profiles  device classes, and the calibration of predicted memory by measured memory

@@ -1,4 +1,4 @@
-"""The paper's federation. Start with `rounds.federate`, then `clients.local_round`, then `aggregation.aggregate`.
+"""Run the paper's federation. Start with `rounds.federate`, then `clients.local_round`, then `aggregation.aggregate`.
 
 rounds       the round loop: sample clients, train them, aggregate, evaluate
 clients      one client and its local round; `objectives` holds its loss

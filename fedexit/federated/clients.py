@@ -1,4 +1,4 @@
-"""One client and its local round: a pure function from global weights and data to an update (paper, sec. 2.2)."""
+"""Define a client and its local round: a pure function from global weights and data to an update (paper, sec. 2.2)."""
 
 import math
 import numbers

@@ -1,4 +1,4 @@
-"""FedRA (Su et al., ECCV 2024): a client trains L_i layers that are drawn anew in each round, not the first L_i."""
+"""Train by FedRA (Su et al., ECCV 2024): a client gets L_i layers, drawn anew in each round, not the first L_i."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The round loop: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
+"""Run the rounds: sample clients, run their local rounds, aggregate by layer, evaluate every exit (paper, sec. 2)."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The same federation on Flower (extra `flower`): the server sends each node its layers, the nodes train.
+"""Run the same federation on Flower (extra `flower`): the server sends each node its layers, the nodes train.
 
 fleet    the fleet file: clients, depths and public keys; needs no extra
 plan     predicts depth, memory, time and bytes of each device; needs no extra

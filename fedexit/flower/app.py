@@ -1,4 +1,4 @@
-"""The ServerApp: read the run's configuration, federate over the fleet, and keep checkpoint, model and tables."""
+"""Run the ServerApp: read the configuration, federate over the fleet, and keep checkpoint, model and tables."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence

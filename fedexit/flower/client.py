@@ -1,4 +1,4 @@
-"""The ClientApp: run the local round of one node on its own clips."""
+"""Run the ClientApp: train the local round of one node on its own clips."""
 
 import json
 import os

@@ -26,7 +26,7 @@ from fedexit.support.settings import check_fields
 
 @dataclass(frozen=True)
 class Node:
-    """One client of a fleet, as the server knows it. What a node says of itself does not count."""
+    """One client of a fleet, as the server knows it. What a node claims about itself is ignored."""
 
     client: str  # unique name
     depth: Annotated[int, Field(ge=1)]  # L_i, the deepest layer that it may receive

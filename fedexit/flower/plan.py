@@ -73,7 +73,7 @@ def layers_trained(table: pd.DataFrame, nodes: Sequence[Node], layers: int) -> p
 
 
 def summary(table: pd.DataFrame, layers: pd.DataFrame, rounds: int) -> str:
-    """Return what a plan says of the whole fleet: time, bytes, the straggler, layers and clients that do not train."""
+    """Return the totals of a plan for the whole fleet: time, bytes, straggler, layers and clients that do not train."""
     slowest = table.loc[table["seconds"].idxmax()]
     lines = [
         f"{rounds} rounds take {rounds * slowest['seconds'] / 60:.1f} min and send "

@@ -1,4 +1,4 @@
-"""The machinery of the experiments. Start with `plan.setting_of` and `grid.run_grids`.
+"""Run the experiments. Start with `plan.setting_of` and `grid.run_grids`.
 
 setting     the options of a grid, and its cells: one per trained model
 plan        how each task is trained
@@ -12,4 +12,5 @@ beam, verification, own_heads  other ways to decode, to compare and to predict
 heterofl    a baseline: narrow clients instead of shallow ones; `channels` chooses what they keep
 paper       the published tables
 plots, looks  figures and their common style
+readme      the tables of the README
 """

@@ -1,4 +1,4 @@
-"""Elastic speech encoder of the wav2vec 2.0 kind, cut at depth k (paper, sec. 2.1 and 2.2).
+"""Define an elastic speech encoder of the wav2vec 2.0 kind, cut at depth k (paper, sec. 2.1 and 2.2).
 
 A backbone of depth k holds the convolutional encoder, the projection, the positional convolution and Transformer layers
 1..k. Layers above k do not exist in it: they are not run, trained, sent or kept in memory.

@@ -1,9 +1,9 @@
-"""Early exit at run time: a clip stops at the first exit that is confident enough, and the layers above are not run.
+"""Stop early at run time: a clip stops at the first exit that is confident enough, and the layers above are not run.
 
-Three confidence rules: low entropy (BranchyNet, Teerapittayanon et al. 2016; HuBERT-EE, Yoon et al. 2022), high
-probability, and agreement of successive exits (Zhou et al. 2020, "BERT loses patience"). In CTC most frames are blank,
-and a head is nearly always confident about the blank; so a text is judged by its other frames only (ours). A clip with
-several labels is as sure as its least certain label.
+There are three confidence rules: low entropy (BranchyNet, Teerapittayanon et al. 2016; HuBERT-EE, Yoon et al. 2022),
+high probability, and agreement of successive exits (Zhou et al. 2020, "BERT loses patience"). In CTC most frames are
+blank, and a head is nearly always confident about the blank; so a text is judged by its other frames only (ours). A
+clip with several labels is as sure as its least certain label.
 
 A rule of your own is a function or callable object `rule(seen, labels)`. `seen` holds the logits (1, labels), or
 (1, F, C) of texts, of the exits so far, and `labels` their names. It returns the confidence, a number or a tensor of

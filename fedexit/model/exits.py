@@ -1,4 +1,4 @@
-"""The multi-exit model: a backbone with a prediction head on each exit (paper, sec. 2.1 and 3)."""
+"""Define the multi-exit model: a backbone with a prediction head on each exit (paper, sec. 2.1 and 3)."""
 
 import copy
 import itertools

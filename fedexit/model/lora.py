@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022) by the library `peft`: small matrices are trained beside the backbone's frozen weights.
+"""Train low-rank adapters beside the backbone's frozen weights: LoRA (Hu et al., ICLR 2022), by the library `peft`.
 
     y = W x + (alpha / rank) B A x,  A: (rank, in), random at first; B: (out, rank), zero at first, so nothing changes
 

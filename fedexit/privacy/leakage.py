@@ -1,4 +1,4 @@
-"""Measure what a change of weights tells about clips: membership and speakers, layer by layer.
+"""Measure what a change of weights reveals about clips: membership and speakers, layer by layer.
 
 The attack is passive: it knows the global weights before the change, the change (one client's, or that of the whole
 round) and candidate clips with their targets. A clip that was trained on has a loss gradient that points against the
@@ -93,7 +93,7 @@ def auc_by_group(found: pd.DataFrame, positive: Sequence[bool]) -> pd.DataFrame:
 
 
 def information(seen: Sequence, secret: Sequence, seed: int = 0, draws: int = 500) -> tuple[float, float]:
-    """Return what `seen` tells about `secret` in bits, and the p-value of a permutation test.
+    """Return what `seen` reveals about `secret` in bits, and the p-value of a permutation test.
 
     The plain estimate is too large for few samples, so the mean under random permutations is subtracted.
 

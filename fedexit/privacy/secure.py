@@ -33,7 +33,7 @@ _SEED_BYTES = 32
 
 
 class Masked(NamedTuple):
-    """The message of a client to the server, all that the server receives before the masks are revealed.
+    """The message of a client to the server. The server receives nothing else before the masks are revealed.
 
     client: its name.
     sums: n_i L_i w_i by weight, masked, of the shape of the weight, in uint64.

@@ -1,4 +1,4 @@
-"""Notebooks, and the record of how their results were made. Start with `run.run`, the command `fedexit run`.
+"""Run notebooks, and record how their results were made. Start with `run.run`, the command `fedexit run`.
 
 run          the notebooks that are out of date, and what they need
 manifest     nbs_ci.yml, the list of notebooks
@@ -10,5 +10,4 @@ checks       conditions on tables and files
 fingerprint  hashes of everything that results depend on
 publish      a run's results in their place, the published ones replaced only if they changed
 provenance   the record of a result, and its comparison with the present
-readme       tables of the README
 """

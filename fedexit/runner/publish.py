@@ -85,7 +85,7 @@ def publish(ids: list[str]) -> None:
 
 
 def is_published(notebook: Notebook, new: Path, published: Path) -> bool:
-    """Return whether `published` holds the results in `new`, apart from measured ones, and is as its record says."""
+    """Return whether `published` holds the results in `new`, apart from measured ones, and agrees with its record."""
     if _files(new) != _files(published):
         return False
     try:

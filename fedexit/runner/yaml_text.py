@@ -15,7 +15,7 @@ MAX_VALUES = 100_000  # in one text, with its aliases written out
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads scalars as YAML 1.2 does, decimal numbers only, and refuses a key that is given twice."""
+    """Read scalars as YAML 1.2 does, decimal numbers only, and refuse a key that is given twice."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's name for it)
 

@@ -1,4 +1,4 @@
-"""Small tools that every other floor uses. They know nothing of speech or models.
+"""Provide small tools for all other packages. They do not depend on speech or models.
 
 errors       `FedexitError`: a mistake that the user can fix
 extras       packages that are optional, and the extra that brings them

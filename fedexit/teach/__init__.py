@@ -1,4 +1,4 @@
-"""Exercises for a class, their checks, and the grader. Nothing here needs torch, except the making of a key.
+"""Give a class exercises, checks and a grader. Nothing here needs torch, except the making of a key.
 
 exercises  texts, stubs and hints of the exercises
 inputs     random inputs of the exercises

@@ -1,4 +1,4 @@
-"""The one table of the corpora that come from public releases: archives, checksums, licences and readers."""
+"""List the corpora that come from public releases: archives, checksums, licences and readers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -62,7 +62,7 @@ def fetch_release(
 
 
 def say_checksum(original: Original, folder: Path, say: Callable[[str], object]) -> None:
-    """Say so if the corpus in `folder` is not the one that published results were made with."""
+    """Report if the corpus in `folder` differs from the one that published results were made with."""
     if original.checksum and (found := _checksum(folder)) != original.checksum:
         say(f"the checksum of the corpus is {found}; published results were made with {original.checksum}")
 

@@ -1,4 +1,4 @@
-"""Speech recognition (ASR in the paper): predict the characters of a line by CTC."""
+"""Define speech recognition (ASR in the paper): predict the characters of a line by CTC."""
 
 import warnings
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The contract of every task: the clips that take part, their targets, and the kind of head that predicts them."""
+"""Define the contract of every task: its clips, their targets, and the kind of head that predicts them."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Keyword spotting (KWS in the paper): predict a word of a closed list."""
+"""Define keyword spotting (KWS in the paper): predict a word of a closed list."""
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ def keyword_task(corpus: Corpus, words: int = 10) -> Task:
 
 
 def digit_task(corpus: Corpus) -> Task:
-    """Predict the spoken digit: the corpus's own label, by its own split (`asc_digits` splits by speaker)."""
+    """Predict the spoken digit: the label and the split are the corpus's (`asc_digits` splits by speaker)."""
     return closed_set("digit", corpus, corpus.manifest.query("label != ''"), "label")
 
 

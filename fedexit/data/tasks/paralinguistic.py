@@ -1,4 +1,4 @@
-"""Emotion recognition (ER in the paper), and a stand-in for corpora without emotions: how a line is spoken."""
+"""Define emotion recognition (ER in the paper), and a stand-in for corpora without emotions: how a line is spoken."""
 
 import numpy as np
 import pandas as pd

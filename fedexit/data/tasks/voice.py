@@ -1,4 +1,4 @@
-"""Speaker identification (SID in the paper): predict the speaker among a closed set."""
+"""Define speaker identification (SID in the paper): predict the speaker among a closed set."""
 
 import pandas as pd
 
