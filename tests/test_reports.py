@@ -58,3 +58,23 @@ def test_unknown_arms_and_tasks_are_named(tmp_path):
     for tasks, arms in ((["keyword"], ["nobody"]), (["nothing"], ["masked"])):
         with pytest.raises(FedexitError, match=r"unknown name '(nobody|nothing)'; known: "):
             experiments.measure(tasks, arms, [0], tmp_path)
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have():
+    own = {"a": range(3), "b": range(2), "c": range(1)}
+    rows = [(task, arm, seed) for task in "tu" for arm, seeds in own.items() for seed in seeds]
+    found = reports.on_shared_seeds(pd.DataFrame(rows, columns=["task", "arm", "seed"]), "a", "b")
+    assert set(found["seed"]) == {0, 1} and set(found["arm"]) == {"a", "b"} and len(found) == 8
+
+
+def test_single_arms_have_more_seeds(tmp_path, monkeypatch):
+    asked = {}
+
+    def noted(grids, *options):
+        asked.update({name: [cell.seed for cell in cells] for name, (cells, _) in grids.items()})
+        raise FedexitError("enough")
+
+    monkeypatch.setattr(experiments, "run_grids", noted)
+    with pytest.raises(FedexitError, match="enough"):
+        experiments.measure(["keyword"], ["masked", "stale"], [0, 1], tmp_path, more_seeds={"masked": [7]})
+    assert asked == {("keyword", "masked"): [0, 1, 7], ("keyword", "stale"): [0, 1]}

@@ -11,6 +11,7 @@ from fedexit.support.extras import extra
 
 with extra("notebooks"):
     import matplotlib.pyplot as plt
+    import pandas as pd
     import seaborn as sns
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -73,7 +74,8 @@ FIRST_ERRS_LESS = "← the first errs less | the first errs more →"
 
 
 def style() -> None:
-    """Set the project's style for all figures that follow."""
+    """Set the project's style for all figures that follow, and show texts in tables whole."""
+    pd.options.display.max_colwidth = None
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 

@@ -1,7 +1,9 @@
 """Check published cells: train a few of them again and compare their weights and answers.
 
-Equal code on an equal processor gives bit-identical weights. Other processors round differently, so there most answers
-must be alike.
+Equal code on an equal processor gives bit-identical weights. Other processors round differently, and training makes
+the differences larger. So there at least `ALIKE` of all answers must be alike, and `ALIKE_IN_ONE` of those of each
+cell: single cells of unchanged code fell to 92.5 % on another processor, and one fell to 88 % when Eq. (1) lost its
+depth weight.
 """
 
 import csv
@@ -26,7 +28,9 @@ from fedexit.support.files import write_text
 from fedexit.support.placement import lacks_bfloat16
 from fedexit.support.processes import one_thread
 
-ALIKE = 0.97  # share of the answers that must be alike on another processor
+ALIKE = 0.97  # share of all answers that must be alike on another processor
+ALIKE_IN_ONE = 0.9  # share of the answers of one cell
+ENOUGH = 1000  # answers from which `ALIKE` is judged: one or two cells may fall below it by rounding
 
 
 class Checked(NamedTuple):
@@ -45,8 +49,8 @@ class Checked(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Return whether the cell is bit-identical, or on another processor nearly all answers are alike."""
-        return self.identical or (_made_elsewhere(self.row) and self.alike >= ALIKE * self.answers)
+        """Return whether the cell is bit-identical, or on another processor `ALIKE_IN_ONE` of its answers are alike."""
+        return self.identical or (_made_elsewhere(self.row) and self.alike >= ALIKE_IN_ONE * self.answers)
 
     def __str__(self) -> str:
         if self.identical:
@@ -92,6 +96,15 @@ def check_cells(
         found.append(_compared(row, measured.spot, _trained(row, whole)))
         say(str(found[-1]))
     return found
+
+
+def all_alike(checked: Sequence[Checked], say: Callable[[str], object] = print) -> bool:
+    """Return whether all cells passed, and those of other processors have enough equal answers together."""
+    other = [one for one in checked if not one.identical]
+    alike, answers = sum(one.alike for one in other), sum(one.answers for one in other)
+    if other:
+        say(f"not bit-identical: {len(other)} cells; {alike} of their {answers} answers are alike")
+    return all(one.passed for one in checked) and (answers < ENOUGH or alike >= ALIKE * answers)
 
 
 def _made_elsewhere(row: dict) -> bool:
