@@ -2,6 +2,7 @@
 # in .venv/, .venv-book/, build/, data/ and results/.
 
 # Interpreters, tried in this order. Choose another one with: make PYTHON=/path/to/python3.12 reproduce
+# With HASHES=1 every package must have a hash of requirements.hashes: make HASHES=1 reproduce
 PYTHON ?= python3.11 python3.12 python3.13 python3
 PY := .venv/bin/python
 MAKEFLAGS += --no-print-directory
@@ -9,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint corpus docs book book-check clean
+.PHONY: help reproduce test lint corpus docs book book-check audit hashes sbom clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,6 +60,22 @@ book-check: book ## open every page of the website in an installed Chromium, wit
 	@$(call extra,browser) || $(call failed,1)
 	@.venv-book/bin/python docs/book/check.py build/book/html
 
+audit: .venv/installed ## compare the installed packages with requirements.hashes, and that file with the package index
+	@$(PY) .ci/supply.py audit
+	@mkdir -p build && cp requirements.hashes build/requirements.hashes
+	@if { $(call compiled,build/requirements.hashes); } 2> build/uv.txt; then \
+	  $(PY) .ci/supply.py index build/requirements.hashes; \
+	else \
+	  echo "audit: the package index was not compared:" && head -n 3 build/uv.txt && ! grep -q "No solution" build/uv.txt; \
+	fi
+
+hashes: ## write requirements.hashes again after a change of requirements.lock
+	@$(call compiled,requirements.hashes)
+
+sbom: .venv/installed ## list the installed packages with licences, as CycloneDX: build/sbom.json
+	@mkdir -p build
+	@$(PY) .ci/supply.py sbom build/sbom.json
+
 clean: ## remove checkpoints (not those of the profile full), smoke and interactive results and tool caches
 	rm -rf results/.state/default results/.state/smoke results/.state/interactive results/smoke results/interactive
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
@@ -83,6 +100,14 @@ define extra
   > .venv-book/$(1).txt && \
 .venv-book/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock -r .venv-book/$(1).txt
 endef
+# Write the pins of requirements.lock with the hashes of all their files, for every system, to $(1)
+define compiled
+{ test -x .venv-lock/bin/uv || { \
+  $(call environment,.venv-lock,1) && \
+  .venv-lock/bin/python -m pip install -q --disable-pip-version-check -c requirements.lock uv; }; } && \
+.venv-lock/bin/uv pip compile -q --universal --python-version 3.11.5 --no-header --no-annotate --generate-hashes \
+  --extra all --extra dev -c requirements.lock -o $(1) pyproject.toml > /dev/null
+endef
 # Say what to do after a failed installation that needs $(1) GB of disk
 define failed
 { \
@@ -94,7 +119,12 @@ endef
 .venv/installed: pyproject.toml requirements.lock
 	@echo "== environment: installing the pinned packages into .venv, several GB; 3 to 15 minutes the first time"
 	@$(call environment,.venv,8)
-	@$(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[all,dev]" || $(call failed,8)
+	@if test -n "$(HASHES)"; then \
+	  $(PY) -m pip install --disable-pip-version-check --require-hashes -r requirements.hashes && \
+	  $(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	else \
+	  $(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[all,dev]"; \
+	fi || $(call failed,8)
 	@touch $@
 
 .venv-book/installed: pyproject.toml requirements.lock

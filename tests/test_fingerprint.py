@@ -175,9 +175,10 @@ def test_only_code_cells_count(tmp_path):
     ]
     path.write_text(json.dumps({"cells": cells}))
     assert notebook_code(path) == ["a\nb"]
-    path.write_text("<<<<<<< HEAD")
-    with pytest.raises(FedexitError, match="the file is not a notebook"):
-        notebook_code(path)
+    for damaged in ("<<<<<<< HEAD", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(FedexitError, match="the file is not a notebook"):
+            notebook_code(path)
 
 
 def test_differences_are_named():

@@ -9,6 +9,7 @@ import os
 import tarfile
 import warnings
 import wave
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,15 @@ from fedexit.data.audio import decode_audio
 from fedexit.data.folder import as_manifest, check_manifest, read_table
 from fedexit.data.packages import package_files
 from fedexit.data.queen import read_clips
+from fedexit.flower.fleet import read_fleet
 from fedexit.runner.manifest import load_manifest
 from fedexit.runner.provenance import state_of
 from fedexit.runner.yaml_text import parse_yaml
 from fedexit.support.checkpoints import load_checkpoint, save_checkpoint
 from fedexit.support.errors import FedexitError
+from fedexit.teach.checking import RECORDED, read_key
+from fedexit.teach.exercises import BY_NAME
+from fedexit.teach.grading import _cells_of, _verdict
 
 CASES = int(os.environ.get("FUZZ", 60))
 fuzzed = settings(
@@ -137,6 +142,25 @@ def test_tar(tmp_path_factory, kind, inner, outer):
     archive.write_bytes(changed(tar_with(compressed=kind) if kind else changed(tar_with(), inner), outer))
     refused_or_read(unpack, archive, folder / "out/deep")
     assert {path.name for path in folder.iterdir()} == {"a.tar", "out"} and len(list((folder / "out").iterdir())) == 1
+
+
+def zip_with(method: int) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        archive.mkdir("c")
+        archive.writestr("c/é.wav", b"abc" * 9)
+        archive.writestr("c/manifest.csv", b"path,speaker\na.wav,b\n")
+    return target.getvalue()
+
+
+@fuzzed
+@given(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]), CHANGES)
+def test_zip(tmp_path_factory, method, change):
+    folder = tmp_path_factory.mktemp("zip")
+    (folder / "out/deep").mkdir(parents=True)
+    (folder / "a.zip").write_bytes(changed(zip_with(method), change))
+    refused_or_read(unpack, folder / "a.zip", folder / "out/deep")
+    assert {path.name for path in folder.iterdir()} == {"a.zip", "out"} and len(list((folder / "out").iterdir())) == 1
 
 
 def sounds() -> list[bytes]:
@@ -288,3 +312,46 @@ def test_provenance(project, change):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "provenance.json").write_bytes(changed(json.dumps(record).encode(), change))
     refused_or_read(lambda: state_of(notebook, "smoke", {"profile": "smoke"}))
+
+
+FLEET_CSV = b"client,depth,examples,tier,device,data,key\nann,3,40,weak,phone,ANN1.DOG,ssh-rsa AAAA\nben,12,9,,,,\n"
+FLEET_TOML = b'[[client]]\nclient = "ann"\ndepth = 3\nexamples = 40\nkey = "ssh-rsa AAAA"\n[[client]]\nclient = "ben"\n'
+
+
+@fuzzed
+@given(st.sampled_from([("csv", FLEET_CSV), ("csv", FLEET_CSV.replace(b",", b";")), ("toml", FLEET_TOML)]), CHANGES)
+def test_fleet(tmp_path_factory, form, change):
+    file = tmp_path_factory.mktemp("fleet") / f"fleet.{form[0]}"
+    file.write_bytes(changed(form[1], change))
+    refused_or_read(read_fleet, file)
+
+
+WER = BY_NAME["wer"]
+CASES_OF_WER = read_key(RECORDED)["wer"]
+SUBMISSION = json.dumps(
+    {"cells": [{"cell_type": "code", "source": ["def f():\n", " return 1"]}, {"cell_type": "markdown", "source": "x"}]}
+).encode()
+FORGED = [
+    json.dumps({"outputs": [{"value": [1, 2.5, "x", {"a": -0.0}]}, {"error": "ValueError", "text": "no"}] * 3}),
+    json.dumps({"outputs": [{"value": 0.25}] * len(CASES_OF_WER)}),
+    '{"error": "KeyError", "text": "\\ud800 é"}',
+    '{"missing": true}',
+]
+
+
+@fuzzed
+@given(st.sampled_from([SUBMISSION, SUBMISSION.decode().encode("utf-16")]), CHANGES)
+def test_submission(content, change):
+    """No notebook stops the grading of the others: one that cannot be read has no cells."""
+    cells = _cells_of(changed(content, change))
+    assert all(isinstance(cell, str) for cell in cells)
+    json.dumps(cells)
+
+
+@fuzzed
+@given(st.sampled_from(FORGED), CHANGES)
+def test_results_of_a_submission(text, change):
+    """A result that a submission forged is wrong, and its hint is one line."""
+    forged = changed(text.encode(), change).decode("utf-8", "replace")
+    verdict = _verdict(WER, {"end": "", "text": forged}, CASES_OF_WER)
+    assert not verdict.right and 0 < len(verdict.hint) <= 300 and "\n" not in verdict.hint

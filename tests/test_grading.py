@@ -155,6 +155,18 @@ def test_a_folder_is_one_submission_and_the_command_says_what_protects(tmp_path,
         }
 
 
+def test_names_and_texts_that_are_no_unicode_do_not_stop_the_grading(tmp_path):
+    """A file name from another system, and an error that a submission raises, may hold half of a character."""
+    write_notebooks(tmp_path / "student")
+    file = submission(tmp_path, "b\udce9n", HEAD + r"raise ValueError('\ud800')")
+    [found] = grade([file], tmp_path / "grades.csv", exercises=["wer"], limits=Limits(cpu=2, wall=20, memory=800))
+    assert found.mark == 0 and "ValueError" in found.hint
+    assert (tmp_path / "grades.csv").read_text(encoding="utf-8").splitlines() == [
+        "submission,exercise,mark,hint",
+        r"b\udce9n,wer,0,Your function raises ValueError: \ud800",
+    ]
+
+
 def test_missing_protection_is_said(monkeypatch):
     assert str(Protection(["unshare"], True)) == "submissions run with no network and with a user without rights"
     assert "NETWORK OPEN" in str(Protection([], False)) and "YOUR OWN RIGHTS" in str(Protection([], False))
@@ -181,6 +193,7 @@ def test_wrong_uses_are_refused(tmp_path):
     for path in (one, other):
         path.write_text('{"cells": []}')
     (tmp_path / "key.json").write_text('{"pooling": []}')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     for files, named, message in (
         ([], {}, "nothing to grade"),
         ([one, other], {}, "several submissions have the name ana"),
@@ -188,6 +201,7 @@ def test_wrong_uses_are_refused(tmp_path):
         ([one], {"exercises": ["poling"]}, "known: pooling"),
         ([one], {"key": tmp_path / "key.json"}, "not a key of these exercises"),
         ([one], {"key": tmp_path / "no.json"}, "not there"),
+        ([one], {"key": tmp_path / "deep.json"}, "not JSON"),
     ):
         with pytest.raises(FedexitError, match=message):
             grade(files, tmp_path / "grades.csv", **named)

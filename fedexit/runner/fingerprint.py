@@ -157,7 +157,7 @@ def notebook_code(path: Path) -> list[str]:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise FedexitError("the file is not a notebook (format 4); open it in JupyterLab and save it") from None
 
 

@@ -63,7 +63,7 @@ def read_json_object(file: Path) -> dict:
     check_downloaded(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FedexitError(f"{file} is not JSON ({first_line(error)}); download it again") from error
     if not isinstance(content, dict):
         raise FedexitError(f"{file} holds a JSON {type(content).__name__}, not an object; download it again")

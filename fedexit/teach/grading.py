@@ -98,7 +98,8 @@ def grade(
     for name, own in zip(names, cells, strict=True):
         verdicts = _verdicts(own, chosen, recorded, limits, here)
         grades += [Grade(name, exercise, int(verdict.right), verdict.hint) for exercise, verdict in verdicts.items()]
-    with replacing(out) as part, part.open("w", encoding="utf-8", newline="") as file:
+    odd = "backslashreplace"  # a file name or a hint may be no valid Unicode
+    with replacing(out) as part, part.open("w", encoding="utf-8", errors=odd, newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([Grade._fields, *grades])
     return grades
 
@@ -178,8 +179,13 @@ def _verdict(exercise: Exercise, raw: Mapping[str, str] | None, cases: list[dict
         if "missing" in result:
             return Verdict(False, f"No cell defines the function {exercise.function}.")
         if "error" in result:
-            return Verdict(False, f"The cell raises {result['error']}: {result['text']}"[:300])
+            return Verdict(False, _line(f"The cell raises {result['error']}: {result['text']}"))
         verdict = judge(exercise, result["outputs"], cases)
-        return Verdict(verdict.right, " ".join(verdict.hint.split())[:300])
+        return Verdict(verdict.right, _line(verdict.hint))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Verdict(False, "The result cannot be read.")
+
+
+def _line(text: str) -> str:
+    """Return `text` in one line of at most 300 characters."""
+    return " ".join(text.split())[:300]
