@@ -19,7 +19,7 @@ from fedexit.data.tasks import make_task
 from fedexit.data.tasks.contract import Clips, Task
 from fedexit.federated.clients import Client
 from fedexit.support.checks import whole_number
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import read_bytes, write_text
 from fedexit.support.settings import check_fields
 
@@ -78,8 +78,8 @@ def read_fleet(file: str | Path) -> list[Node]:
 def _toml_rows(text: str) -> list[dict]:
     try:
         rows = tomllib.loads(text).get("client")
-    except tomllib.TOMLDecodeError as error:
-        raise FedexitError(f"it is not TOML ({error}); see docs/fleet.md") from None
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits and of deep lists
+        raise FedexitError(f"it is not TOML ({first_line(error)}); see docs/fleet.md") from None
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise FedexitError("it has no table [[client]]; write one for each client, see docs/fleet.md")
     return rows

@@ -29,7 +29,7 @@ from fedexit.lab.setting import Cell, Setting
 from fedexit.model.backbone import PRESETS, load_backbone, state_hash
 from fedexit.runner import fingerprint
 from fedexit.support.checkpoints import options_set
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import file_hash, json_hash, sealed, unsealed, weights_hash, write_bytes, write_text
 from fedexit.support.locks import sweep
 from fedexit.support.paths import backbone_folders, results_dir
@@ -242,7 +242,7 @@ def read_entry(folder: Path, name: str) -> dict:
     try:
         found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         return found if {*found} == ENTRY else unsealed(found)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -263,7 +263,8 @@ def _unpacked(file: Path) -> pd.DataFrame:
         texts = dict.fromkeys(TEXTS & {*columns}, str)
         return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=empty)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise FedexitError(f"{file.name} is damaged ({error}); delete it and run again to measure the cell") from error
+        why = first_line(error)
+        raise FedexitError(f"{file.name} is damaged ({why}); delete it and run again to measure the cell") from error
 
 
 def noted_name(path: Path) -> str:
