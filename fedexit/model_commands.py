@@ -34,8 +34,8 @@ def _predict(args: argparse.Namespace) -> None:
     from fedexit.support.placement import find_device
 
     low, high = _CONFIDENCES.get(args.rule, (-math.inf, math.inf))
-    if args.threshold is not None and not low <= args.threshold <= high:
-        raise FedexitError(f"--threshold {args.threshold:g} is outside {low} to {high}, the confidence of {args.rule}")
+    if args.threshold is not None and (args.threshold < low or args.threshold > high):
+        raise FedexitError(f"--threshold {args.threshold} is outside {low} to {high}, the confidence of {args.rule}")
     model = MultiExitModel.from_pretrained(args.model).to(find_device(args.device))
     table = model.predict(args.files, args.exit, args.rule, args.threshold)
     print(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"), end="")

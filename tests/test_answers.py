@@ -273,7 +273,7 @@ def test_the_command_prints_a_table(model, files, tmp_path, capsys):
         (["--threshold", "1"], "threshold=1.0 needs a rule"),
         (
             ["--rule", "probability", "--threshold", "9"],
-            "--threshold 9 is outside 0 to 1, the confidence of probability",
+            "--threshold 9.0 is outside 0 to 1, the confidence of probability",
         ),
     ],
 )

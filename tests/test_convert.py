@@ -262,10 +262,17 @@ def test_the_command_notes_what_tasks_will_miss(tmp_path, capsys):
         "note: no clip in dev; clips are split by speaker, so use three speakers, better ten",
     ]
     assert open_corpus(tmp_path / "out").labels == ["Yes", "no", "yes"]  # blanks at the ends do not count
+    sharp = "path,speaker,label,split\n0.wav,ann,fuß,train\n1.wav,ben,fuss,test\n2.wav,cid,fuss,test\n3.wav,,x,test\n"
+    (tmp_path / "in" / "manifest.csv").write_text(sharp)
+    assert cli.main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "own")]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "note: 1 clip without a speaker; give each speaker a folder, or name speakers in manifest.csv",
+        "note: no clip in dev; see the columns group and split of manifest.csv",
+    ]
     (tmp_path / "in" / "manifest.csv").unlink()
     assert cli.main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "flat")]) == 0
     first, second, third = capsys.readouterr().err.splitlines()
-    assert "no clip has a label or a text" in first and "4 clips have no speaker" in second and "dev and test" in third
+    assert "no clip has a label or a text" in first and "4 clips without" in second and "dev and test" in third
 
 
 def test_a_missing_file_names_the_option_that_leaves_it_out(raw):

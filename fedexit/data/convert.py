@@ -137,13 +137,17 @@ def gaps(folder: Path) -> list[str]:
     if ((made["label"] == "") & (made["text"] == "")).all():
         lines.append(f"no clip has a label or a text; to give them, add a {MANIFEST} with {','.join(SHORT_COLUMNS)}")
     if nameless := int((made["speaker"] == "").sum()):
-        lines.append(f"{nameless} clips have no speaker; give each speaker a folder, or name speakers in {MANIFEST}")
+        clips = f"{nameless} clip{'s' * (nameless > 1)}"
+        lines.append(f"{clips} without a speaker; give each speaker a folder, or name speakers in {MANIFEST}")
     labels = pd.Series(sorted(set(made["label"]) - {""}), dtype=str)
-    for _, same in labels.groupby(labels.str.casefold()):
+    for _, same in labels.groupby(labels.str.lower()):  # casefold would make one of ß and ss
         if len(same) > 1:
             lines.append(f"the labels {', '.join(map(repr, same))} differ only in capitals and are different classes")
     if empty := [split for split in SPLITS if not (made["split"] == split).any()]:
-        lines.append(f"no clip in {' and '.join(empty)}; clips are split by speaker, so use three speakers, better ten")
+        few = made["group"].nunique() < 3 and (made["group"] == made["speaker"]).all()
+        by_speaker = "clips are split by speaker, so use three speakers, better ten"
+        fix = by_speaker if few else f"see the columns group and split of {MANIFEST}"
+        lines.append(f"no clip in {' and '.join(empty)}; {fix}")
     return lines
 
 
@@ -182,14 +186,14 @@ def _usable(file: Path, name: str, report: Report) -> torch.Tensor:
 
 def _checked_rows(table: pd.DataFrame, folder: Path, report: Report) -> pd.DataFrame:
     """Return the rows of a manifest whose file is there, and note audio files that no row names."""
-    if "path" not in table:
+    if not {"path", "speaker"} <= {*table}:  # `as_manifest` names the column
         return table
     listings: dict = {}
     there = [located(folder, path, listings) for path in table["path"]]
     for path in (path for path, found in zip(table["path"], there, strict=True) if found is None):
         if report.skip_bad:
             report.bad(FedexitError(f"{path}: the audio file is missing"))
-        elif path and not leads_out(path):
+        elif path.strip() and not leads_out(path):
             report.bad(FedexitError(f"{folder / MANIFEST}: the audio file {path!r} is missing; correct its path"))
     if report.skip_bad:
         table = table[[found is not None for found in there]].reset_index(drop=True)

@@ -202,7 +202,10 @@ def measure(
     Raises:
         FedexitError: for an unknown task or arm, and as `run_grids`.
     """
-    grids = _grids(tasks, {arm: [*seeds, *more_seeds.get(arm, ())] for arm in arms}, backbone, scale)
+    if unknown := more_seeds.keys() - ARMS.keys():
+        raise FedexitError(f"unknown name {min(unknown)!r} in more_seeds; known: {', '.join(ARMS)}")
+    own = {arm: list(dict.fromkeys([*seeds, *more_seeds.get(arm, ())])) for arm in arms}
+    grids = _grids(tasks, own, backbone, scale)
     found = run_grids({(task, arm): (cells, setting) for task, arm, cells, setting in grids}, state, workers, published)
     parts = [[table.assign(arm=arm) for table in found[task, arm]] for task, arm, *_ in grids]
     return Measured(*(joined(own) for own in zip(*parts, strict=True)))

@@ -103,7 +103,8 @@ def all_alike(checked: Sequence[Checked], say: Callable[[str], object] = print) 
     other = [one for one in checked if not one.identical]
     alike, answers = sum(one.alike for one in other), sum(one.answers for one in other)
     if other:
-        say(f"not bit-identical: {len(other)} cells; {alike} of their {answers} answers are alike")
+        says = f"{alike} of their {answers} answers are alike; of {ENOUGH} or more, {100 * ALIKE:.0f} % must be"
+        say(f"not bit-identical: {len(other)} cells; {says}")
     return all(one.passed for one in checked) and (answers < ENOUGH or alike >= ALIKE * answers)
 
 

@@ -162,9 +162,11 @@ class Backbone(nn.Module):
         A layer runs when its state is requested, so a caller that stops early does not run the layers above. The heads
         of `MultiExitModel` read these states and normalise them. Arguments and errors are those of `hidden_states`.
         """
-        if torch.compiler.is_exporting() and waveforms.dim() == 2:  # checks depend on values, which it refuses
-            given = torch.full(waveforms.shape[:1], waveforms.shape[1]) if lengths is None else lengths
-            return self.traced_states(waveforms, given)
+        if torch.compiler.is_exporting():  # checks depend on values, which `torch.export` refuses
+            if waveforms.dim() != 2:
+                raise FedexitError("torch.export takes waveforms (B, T), not features; give those of `collate`")
+            whole = torch.full(waveforms.shape[:1], waveforms.shape[1], device=waveforms.device)
+            return self.traced_states(waveforms, whole if lengths is None else lengths)
         clips, lengths, padded = self._read(waveforms, lengths)
         if clips.dim() == 3:
             features, frames = clips.to(self.model.dtype), lengths
