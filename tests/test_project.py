@@ -424,7 +424,7 @@ def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
     (tmp_path / "notebooks" / "01_a.ipynb").write_text("{}")
     entry = {"id": "01_a", "title": "t", "artifacts": [], "profiles": {"default": {"minutes": 1, "limit": 2}}}
     (tmp_path / "nbs_ci.yml").write_text(yaml.safe_dump({"notebooks": [entry]}))
-    assert readme.render(UNWRITTEN, tmp_path).count(readme.NOT_YET) == 7
+    assert readme.render(UNWRITTEN, tmp_path).count(readme.NOT_YET) == 8
     tables = tmp_path / "results" / "11_heterogeneous_depth" / "tables"
     tables.mkdir(parents=True)
     said = "*voice*, at exit 3: **Eq. (1)** makes 2.5 points {} errors than **{}** (x)."

@@ -25,7 +25,8 @@ MIXED, DEPTH = "11_heterogeneous_depth", "10_depth_by_task"
 FINDINGS = (
     ("What do weak devices lose in a mixed fleet?", 3, "Eq. (1)", "everyone at 3"),
     ("Does it help to take the loss at all exits of a client?", 3, "Eq. (1), all exits", "Eq. (1)"),
-    ("What do the weights $n_i L_i$ of Eq. (1) bring to the deep exit?", 12, "Eq. (1)", "masked"),
+    ("What do the weights $n_i L_i$ of Eq. (1) cost the shallow exit?", 3, "Eq. (1)", "masked"),
+    ("And what do they bring to the deep exit?", 12, "Eq. (1)", "masked"),
 )
 
 
