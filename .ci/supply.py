@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import sys
+import sysconfig
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -35,9 +36,12 @@ def locked(file: Path = HASHES) -> dict[tuple[str, str], tuple[Marker | None, se
 
 
 def installed(path: list[str] | None = None) -> dict[str, Distribution]:
-    """Return the packages of this environment, or of the folders `path`, by name."""
-    found = distributions() if path is None else distributions(path=path)
-    return {canonicalize_name(one.metadata["Name"]): one for one in found}
+    """Return the packages of this environment, or of the folders `path`, by name.
+
+    `sys.path` is not asked: setuptools puts a folder with packages of its own into it.
+    """
+    folders = path or sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    return {canonicalize_name(one.metadata["Name"]): one for one in distributions(path=folders)}
 
 
 def differences(found: dict[str, Distribution], pins: dict) -> list[str]:

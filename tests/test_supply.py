@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import setuptools
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,12 @@ def test_hashes_are_those_of_the_lock():
         assert name not in lock or lock[name] == own, f"{name}: run make hashes"
         assert name in lock or (marker and not marker.evaluate(LINUX)), f"{name} is not in the lock"
         assert hashes and all(len(one) == 71 and one.startswith("sha256:") for one in hashes), name
+
+
+def test_packages_inside_of_setuptools_are_not_those_of_the_environment(monkeypatch):
+    before = {name: one.version for name, one in supply.installed().items()}
+    monkeypatch.syspath_prepend(str(Path(setuptools.__file__).parent / "_vendor"))
+    assert {name: one.version for name, one in supply.installed().items()} == before
 
 
 @pytest.mark.skipif(not HERE or "CI" not in os.environ, reason="only CI's own .venv must be exactly as locked")
