@@ -12,7 +12,8 @@ from fedexit import Client, FedexitError, MultiExitModel, cli, federate, load_ba
 from fedexit.data.text import CHARACTERS, characters
 from fedexit.federated.regime import Regime
 
-PEERS = ("fedexit.bench.pfl_engine", "fedexit.bench.flower_engine")  # they need other engines
+# they need other engines
+PEERS = ("fedexit.bench.pfl_engine", "fedexit.bench.flower_engine", "fedexit.bench.fleet_engine")
 
 
 def use(folder: Path) -> None:

@@ -185,7 +185,7 @@ def context(method=None):
 builtins.__import__, multiprocessing.get_context = missing, context
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
 import fedexit
-peers = ("fedexit.bench.pfl_engine", "fedexit.bench.flower_engine", "fedexit.__main__")
+peers = ("fedexit.bench.pfl_engine", "fedexit.bench.flower_engine", "fedexit.bench.fleet_engine", "fedexit.__main__")
 needs_flower = tuple(f"fedexit.flower.{name}" for name in ("app", "certificates", "client", "server", "wire"))
 names = [module.name for module in pkgutil.walk_packages(fedexit.__path__, "fedexit.")]
 for name in names:

@@ -25,6 +25,7 @@ TARGETS = {
     "fedexit": "fedexit.bench.engines:fedexit",
     "pfl": "fedexit.bench.pfl_engine:pfl",
     "flower": "fedexit.bench.flower_engine:flower",
+    "fleet": "fedexit.bench.fleet_engine:fleet",
     "aggregate": "fedexit.bench.aggregate:one_way",
     "depth": "fedexit.bench.depth:steps",
 }
