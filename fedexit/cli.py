@@ -261,13 +261,13 @@ def _cells_list(args: argparse.Namespace) -> None:
 
 
 def _cells_check(args: argparse.Namespace) -> int:
-    from fedexit.lab.spot_checks import all_alike, check_cells, record
+    from fedexit.lab.spot_checks import check_cells, record
     from fedexit.runner.cell_index import cells_folder
 
     if args.cells is not None and args.cells < 1:
         raise FedexitError(f"--cells must be >= 1, not {args.cells}")
     found = check_cells(cells_folder(), args.cells, args.whole, turn=args.turn)
-    if not all_alike(found):
+    if not all(one.passed for one in found):
         return 1
     if args.record:
         print(f"same_code.csv: the present code gives the cells of {len(record(cells_folder(), found))} other codes")

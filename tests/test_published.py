@@ -392,7 +392,7 @@ def test_a_check_notices_a_changed_line(copy, capsys, monkeypatch):
     results, _ = copy
     monkeypatch.setattr(aggregation, "client_weight", depth_alone)
     code, lines = check(capsys, "--cells", "3", "--record")
-    assert code == 1 and len(lines) == 4 and lines[-1].startswith("not bit-identical: ")
+    assert code == 1 and len(lines) == 3
     assert sum(": differs: " in line and line.endswith("answers alike") for line in lines) >= 1
     assert not (results / "cells" / "same_code.csv").exists()
 
@@ -407,7 +407,7 @@ def test_on_another_processor_nearly_all_answers_must_be_alike(fact, value, copy
     [old] = [measured.spot for (_, name), (measured, _) in new.items() if name == ONE.name]
     row = next(row for row in read_index(results / "cells").values() if row["name"] == ONE.name)
     answers = old.drop_duplicates(["round", "exit", "clip"])
-    for wrong, passed in ((0, True), (1, len(answers) >= 10), (len(answers) // 10 + 1, False), (len(answers), False)):
+    for wrong, passed in ((0, True), (1, True), (2, len(answers) * 0.03 >= 2), (len(answers), False)):
         changed = answers.assign(weights="others", answer=["?"] * wrong + answers["answer"].tolist()[wrong:])
         found = spot_checks._compared(row, answers, changed)
         assert not found.identical and found.passed == passed, wrong
@@ -420,13 +420,13 @@ def test_on_another_processor_nearly_all_answers_must_be_alike(fact, value, copy
         spot_checks.record(results / "cells", [found])
 
 
-def test_answers_of_another_processor_are_judged_together(capsys, monkeypatch):
+def test_a_few_cells_are_of_this_kind_of_processor_where_there_are_any(copy, capsys, monkeypatch):
+    monkeypatch.setattr(spot_checks, "_made_elsewhere", lambda row: row["name"] != ONE.name)
+    found = [check(capsys, "--cells", "1", "--turn", str(turn))[1][0] for turn in range(3)]
+    assert len(set(found)) == 1 and ONE.name in found[0]
+    assert len(check(capsys)[1]) == 2  # one of every key
     monkeypatch.setattr(spot_checks, "_made_elsewhere", lambda row: True)
-    row = {"key": "k", "name": "n"}
-    for alike, answers, passed in ((960, 1000, False), (970, 1000, True), (96, 100, True), (89, 100, False)):
-        found = [spot_checks.Checked(row, False, alike, answers), spot_checks.Checked(row, True, 9, 9)]
-        assert spot_checks.all_alike(found) == passed
-    assert "1 cells; 89 of their 100 answers are alike" in capsys.readouterr().out
+    assert len(check(capsys, "--cells", "2")[1]) == 2
 
 
 @pytest.mark.parametrize("lacks", [False, True])
