@@ -8,8 +8,8 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.simulation import run_simulation
 
+from fedexit.bench.flower_engine import simulate
 from fedexit.bench.workload import LEARNING_RATE, SEED, Workload, build_client, build_model, outcome
 from fedexit.federated.clients import LocalTraining
 from fedexit.flower.client import client_app
@@ -41,15 +41,6 @@ def fleet(workload: Workload, processes: int, started: float) -> dict:
         result.update(startup=marks[0] - started, rounds=rounds)
         result.update(outcome(workload, done.model.trainable_weights()))
 
-    run_simulation(
-        server,
-        client_app(lambda context, group, labels: build_client(workload, int(group)).data),
-        num_supernodes=workload.clients,
-        backend_config={
-            "init_args": {
-                "num_cpus": processes, "include_dashboard": False, "log_to_driver": False, "logging_level": "error",
-            },
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        },
-    )  # fmt: skip
+    data = client_app(lambda context, group, labels: build_client(workload, int(group)).data)
+    simulate(server, data, workload, processes)
     return result

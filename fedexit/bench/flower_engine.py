@@ -41,18 +41,15 @@ def flower(workload: Workload, processes: int, started: float) -> dict:
         startup = strategy.first - started
         result.update(startup=startup, rounds=rounds, **outcome(workload, model.trainable_weights()))
 
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=workload.clients,
-        backend_config={
-            "init_args": {
-                "num_cpus": processes, "include_dashboard": False, "log_to_driver": False, "logging_level": "error",
-            },
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        },
-    )  # fmt: skip
+    simulate(server_app, client_app, workload, processes)
     return result
+
+
+def simulate(server: ServerApp, client: ClientApp, workload: Workload, processes: int) -> None:
+    """Run both apps with a node per client, on `processes` Ray actors of one core each."""
+    start = {"num_cpus": processes, "include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    config = {"init_args": start, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server, client, num_supernodes=workload.clients, backend_config=config)
 
 
 class _Timed(FedAvg):
