@@ -127,7 +127,8 @@ class Schedule:
     rate_central: learning rate of central training.
     heads_rounds: rounds in which only heads learn, before the others.
     bfloat16: whether matrix products are computed in bfloat16, which is faster on some processors and very slow on
-        others. All arms of a task share it.
+        others. All arms of a task that train federations share it.
+    bfloat16_central: the same for central training.
     dev_clips: largest number of dev clips, of which errors are measured five times during training.
     """
 
@@ -139,13 +140,14 @@ class Schedule:
     rate_central: float = 1e-3
     heads_rounds: int = 80
     bfloat16: bool = False
+    bfloat16_central: bool = True
     dev_clips: int = 300
 
 
 SCHEDULES = {
     "keyword": Schedule(0.12, bfloat16=True, dev_clips=1000),
-    "digit": Schedule(0.2, 20),
-    "voice": Schedule(0.06, 60),
+    "digit": Schedule(0.2, 20, epochs=10),
+    "voice": Schedule(0.06, 60, epochs=6),
 }
 
 
@@ -159,7 +161,7 @@ def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Se
     training = LocalTraining(learning_rate=rate, head_learning_rate=1e-2, bfloat16=schedule.bfloat16)
     regime = Regime(schedule.heads_rounds, falling_rates=True, average=0.9)
     central = Recipe(
-        schedule.epochs, learning_rate=schedule.rate_central, crop=plan.central.crop, bfloat16=schedule.bfloat16
+        schedule.epochs, learning_rate=schedule.rate_central, crop=plan.central.crop, bfloat16=schedule.bfloat16_central
     )
     setting = Setting(
         DataPart(plan.corpus, plan.seconds),
