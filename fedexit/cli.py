@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     ctc.add_argument(
         "--corpus", default="queen", metavar="CORPUS", help="corpus with a public voice (default: %(default)s)"
     )
+    text = "further corpus with texts to train on, e.g. of synthetic voices; can be given several times"
+    ctc.add_argument("--more", action="append", default=[], metavar="CORPUS", help=text)
     ctc.add_argument(
         "-p", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting, as YAML"
     )
@@ -243,7 +245,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _ctc(args: argparse.Namespace) -> None:
     from fedexit.central.ctc_start import train_ctc_start
 
-    train_ctc_start(args.out, args.start, args.corpus, dict(map(_parameter, args.settings)), args.device)
+    given = dict(map(_parameter, args.settings))
+    train_ctc_start(args.out, args.start, args.corpus, given, args.device, args.more)
     print(f"{args.out}: done; its README.md has its error rates")
 
 

@@ -20,7 +20,7 @@ from fedexit.data.corpora import open_corpus
 from fedexit.data.tasks import make_task
 from fedexit.data.tasks.asr import played
 from fedexit.data.tasks.contract import Clips
-from fedexit.data.text import CHARACTERS
+from fedexit.data.text import CHARACTERS, characters
 from fedexit.model.backbone import load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
@@ -33,6 +33,7 @@ from fedexit.support.placement import Device, find_device
 from fedexit.support.settings import with_given
 
 HEADS_FILE = "ctc_heads.safetensors"
+MAX_SECONDS = 10.0  # clips are cut to this length
 SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)  # every clip is played at each; one voice sounds like several
 # The best of three runs on the development voices: with the rates 1e-3 and 2e-3 (5 epochs) all layers follow the one
 # public voice, and errors on other voices rise.
@@ -48,8 +49,9 @@ def train_ctc_start(
     corpus: str = "queen",
     given: dict | None = None,
     device: Device = "cpu",
+    more: Sequence[str] = (),
 ) -> None:
-    """Train all exits of a backbone together on the public clips of a corpus.
+    """Train all exits of a backbone together on the public clips of a corpus, and on the clips of others.
 
     If interrupted, the same call resumes after the last whole epoch. It does nothing when training is complete.
 
@@ -60,28 +62,32 @@ def train_ctc_start(
         corpus: the corpus, by name or folder.
         given: fields that differ from `RECIPE`.
         device: where to train: `auto`, `cpu`, `cuda` or `mps`.
+        more: further corpora, by name or folder. All their clips with a text are trained on, at their own speed: for
+            example voices of the public or synthetic ones (`fedexit.data.synthetic`).
 
     Raises:
-        FedexitError: for an unknown or unusable setting, a corpus without public or dev clips, and a folder that holds
-            another start or another model.
+        FedexitError: for an unknown or unusable setting, a corpus without public or dev clips, a further corpus without
+            a text that can be spelled, and a folder that holds another start or another model.
     """
     recipe, out = ctc_recipe(given or {}), Path(out)
     task = make_task("asr", open_corpus(corpus))
     model = MultiExitModel(load_backbone(start), task.labels, head=task.head).to(find_device(device))
-    clips, dev = (Clips(task.corpus, task.rows.query("split == @s"), 10.0) for s in ("public", "dev"))
+    clips, dev = (Clips(task.corpus, task.rows.query("split == @s"), MAX_SECONDS) for s in ("public", "dev"))
     if not len(clips):
         raise FedexitError(f"corpus {corpus} has no public clips to train on; see PUBLIC in fedexit/data/tasks/asr.py")
     if not len(dev):
         raise FedexitError(f"corpus {corpus} has no dev clips to measure errors on; give it more voices")
+    others = [_spoken(one) for one in more]
     record = {
         "start": str(start), "start_checksum": model.checksum(), "corpus": str(corpus),
         "corpus_checksum": task.corpus.checksum, "clips": len(clips), "speeds": list(SPEEDS), **deciding(recipe),
+        "more": [{"corpus": one.corpus.name, "checksum": one.corpus.checksum, "clips": len(one)} for one in others],
     }  # fmt: skip
     checkpoint = out / "checkpoint.safetensors"
     if _is_complete(out, record, checkpoint):
         return
     spelled = [own for own in (played(clips, speed) for speed in SPEEDS) if len(own)]
-    public: Any = ConcatDataset([_features(own, model) for own in spelled])  # type: ignore[misc]  # any sequences
+    public: Any = ConcatDataset([_features(own, model) for own in (*spelled, *others)])  # type: ignore[misc]  # any sequences
     set_heads(model, start, [public[index] for index in range(min(200, len(public)))])
     fine_tune(model, public, model.exits, recipe, checkpoint=checkpoint)
     errors = all_rates(predict(model, _features(dev, model)))
@@ -93,6 +99,19 @@ def train_ctc_start(
     remove_checkpoint(checkpoint)  # last: without it the folder is complete
 
 
+def _spoken(corpus: str) -> Clips:
+    """Return all clips of a corpus whose text can be spelled, and is not too long for its clip.
+
+    Raises FedexitError if there are none.
+    """
+    found = open_corpus(corpus)
+    rows = found.manifest.assign(target=[characters(text) for text in found.manifest["text"]])
+    clips = played(Clips(found, rows[rows["target"].map(len) > 0], MAX_SECONDS), 1.0)
+    if not len(clips):
+        raise FedexitError(f"corpus {found.name} has no clip with a text that can be spelled; leave it out of more")
+    return clips
+
+
 def _is_complete(out: Path, record: dict, checkpoint: Path) -> bool:
     """Return whether `out` holds the finished start of `record`; raise FedexitError if it holds something else."""
     if out.exists() and not out.is_dir():
@@ -100,7 +119,7 @@ def _is_complete(out: Path, record: dict, checkpoint: Path) -> bool:
     if checkpoint.is_file() or not (out / "config.json").is_file():
         return False
     file = out / "training" / "ctc.json"
-    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = {"more": []} | (json.loads(file.read_text()) if file.is_file() else {})
     if changed := [name for name, value in record.items() if stored.get(name) != value]:
         raise FedexitError(f"{out} holds a model with another {', '.join(changed)}; name a new folder")
     return True

@@ -71,7 +71,7 @@ tags: [speech, ctc, hubert]
 
 # {name}: {start} after central CTC training
 
-The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`.
+The backbone `{start}`, trained with `fedexit ctc` to spell the {clips} clips of the public voice of `{corpus}`{more}.
 The loss is the mean of the CTC losses of all exits. The file `ctc_heads.safetensors` holds the heads.
 Federated speech recognition can start from this model, just as from `facebook/wav2vec2-base-100h` instead of
 `facebook/wav2vec2-base`.
@@ -95,7 +95,10 @@ def write_ctc_card(folder: Path) -> None:
     """Write README.md of a start for speech recognition in `folder`, from the record of its training."""
     record = json.loads((folder / "training" / "ctc.json").read_text())
     errors = pd.read_csv(folder / "training" / "ctc.csv").round(3)
-    write_text(folder / "README.md", _CTC_TEMPLATE.format(name=folder.name, errors=_markdown(errors), **record))
+    others = [f"{one['clips']} clips of `{one['corpus']}`" for one in record.pop("more", [])]
+    more = f", and {', '.join(others)}" if others else ""
+    text = _CTC_TEMPLATE.format(name=folder.name, errors=_markdown(errors), more=more, **record)
+    write_text(folder / "README.md", text)
 
 
 def write_card(folder: Path) -> None:
