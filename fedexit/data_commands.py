@@ -1,4 +1,4 @@
-"""Define the commands on corpora: `fedexit data list | fetch | convert | manifest | trials`."""
+"""Define the commands on corpora: `fedexit data list | fetch | convert | manifest | trials | speak`."""
 
 import argparse
 import sys
@@ -45,6 +45,16 @@ def add_data_commands(commands: argparse._SubParsersAction, command: Callable) -
     convert.add_argument("out", metavar="OUT", help="folder to create")
     text = "leave out unusable files and list them (default: the first one stops the conversion)"
     convert.add_argument("--skip-bad", action="store_true", help=text)
+    example = "fedexit data speak voices --voice flite_slt --voice pico_en-GB"
+    speak = command(parts, "speak", _data_speak, "let synthetic voices read the texts of the public voice", example)
+    speak.add_argument("out", metavar="OUT", help="folder to create")
+    text = "a voice of `fedexit.data.synthetic.VOICES`; may be given several times"
+    speak.add_argument("--voice", dest="voices", action="append", required=True, metavar="VOICE", help=text)
+    text = "corpus whose public voice has the texts (default: %(default)s)"
+    speak.add_argument("--corpus", default="queen", metavar="CORPUS", help=text)
+    speak.add_argument("--texts", metavar="FILE", help="further texts, one per line")
+    text = "how many of the further texts each voice reads, drawn for it (default: %(default)s)"
+    speak.add_argument("--number", type=int, default=0, metavar="N", help=text)
 
 
 def _data_list(args: argparse.Namespace) -> None:
@@ -82,3 +92,11 @@ def _data_convert(args: argparse.Namespace) -> None:
     corpus = convert_folder(args.folder, args.out, skip_bad=args.skip_bad)
     for line in gaps(corpus.folder):
         print(f"note: {line}", file=sys.stderr)
+
+
+def _data_speak(args: argparse.Namespace) -> None:
+    from fedexit.data.synthetic import public_texts, read_aloud, read_texts
+
+    more = read_texts(args.texts) if args.texts else []
+    corpus = read_aloud(public_texts(args.corpus), args.out, args.voices, more, args.number)
+    print(f"{len(corpus.table)} clips in {corpus.folder}")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -188,3 +189,30 @@ def test_a_corpus_without_public_clips_is_refused_and_nothing_is_written(corpus,
     with pytest.raises(FedexitError, match="private has no public clips to train on; see PUBLIC"):
         train_ctc_start(tmp_path / "out", "nano", str(folder), QUICK)
     assert not (tmp_path / "out").exists()
+
+
+def test_further_corpora_are_trained_on_and_named_in_the_record_and_the_card(corpus, tmp_path, monkeypatch):
+    spoken = Path(write_small_corpus(tmp_path / "spoken", clips=3))
+    table = pd.read_csv(spoken / "manifest.csv", keep_default_na=False)
+    table["text"] = ["", "yes", *["a text far too long for its clip"] * (len(table) - 2)]
+    table.to_csv(spoken / "manifest.csv", index=False)
+    used = []
+    real = ctc_start.fine_tune
+    monkeypatch.setattr(
+        ctc_start, "fine_tune", lambda model, data, *a, **k: used.append(len(data)) or real(model, data, *a, **k)
+    )
+    out, options = tmp_path / "out", [part for name, value in QUICK.items() for part in ("-p", f"{name}={value}")]
+    command = ["ctc", str(out), "--start", "nano", "--corpus", corpus, *options, "--more", str(spoken)]
+    assert cli.main(command) == 0 and cli.main(command) == 0  # the second finds it complete
+    record = json.loads((out / "training" / "ctc.json").read_text())
+    assert [(one["corpus"], one["clips"]) for one in record["more"]] == [("spoken", 1)]
+    train_ctc_start(tmp_path / "alone", "nano", corpus, QUICK)
+    assert used[0] == used[1] + 1
+    assert "the public voice of `queen`, and 1 clips of `spoken`" in (out / "README.md").read_text().replace(
+        corpus, "queen"
+    )
+    with pytest.raises(FedexitError, match="holds a model with another more; name a new folder"):
+        train_ctc_start(out, "nano", corpus, QUICK)
+    table.assign(text="").to_csv(spoken / "manifest.csv", index=False)
+    with pytest.raises(FedexitError, match="corpus spoken has no clip of less than 10 s with a text"):
+        train_ctc_start(tmp_path / "other", "nano", corpus, QUICK, more=[str(spoken)])

@@ -100,15 +100,19 @@ def train_ctc_start(
 
 
 def _spoken(corpus: str) -> Clips:
-    """Return all clips of a corpus whose text can be spelled, and is not too long for its clip.
+    """Return all clips of a corpus whose text can be spelled, and that need no cut, which would lose words.
 
     Raises FedexitError if there are none.
     """
     found = open_corpus(corpus)
     rows = found.manifest.assign(target=[characters(text) for text in found.manifest["text"]])
-    clips = played(Clips(found, rows[rows["target"].map(len) > 0], MAX_SECONDS), 1.0)
-    if not len(clips):
-        raise FedexitError(f"corpus {found.name} has no clip with a text that can be spelled; leave it out of more")
+    whole = rows[(rows["target"].map(len) > 0) & (rows["seconds"] < MAX_SECONDS)]
+    clips = Clips(found, whole, MAX_SECONDS)
+    if not len(clips) or not len(clips := played(clips, 1.0)):
+        raise FedexitError(
+            f"corpus {found.name} has no clip of less than {MAX_SECONDS:g} s with a text that can be spelled; leave it "
+            "out of more"
+        )
     return clips
 
 

@@ -148,6 +148,8 @@ SCHEDULES = {
     "keyword": Schedule(0.12, bfloat16=True, dev_clips=1000),
     "digit": Schedule(0.2, 20, epochs=10),
     "voice": Schedule(0.06, 60, epochs=6),
+    "speaker": Schedule(0.2, 40, epochs=40),
+    "emotion": Schedule(0.5, 40, epochs=40),
 }
 
 
