@@ -36,7 +36,7 @@ def junk(*folders: Path) -> None:
 
 
 def speech_commands(root: Path) -> Path:
-    """Three speakers say each of the 35 words; b1 is for dev and c2 for test. One file is named in another way."""
+    """Write three speakers of each of the 35 words; b1 is for dev, c2 for test. One file is named in another way."""
     for word in sorted(WORDS):
         for speaker in ("a0", "b1", "c2"):
             tone(root / word / f"{speaker}_nohash_0.wav")
@@ -51,7 +51,7 @@ def speech_commands(root: Path) -> Path:
 
 
 def librispeech(root: Path) -> Path:
-    """Two readers for training, one in each other part. One clip lacks its line, and one line its clip."""
+    """Write two readers for training, one in each other part. One clip lacks its line, and one line its clip."""
     readers = {"train-clean-100": ("19", "26"), "dev-clean": ("84",), "test-clean": ("61",), "test-other": ("367",)}
     for part, speakers in readers.items():
         for speaker in speakers:
@@ -68,7 +68,7 @@ def librispeech(root: Path) -> Path:
 
 
 def iemocap(root: Path) -> Path:
-    """Two speakers in each of five sessions; every clip has another emotion. One clip is not rated."""
+    """Write two speakers in each of five sessions; every clip has another emotion. One clip is not rated."""
     emotions = ("neu", "hap", "exc", "ang", "sad", "xxx", "fru", "oth")
     for session in range(1, 6):
         home, dialogue = root / f"Session{session}", f"Ses{session:02d}F_impro01"
@@ -87,7 +87,7 @@ def iemocap(root: Path) -> Path:
 
 
 def voxceleb1(root: Path) -> Path:
-    """Three speakers with one video for each part; the archives are unpacked into two folders."""
+    """Write three speakers with one video for each part; the archives are unpacked into two folders."""
     speakers, listed = ("id10001", "id10270", "id10271"), []
     for speaker in speakers:
         folder = root / ("vox1_dev_wav" if speaker == "id10001" else "vox1_test_wav") / "wav"

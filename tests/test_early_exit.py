@@ -15,12 +15,19 @@ from fedexit.data.tasks import make_task
 from fedexit.data.text import CHARACTERS
 from fedexit.lab.exit_study import (
     FIXED,
+    Stopped,
+    as_arm,
+    at_equal_error,
+    at_work,
+    by_way,
     fixed_exit_for,
     held,
     latencies,
     oracle,
     scored,
+    stop_shares,
     sweep,
+    swept_rules,
     taken,
     threshold_at_work,
     threshold_for,
@@ -223,6 +230,43 @@ def test_a_sweep_goes_from_the_first_exit_to_the_last():
     found = sweep(table, "entropy", steps=3)
     assert (found["macs"] / found["clips"]).tolist() == [30, 40, 50, 60]
     assert found["errors"].tolist() == [2, 2, 2, 1] and set(found["n"]) == set(found["clips"]) == {3}
+
+
+def with_all_rules(table):
+    """Return a table of `small` in which every rule of `RULES` is as confident as `entropy`."""
+    return table.assign(**dict.fromkeys(RULES, table["entropy"]))
+
+
+def test_ways_are_compared_at_equal_work_and_at_equal_error():
+    many = with_all_rules(small([(1, 0), (0, 0), (1, 1)], [(0.9, 0.0), (0.5, 0.0), (0.2, 0.0)]))
+    alone = many[many["exit"] == 3].assign(errors=0, exit=6)
+    stopped = at_work(many, many, macs=45)
+    assert list(stopped) == list(RULES) and {own.threshold for own in stopped.values()} == {0.5}
+    table = by_way(many, alone, stopped).set_index("way")
+    assert list(table.index) == [FIXED, FIXED, "dedicated", *RULES, "oracle"]
+    assert table.loc[FIXED, "macs"].tolist() == [30, 50] and table.loc[FIXED, "error"].tolist() == [2 / 3, 1 / 3]
+    assert table.loc["dedicated", ["error", "macs"]].tolist() == [0, 30]
+    assert table.loc["entropy", ["error", "macs", "saved"]].tolist() == pytest.approx([2 / 3, 40, 1 - 40 / 50])
+    assert table.loc["oracle", ["error", "macs"]].tolist() == pytest.approx([1 / 3, (50 + 30 + 30) / 3])
+    curves = swept_rules(many)
+    assert curves["way"].unique().tolist() == list(RULES)
+    last = curves[curves["way"] == "entropy"].iloc[-1]
+    assert (last["macs"], last["error"]) == (60, 1 / 3)  # the strictest threshold runs all exits
+    equal = at_equal_error(many, many).set_index("rule")
+    assert equal.loc[FIXED, "threshold"] == 12 and equal.loc["entropy", "threshold"] == math.inf
+    assert (equal["extra"] == 0).all() and equal.loc[FIXED, "saved"] == 0
+
+
+def test_stops_become_shares_and_rows_of_an_arm():
+    table = small([(1, 0), (0, 0), (1, 1)], [(0.9, 0.0), (0.5, 0.0), (0.2, 0.0)]).assign(task="t", seed=7)
+    shares = stop_shares({"t, entropy": Stopped(taken(table, "entropy", 0.5), 0.5)}, [3, 6, 12])
+    assert shares.columns.tolist() == ["rule", "exit 3", "exit 6", "exit 12"]
+    assert shares.iloc[0].tolist() == ["t, entropy", pytest.approx(2 / 3), 0, pytest.approx(1 / 3)]
+    clips = pd.DataFrame({"id": [0, 1, 2], "group": ["a", "a", "b"]})
+    rows = as_arm(taken(table, "entropy", 0.5), "early", 6, clips)
+    assert rows.columns.tolist() == ["task", "exit", "arm", "seed", "cluster", "item", "errors", "n"]
+    assert rows["exit"].tolist() == [6] * 3 and rows["cluster"].tolist() == ["a", "a", "b"]
+    assert rows["errors"].tolist() == [1, 0, 1]
 
 
 def test_an_unknown_rule_and_a_clip_with_channels_are_refused():

@@ -320,7 +320,7 @@ def test_impossible_training_options_are_refused(changes, says):
 
 
 def of_the_round(number):
-    """c3 loses a layer or all of them, c0 gains some."""
+    """Return other depths for some rounds: c3 loses a layer or all of them, c0 gains some."""
     return {1: {"c3": 9, "c0": 6}, 2: {"c3": None}}.get(number, {})
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from fedexit.lab.admission import admission
-from fedexit.lab.effects import random_effects, squared_effect
+from fedexit.lab.effects import effect_sizes, random_effects, squared_effect
 from fedexit.lab.inference import compare, count_verdicts, difference, holm, judge, seeds_needed
 from fedexit.lab.layouts import Layout, layout
 from fedexit.support.errors import FedexitError
@@ -318,6 +318,24 @@ def test_squared_effect():
     drawn = np.random.default_rng(5).normal(0.5, 2, (4000, 8))
     assert np.mean([squared_effect(d) for d in drawn]) == pytest.approx(0.25, abs=0.05)
     assert np.mean(drawn.mean(axis=1) ** 2) > 0.6  # the square of the mean is biased
+
+
+def test_effect_sizes_use_the_seeds_that_both_arms_have():
+    errors = {"a": [3, 1, 2, 9], "b": [1, 1, 5]}  # of 10 in each of two clusters; only arm a has seed 3
+    rows = [
+        ("t", exit, arm, seed, cluster, cluster, count + exit * (arm == "a"), 10)
+        for arm, counts in errors.items()
+        for seed, count in enumerate(counts)
+        for cluster in ("x", "y")
+        for exit in (0, 1)
+    ]
+    columns = ["task", "exit", "arm", "seed", "cluster", "item", "errors", "n"]
+    effects = {"one": ("a", "b"), "other": ("a", "c")}  # arm c is missing
+    found = effect_sizes(pd.DataFrame(rows, columns=columns), effects, [1, 0])
+    assert found[["task", "exit", "effect"]].values.tolist() == [["t", 1, "one"], ["t", 0, "one"]]
+    assert found["mean"].tolist() == pytest.approx([10 * (3 + 1 - 2) / 3, 10 * (2 + 0 - 3) / 3])
+    assert found["squared"].tolist() == pytest.approx([squared_effect([30, 10, -20]), squared_effect([20, 0, -30])])
+    assert found["size"].tolist() == pytest.approx([max(value, 0) ** 0.5 for value in found["squared"]])
 
 
 def curves(**arms):

@@ -7,7 +7,9 @@ cells       one cell, from its task and start to its errors; `material` opens it
 kept        finished cells on disk, with a record of what made them
 published   the cells in results/cells; `spot_checks` trains some again and compares them
 statistics  intervals over seeds and clips, and tests
-exit_study  early exit: saved work against added errors
+effects     sizes of effects, and means over tasks
+corpus_study, pretraining_study, layer_probes, cost_study, exit_study, policy_study, export_study, privacy_study
+            what single notebooks compute and say
 beam, verification, own_heads  other ways to decode, to compare and to predict
 heterofl    a baseline: narrow clients instead of shallow ones; `channels` chooses what they keep
 paper       the published tables

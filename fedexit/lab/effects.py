@@ -1,5 +1,7 @@
 """Combine differences: the mean over tasks with its heterogeneity, and the unbiased square of an effect."""
 
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.stats import chi2, t
 
 from fedexit.lab.inference import ALPHA
-from fedexit.lab.layouts import check_rows
+from fedexit.lab.layouts import check_rows, layout
+from fedexit.lab.reports import on_shared_seeds
 from fedexit.support.errors import FedexitError
 
 
@@ -83,3 +86,26 @@ def squared_effect(by_seed: ArrayLike) -> float:
     if len(d) < 2 or not np.isfinite(d).all():
         raise FedexitError(f"the effect of {len(d)} seeds is {d.tolist()}; give a finite one for at least two seeds")
     return float((d.sum() ** 2 - (d**2).sum()) / (len(d) * (len(d) - 1)))
+
+
+def effect_sizes(rows: pd.DataFrame, effects: Mapping[str, tuple[str, str]], exits: Iterable[int]) -> pd.DataFrame:
+    """Return how large effects are by task and exit, over the seeds that both arms have.
+
+    Args:
+        rows: test rows (`fedexit.lab.reports.test_rows`).
+        effects: the two arms of each effect; the second one is subtracted. A task that lacks one of them has no row.
+        exits: the exits.
+
+    Returns:
+        Columns `task, exit, effect`; `mean`, the difference in points; `squared` (`squared_effect`), NaN for one seed;
+        and `size`, its root, or 0 where it is negative.
+    """
+    found = []
+    for task, exit in product(rows["task"].unique(), exits):
+        own = rows[(rows["task"] == task) & (rows["exit"] == exit)]
+        for name, pair in effects.items():
+            if {*pair} <= {*own["arm"]}:
+                by_seed = layout(on_shared_seeds(own, *pair), *pair).by_seed
+                squared = squared_effect(by_seed) if len(by_seed) > 1 else float("nan")
+                found.append((task, exit, name, float(by_seed.mean()), squared, max(squared, 0) ** 0.5))
+    return pd.DataFrame(found, columns=["task", "exit", "effect", "mean", "squared", "size"])

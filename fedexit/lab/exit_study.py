@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from fedexit.central.ctc_start import set_heads
 from fedexit.central.fine_tuning import Recipe, fine_tune
 from fedexit.data.batches import Example, collate
 from fedexit.data.tasks.contract import Clips, Task, majority_error
+from fedexit.lab.layouts import ROWS
 from fedexit.model.backbone import load_backbone
 from fedexit.model.costs import clip_macs
 from fedexit.model.early_exit import RULES, run
@@ -26,6 +28,17 @@ from fedexit.model.features import freezer
 from fedexit.model.metrics import answers, forward, item_errors
 from fedexit.support.processes import one_thread
 from fedexit.support.streams import numpy_stream
+
+
+class Stopped(NamedTuple):
+    """Where clips stop by a rule.
+
+    rows: rows of `taken`.
+    threshold: the threshold of the rule.
+    """
+
+    rows: pd.DataFrame
+    threshold: float
 
 
 def train_and_score(
@@ -87,6 +100,57 @@ def totals(rows: pd.DataFrame) -> dict[str, float]:
         "saved": 1 - rows["macs"].sum() / rows["deepest_macs"].sum(),
         "saved_layers": 1 - layers.sum() / deepest_layers.sum(),
     }
+
+
+def by_way(many: pd.DataFrame, alone: pd.DataFrame, stopped: Mapping[str, Stopped]) -> pd.DataFrame:
+    """Return errors and work of each way to use two models: `totals`, `macs` per clip and `way`.
+
+    Here `saved` is against the way that takes most work.
+
+    Args:
+        many: clips of the model with several exits (`scored`): the ways `fixed`, one per exit, and `oracle`.
+        alone: clips of a model with one exit: the way `dedicated`.
+        stopped: for each rule where the clips of `many` stop (`at_work`).
+    """
+    ways = [(FIXED, taken(many, FIXED, exit)) for exit in sorted(many["exit"].unique())]
+    ways.append(("dedicated", taken(alone, FIXED, alone["exit"].max())))
+    ways += [*((rule, own.rows) for rule, own in stopped.items()), ("oracle", oracle(many))]
+    table = pd.DataFrame([totals(rows) | {"macs": rows["macs"].mean()} for _, rows in ways])
+    return table.assign(way=[way for way, _ in ways], saved=1 - table["macs"] / table["macs"].max())
+
+
+def swept_rules(many: pd.DataFrame) -> pd.DataFrame:
+    """Return `sweep` of all rules, with `error`, `macs` per clip, and the rule as `way`."""
+    curves = [sweep(many, rule).assign(way=rule) for rule in RULES]
+    table = pd.concat(curves, ignore_index=True)
+    return table.assign(error=table["errors"] / table["n"], macs=table["macs"] / table["clips"])
+
+
+def at_equal_error(dev: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Return `totals` on test of each rule that makes no more errors on dev than the deepest exit: `rule, threshold`.
+
+    The last rule is `fixed`: the shallowest exit for all clips. `dev` and `test` are tables of `scored`.
+    """
+    limits: dict[str, float] = {rule: threshold_for(dev, rule, 0) for rule in RULES}
+    limits[FIXED] = fixed_exit_for(dev, 0)
+    rows = [{"rule": rule, "threshold": limit} | totals(taken(test, rule, limit)) for rule, limit in limits.items()]
+    return pd.DataFrame(rows)
+
+
+def stop_shares(stopped: Mapping[str, Stopped], exits: Sequence[int]) -> pd.DataFrame:
+    """Return the share of clips that stop at each exit: `rule` and the columns `exit 3` and so on.
+
+    Args:
+        stopped: for each name of a rule where clips stop (`at_work`).
+        exits: the exits of the model.
+    """
+    shares = {
+        rule: own.rows["exit"].value_counts(normalize=True).reindex(exits, fill_value=0)
+        for rule, own in stopped.items()
+    }
+    wide = pd.DataFrame(shares).T
+    wide.columns = [f"exit {exit}" for exit in exits]
+    return wide.rename_axis("rule").reset_index()
 
 
 def sweep(table: pd.DataFrame, rule: str, steps: int = 12) -> pd.DataFrame:
@@ -222,6 +286,22 @@ def threshold_at_work(dev: pd.DataFrame, rule: str, macs: float) -> float:
             break
         found = float(threshold)
     return found
+
+
+def at_work(dev: pd.DataFrame, test: pd.DataFrame, macs: float) -> dict[str, Stopped]:
+    """Return for each rule where the clips of `test` stop at the threshold for `macs` on dev (`threshold_at_work`)."""
+    limits = {rule: threshold_at_work(dev, rule, macs) for rule in RULES}
+    return {rule: Stopped(taken(test, rule, limit), limit) for rule, limit in limits.items()}
+
+
+def as_arm(rows: pd.DataFrame, arm: str, exit: int, clips: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of `taken` as test rows of the arm `arm` at `exit`, like those of `reports.test_rows`.
+
+    `clips` are the rows of the task, with the `group` of each `id`; the group becomes the cluster.
+    """
+    groups = clips.set_index("id")["group"]
+    owned = rows.assign(arm=arm, exit=exit, cluster=rows["clip"].map(groups), item=rows["clip"])
+    return owned[["task", "exit", *ROWS]]
 
 
 def fixed_exit_for(dev: pd.DataFrame, points: float) -> int:

@@ -242,7 +242,7 @@ def holm(p: ArrayLike) -> np.ndarray:
 
 
 def seeds_needed(found: Any, family: int = 1) -> float:
-    """Return the number of seeds that would resolve a comparison with a chance of 80 %.
+    """Return the number of seeds that would resolve a comparison with the chance `POWER`.
 
     The difference and the variances are taken as they are today. Resolved means that p is below 0.05 / `family`, or
     that the interval lies inside +-1 point. More seeds bring new clusters only in a nested layout.
