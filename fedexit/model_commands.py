@@ -30,13 +30,12 @@ def add_model_commands(commands: argparse._SubParsersAction, command: Callable) 
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from fedexit.model.exits import MultiExitModel
     from fedexit.support.placement import find_device
 
     low, high = _CONFIDENCES.get(args.rule, (-math.inf, math.inf))
     if args.threshold is not None and (args.threshold < low or args.threshold > high):
         raise FedexitError(f"--threshold {args.threshold} is outside {low} to {high}, the confidence of {args.rule}")
-    model = MultiExitModel.from_pretrained(args.model).to(find_device(args.device))
+    model = _trained(args.model).to(find_device(args.device))
     table = model.predict(args.files, args.exit, args.rule, args.threshold)
     print(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"), end="")
 
@@ -45,12 +44,27 @@ def _export(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from fedexit.devices.export import SUFFIXES, export
-    from fedexit.model.exits import MultiExitModel
 
-    model = MultiExitModel.from_pretrained(args.model)
+    model = _trained(args.model)
     exit = model.exits[-1] if args.exit is None else args.exit
     kind = ("-int8" if args.int8 else "") + SUFFIXES.get(args.to, "")
     file = args.out or f"{Path(args.model).resolve().name}-exit{exit}{kind}"
     done = export(model, exit, file, args.to, args.int8)
     measure = " Measure its error rate before you use it." if args.int8 else ""
     print(f"{file}: {done.bytes / 1e6:.2f} MB; its logits differ by at most {done.difference:.1g} (relative).{measure}")
+
+
+def _trained(name: str):  # type: ignore[no-untyped-def]  # torch is imported by the commands that need it
+    """Return the model in the folder `name`. Raises FedexitError for a backbone by name, and as `from_pretrained`."""
+    from pathlib import Path
+
+    from fedexit.model.backbone import PRESETS
+    from fedexit.model.exits import MultiExitModel
+    from fedexit.support.paths import backbone_folders
+
+    if name in (*PRESETS, *backbone_folders()) and not Path(name).exists():
+        raise FedexitError(
+            f"{name} is a backbone, which gives no answers; train a model on it, and name the folder that "
+            "model.save_pretrained(FOLDER) writes"
+        )
+    return MultiExitModel.from_pretrained(name)

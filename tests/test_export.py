@@ -180,6 +180,7 @@ def test_the_command_writes_one_file_and_says_what_it_is(model, tmp_path, monkey
         (["mine", "--to", "torchscript", "--int8"], "int8 exists for onnx only, not for torchscript"),
         (["mine", "--to", "torchscript", "--out", "x.onnx"], "x.onnx has the ending of onnx, not of torchscript; name"),
         (["."], ". is not a multi-exit model written by save_pretrained"),
+        (["tiny-distilled"], "tiny-distilled is a backbone, which gives no answers; train a model on it"),
         (["mine", "--to", "torchscript", "--out", "mine"], "mine cannot be written (Is a directory); name another"),
         (["mine", "--to", "torchscript", "--out", "mine/config.json/x"], "config.json/x cannot be written ("),
     ],
