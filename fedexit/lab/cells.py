@@ -31,7 +31,7 @@ from fedexit.lab.heterofl import federate_by_width, widths_for
 from fedexit.lab.material import task_of, tiers_of
 from fedexit.lab.own_heads import with_own_heads
 from fedexit.lab.setting import CENTRAL, HOMOGENEOUS, YARDSTICKS, Cell, Setting
-from fedexit.lab.spots import Spots
+from fedexit.lab.spots import Spots, again, side_table
 from fedexit.lab.verification import verify
 from fedexit.lab.yardsticks import predicted_without_backbone
 from fedexit.model.backbone import Backbone, load_backbone
@@ -39,7 +39,7 @@ from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.lora import with_lora
 from fedexit.model.metrics import all_rates, error_rates, item_errors, predict
-from fedexit.support.files import write_text
+from fedexit.support.files import read_checked, write_checked
 from fedexit.support.placement import Device, find_device
 from fedexit.support.streams import numpy_stream
 
@@ -228,13 +228,15 @@ def _centralised(
 ) -> Federation:  # fmt: skip
     """Fine-tune the model on the clips of all clients; its curve has epochs as rounds."""
     recipe, file = setting.study.central, checkpoint.with_suffix(".curve.csv")  # for a run that resumes later
-    rows = pd.read_csv(file).to_numpy().tolist() if checkpoint.is_file() else []
+    rows = []
+    if checkpoint.is_file():
+        rows = side_table(read_checked(file, again(file)), CURVE, file).to_numpy().tolist()
     due = _due(recipe.epochs, setting.study.evaluations)
 
     def on_epoch(number: int, trained: MultiExitModel) -> bool:
         if number in due:
             rows.extend(evaluated(trained, dev, number))
-            write_text(file, _curve(rows).to_csv(index=False))
+            write_checked(file, _curve(rows).to_csv(index=False))
         spots.early(number, recipe.epochs, trained)
         return number == stop_after
 

@@ -3,18 +3,37 @@
 A spot check trains a stored model anew until `SPOT_ROUND` and compares, which takes seconds (`fedexit.lab.published`).
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from fedexit.data.batches import Example
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import predict
-from fedexit.support.files import write_text
+from fedexit.support.errors import FedexitError, first_line
+from fedexit.support.files import read_checked, write_checked
 
 SPOT_ROUND, SPOT_CLIPS = 2, 100
 COLUMNS = ["round", "weights", "exit", "clip", "answer"]
+
+
+def again(file: Path) -> str:
+    """Return how to measure a cell again whose side file `file` is damaged: without its checkpoint it starts anew."""
+    return f"delete {file.name.partition('.')[0]}.* in {file.parent} and run again to measure the cell"
+
+
+def side_table(text: str, columns: Sequence[str], file: Path, **how: Any) -> pd.DataFrame:
+    """Return the table in the text of a side file. Raises FedexitError if it is no CSV with these columns."""
+    try:
+        found = pd.read_csv(io.StringIO(text), **how)
+    except ValueError as error:  # pandas' own errors are of this kind
+        raise FedexitError(f"{file.name} is damaged ({first_line(error)}); {again(file)}") from error
+    if [*found] != [*columns]:
+        raise FedexitError(f"{file.name} is damaged (its columns are {', '.join(map(str, found))}); {again(file)}")
+    return found
 
 
 class Spots:
@@ -35,7 +54,7 @@ class Spots:
         """Note the model if round `number` of `rounds` is the one of the spot check; return whether it is."""
         due = number == min(SPOT_ROUND, rounds)
         if due:
-            write_text(self.file, self._noted(number, model).to_csv(index=False))
+            write_checked(self.file, self._noted(number, model).to_csv(index=False))
         return due
 
     def last(self, number: int, model: MultiExitModel) -> None:
@@ -43,9 +62,11 @@ class Spots:
         self._later = self._noted(number, model)
 
     def rows(self) -> pd.DataFrame:
-        """Return all notes, with the columns `COLUMNS`."""
-        texts = {"weights": str, "clip": str, "answer": str}
-        early = [pd.read_csv(self.file, dtype=texts, keep_default_na=False)] if self.file.is_file() else []
+        """Return all notes, with the columns `COLUMNS`. Raises FedexitError if the file of `SPOT_ROUND` is damaged."""
+        texts, early = {"weights": str, "clip": str, "answer": str}, []
+        if self.file.is_file():
+            noted = read_checked(self.file, again(self.file))
+            early.append(side_table(noted, COLUMNS, self.file, dtype=texts, keep_default_na=False))
         return pd.concat([*early, self._later], ignore_index=True)
 
     def _noted(self, number: int, model: MultiExitModel) -> pd.DataFrame:

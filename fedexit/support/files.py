@@ -16,6 +16,7 @@ from fedexit.support.errors import FedexitError, first_line, reason
 
 _BLOCK = 1 << 20
 _SEAL = "checksum"
+_LINE = "# sha256 "  # begins the first line of a text that `write_checked` wrote
 OLD = "old_copy"  # eight letters, as in the temporary names
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -191,6 +192,29 @@ def write_bytes(path: str | Path, content: bytes, flush: bool = True) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8 with its own line ends, in one step (see `replacing`)."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_checked(path: str | Path, text: str) -> None:
+    """Write `text` as `write_text` does, below a line with its checksum, so that `read_checked` notices any change."""
+    write_text(path, f"{_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def read_checked(path: Path, fix: str) -> str:
+    """Return the text that `write_checked` wrote. An older version wrote no checksum: such a text is returned as it is.
+
+    Raises:
+        FedexitError: the file is missing, cannot be read, or changed since it was written; the message ends in `fix`.
+    """
+    try:
+        first, end, text = path.read_bytes().decode().partition("\n")
+        if not first.startswith(_LINE):
+            return first + end + text
+        if first.removeprefix(_LINE) == hashlib.sha256(text.encode()).hexdigest():
+            return text
+        why = "it changed since it was written"
+    except (OSError, UnicodeDecodeError) as error:
+        why = reason(error)
+    raise FedexitError(f"{path.name} is damaged or missing ({why}); {fix}")
 
 
 def _exchange(one: Path, other: Path) -> bool:
