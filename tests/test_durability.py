@@ -1,5 +1,6 @@
 """Test that nothing is lost: damage is noticed, one process works at a time, and a killed command can be restarted."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small_corpus import write_small_corpus
@@ -188,6 +190,29 @@ def test_no_flipped_bit_of_a_kept_cell_is_silent(tmp_path, monkeypatch):
             else:
                 assert not verified, f"bit {place} of {file.name}"
                 assert isinstance(found, Measured)
+
+
+def test_a_kept_table_that_pandas_describes_in_two_lines_is_refused_in_one(tmp_path):
+    keep(tmp_path, ONE)
+    table = tmp_path / "key" / f"{ONE.name}.items.csv.gz"
+    ragged = gzip.decompress(table.read_bytes()) + b"a,row,that,is,longer,than,the,header" + b"," * 20 + b"\n"
+    table.write_bytes(gzip.compress(ragged))
+    with pytest.raises(ValueError, match="\n"):
+        pd.read_csv(table)
+    with pytest.raises(
+        FedexitError, match=r"\.items\.csv\.gz is damaged \(Error token.*\); delete it and run"
+    ) as caught:
+        read_cell(tmp_path / "key", ONE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", ["[" * 100_000, '{"cell":' * 100_000, "[1]", "", "\0"])
+def test_an_entry_of_another_form_makes_a_kept_cell_unverified(tmp_path, monkeypatch, entry):
+    monkeypatch.setattr(kept, "present_code", lambda: CODE)
+    keep(tmp_path, ONE)
+    assert read_cell(tmp_path / "key", ONE)[1]
+    (tmp_path / "key" / f"{ONE.name}.json").write_text(entry)
+    assert read_cell(tmp_path / "key", ONE)[1] is False
 
 
 HOLD = """

@@ -6,6 +6,7 @@ from fedexit import FedexitError, LocalTraining, MultiExitModel, cli, load_backb
 from fedexit.devices.profiles import profiles
 from fedexit.federated.ledger import client_costs
 from fedexit.flower.fleet import Node, clients_of, read_fleet, write_fleet
+from fedexit.flower.local import facts_of
 from fedexit.flower.plan import depths_by_policy, layers_trained, plan, summary
 
 WEAK, STRONG = "phone low", "laptop"
@@ -63,12 +64,19 @@ def test_a_fleet_file_with_an_error_is_refused_in_one_line(tmp_path, text, says)
         ("", r"no table \[\[client\]\]"),
         ("[[client]\n", "it is not TOML"),
         ("[[client]]\nclient = 'ann'\ndepth = 3.7\nexamples = 4\n", "depth must be a whole number, not 3.7"),
+        ("deep = " + "[" * 100_000 + "]" * 100_000, r"it is not TOML \(.*recursion.*\); see docs/fleet.md"),
+        ("deep = " + "{a = " * 100_000, r"it is not TOML \(.*recursion.*\); see docs/fleet.md"),
+        ("[[client]]\nexamples = " + "9" * 5_000, r"it is not TOML \(Exceeds the limit.*\); see docs/fleet.md"),
+        (f"[[client]]\nclient = 'ann'\ndepth = 0x{'f' * 5_000}\nexamples = 4\n", "a number is too large"),
+        (f"[[client]]\nclient = 0x{'f' * 5_000}\ndepth = 3\nexamples = 4\n", "a number is too large"),
+        (f"[[client]]\nclient = 'ann'\ndepth = 3\nexamples = 4\ntier = 0x{'f' * 5_000}\n", "a number is too large"),
     ],
 )
 def test_a_toml_file_with_an_error_is_refused_in_one_line(tmp_path, text, says):
     (tmp_path / "fleet.toml").write_text(text)
-    with pytest.raises(FedexitError, match=says):
+    with pytest.raises(FedexitError, match=says) as caught:
         read_fleet(tmp_path / "fleet.toml")
+    assert str(caught.value).startswith(f"fleet file {tmp_path / 'fleet.toml'}: ") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mark", [";", "\t", ", "])
@@ -129,3 +137,11 @@ def test_the_command_prints_the_plan(tmp_path, capsys):
     assert "straggler" in out and "5 rounds take" in out and "Nobody trains layers 7, 8" in out
     assert cli.main(["fleet", "plan", str(tmp_path / "none.csv")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"[" * 100_000, b"\xff"])
+def test_a_folder_without_a_readable_fleet_is_refused_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "fleet.json").write_bytes(content)
+    with pytest.raises(FedexitError, match=r"^[^\n]* holds no fleet \([^\n]+\); start one: fedexit fleet up$"):
+        facts_of(tmp_path)

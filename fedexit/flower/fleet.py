@@ -72,6 +72,8 @@ def read_fleet(file: str | Path) -> list[Node]:
         raise FedexitError(f"fleet file {file} is not UTF-8 text; save it as a CSV file in UTF-8") from None
     except FedexitError as error:
         raise FedexitError(f"fleet file {file}: {error}") from None
+    except ValueError as error:  # of a message with a whole number of thousands of digits, which 0x... can give
+        raise FedexitError(f"fleet file {file}: a number is too large ({first_line(error)}); correct it") from None
     return nodes
 
 

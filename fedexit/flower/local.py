@@ -108,9 +108,12 @@ def free_port() -> int:
 def facts_of(folder: str | Path) -> dict[str, Any]:
     """Return ports and kind of the fleet in `folder`. Raise FedexitError when there is none."""
     try:
-        return json.loads((Path(folder) / "fleet.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        facts = json.loads((Path(folder) / "fleet.json").read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError(f"fleet.json is a {type(facts).__name__}, not an object")
+    except (OSError, ValueError, RecursionError) as error:
         raise FedexitError(f"{folder} holds no fleet ({first_line(error)}); start one: fedexit fleet up") from error
+    return facts
 
 
 def environment(folder: str | Path) -> dict[str, str]:
