@@ -197,7 +197,7 @@ def test_an_interrupted_cell_resumes_also_from_side_files_without_checksums(
         assert_as(run_cell(cell, setting, state), wholes[cell])
 
 
-@pytest.mark.parametrize("damage", ["empty", "other columns", "not UTF-8"])
+@pytest.mark.parametrize("damage", ["empty", "other columns", "header alone", "not UTF-8"])
 @pytest.mark.parametrize("ending", [".spot.csv", ".curve.csv"])
 def test_side_files_of_an_older_version_are_refused_where_their_form_is_wrong(
     ending, damage, setting, interrupted, tmp_path
@@ -207,6 +207,12 @@ def test_side_files_of_an_older_version_are_refused_where_their_form_is_wrong(
     file = state / f"{CENTRAL.name}{ending}"
     file.write_bytes(DAMAGES[damage](as_before(file.read_bytes())))
     refused(CENTRAL, ending, setting, state)
+
+
+def test_notes_that_are_gone_are_missed(setting, interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path / "state")
+    (tmp_path / "state" / f"{FEDERATED.name}.spot.csv").unlink()
+    refused(FEDERATED, ".spot.csv", setting, tmp_path / "state")
 
 
 def test_no_flipped_bit_of_a_checked_text_is_silent(tmp_path):
@@ -220,8 +226,9 @@ def test_no_flipped_bit_of_a_checked_text_is_silent(tmp_path):
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8
         file.write_bytes(damaged)
-        with pytest.raises(FedexitError, match=r"^a\.spot\.csv is damaged"):
+        with pytest.raises(FedexitError, match=r"^a\.spot\.csv is damaged") as caught:
             Spots([], [], [], file).rows()
+        assert "\n" not in str(caught.value), place
 
 
 def test_a_checked_text_keeps_all_its_characters_and_a_missing_one_is_named(tmp_path):

@@ -100,13 +100,29 @@ def test_a_damaged_or_missing_index_is_rebuilt(folder, tmp_path, monkeypatch):
     before = corpus_checksum(folder)
     (index,) = (tmp_path / "data" / "cache").glob("hashes-*.json")
     assert json.loads(index.read_text()).keys() == {"a.wav", "b.wav", "checksum"}
-    for damaged in ("{", "[]", index.read_text().replace("a.wav", "c.wav"), index.read_text()[:-9] + "0" * 7 + '"}'):
+    for damaged in (
+        "{",
+        "[]",
+        "[" * 100_000,
+        index.read_text().replace("a.wav", "c.wav"),
+        index.read_text()[:-9] + "0" * 7 + '"}',
+    ):
         index.write_text(damaged)
         assert corpus_checksum(folder) == before
     monkeypatch.delenv("FEDEXIT_DATA")
     monkeypatch.delenv("FEDEXIT_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)  # no project here, so no cache
     assert corpus_checksum(folder) == before
+
+
+def test_what_a_killed_process_left_beside_the_index_is_removed(folder, tmp_path):
+    corpus_checksum(folder)
+    (index,) = (tmp_path / "data" / "cache").glob("hashes-*.json")
+    (index.parent / f".{index.name}.abcdefgh.part.json").write_text("{")
+    (index.parent / ".hashes-other.json.abcdefgh.part.json").write_text("{")
+    index.unlink()
+    corpus_checksum(folder)
+    assert {file.name for file in index.parent.iterdir()} == {index.name, ".hashes-other.json.abcdefgh.part.json"}
 
 
 def test_a_missing_clip_is_named(folder):

@@ -140,6 +140,14 @@ def test_a_finished_start_is_left_alone_and_another_gets_a_new_folder(start, cor
     assert contents(start) == before
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_record_of_a_start_is_refused_in_one_line(start, corpus, tmp_path, content):
+    folder = shutil.copytree(start, tmp_path / "nano-ctc")
+    (folder / "training/ctc.json").write_text(content)
+    with pytest.raises(FedexitError, match=r"^[^\n]*ctc\.json is damaged \([^\n]+\); delete [^\n]+ and run again$"):
+        train_ctc_start(folder, "nano", corpus, QUICK)
+
+
 def test_other_audio_or_another_model_in_the_folder_is_refused(start, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("fedexit.central.ctc_start.fine_tune", None)  # nothing may be trained
     folder = shutil.copytree(corpus, tmp_path / "queen")

@@ -434,6 +434,17 @@ def test_other_settings_do_not_resume_the_run(begun):
         pretrain(small(str(folder), updates=9), run)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, "\0"])
+def test_a_damaged_record_of_the_settings_is_refused_in_one_line(corpus, tmp_path, content):
+    record = tmp_path / "run/work/settings.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    with pytest.raises(
+        FedexitError, match=r"^[^\n]*settings\.json is damaged \([^\n]+\); delete [^\n]*run and run again$"
+    ):
+        pretrain(small(corpus), tmp_path / "run")
+
+
 def test_other_audio_does_not_resume_the_run(begun):
     folder, run = begun
     write_audio(folder / open_corpus(folder).select("train")["path"].iloc[0], 0.1 * torch.ones(4_000))

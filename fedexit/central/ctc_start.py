@@ -26,7 +26,7 @@ from fedexit.model.exits import MultiExitModel
 from fedexit.model.features import freezer
 from fedexit.model.metrics import all_rates, predict
 from fedexit.support.checkpoints import remove_checkpoint
-from fedexit.support.errors import FedexitError
+from fedexit.support.errors import FedexitError, first_line
 from fedexit.support.files import write_text
 from fedexit.support.paths import backbone_folders
 from fedexit.support.placement import Device, find_device
@@ -123,8 +123,12 @@ def _is_complete(out: Path, record: dict, checkpoint: Path) -> bool:
     if checkpoint.is_file() or not (out / "config.json").is_file():
         return False
     file = out / "training" / "ctc.json"
-    stored = {"more": []} | (json.loads(file.read_text()) if file.is_file() else {})
-    if changed := [name for name, value in record.items() if stored.get(name) != value]:
+    try:
+        stored = {"more": []} | (json.loads(file.read_text()) if file.is_file() else {})
+        changed = [name for name, value in record.items() if stored.get(name) != value]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FedexitError(f"{file} is damaged ({first_line(error)}); delete {out} and run again") from error
+    if changed:
         raise FedexitError(f"{out} holds a model with another {', '.join(changed)}; name a new folder")
     return True
 

@@ -147,7 +147,7 @@ def read_stages(record: Path) -> dict[str, dict]:
             settings = json.loads(file.read_text())
             _stage(file.stem, settings, record)
             settings["corpora"], settings["start"]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise FedexitError(f"{file} is not the record of a stage by `fedexit pretrain`; remove it") from error
         stages[file.stem] = settings
     return stages

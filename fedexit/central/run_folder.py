@@ -20,7 +20,9 @@ def check_claim(out: Path, claim: dict) -> None:
         return
     try:
         stored = json.loads(file.read_text())
-    except ValueError as error:
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds a JSON {type(stored).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
         raise FedexitError(f"{file} is damaged ({error}); delete {out} and run again") from error
     if changed := [name for name, value in claim.items() if stored.get(name) != json.loads(json.dumps(value))]:
         raise FedexitError(f"{out} holds a run with other {' and '.join(changed)}; name a new folder, or use the same")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash, flush_to_disk, sealed, unsealed, write_text
+from fedexit.support.locks import owned
 from fedexit.support.paths import data_dir
 
 SETTLED = 2_000_000_000  # nanoseconds after which another edit is certain to change a file's times
@@ -57,7 +58,10 @@ class ClipHashes:
         before = dict(self._known)
         found = [self.of(path) for path in paths]
         if self._index is not None and self._known != before:
-            with suppress(OSError):  # if the cache cannot be written, the files are read again next time
+            with (
+                suppress(OSError, FedexitError),
+                owned(self._index),
+            ):  # without an index, files are read again next time
                 write_text(self._index, json.dumps(sealed(self._known)))
         return found
 
@@ -84,5 +88,5 @@ def _index_file(folder: Path) -> Path | None:
 def _load(index: Path | None) -> dict[str, list]:
     try:
         return unsealed(json.loads(index.read_text(encoding="utf-8"))) if index else {}
-    except (OSError, ValueError, AttributeError):  # none yet, or damaged: everything is read again
+    except (OSError, ValueError, AttributeError, RecursionError):  # none yet, or damaged: everything is read again
         return {}

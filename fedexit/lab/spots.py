@@ -26,13 +26,14 @@ def again(file: Path) -> str:
 
 
 def side_table(text: str, columns: Sequence[str], file: Path, **how: Any) -> pd.DataFrame:
-    """Return the table in the text of a side file. Raises FedexitError if it is no CSV with these columns."""
+    """Return the table in the text of a side file. Raises FedexitError if it is no CSV of rows with these columns."""
     try:
         found = pd.read_csv(io.StringIO(text), **how)
     except ValueError as error:  # pandas' own errors are of this kind
         raise FedexitError(f"{file.name} is damaged ({first_line(error)}); {again(file)}") from error
-    if [*found] != [*columns]:
-        raise FedexitError(f"{file.name} is damaged (its columns are {', '.join(map(str, found))}); {again(file)}")
+    if [*found] != [*columns] or found.empty:
+        held = f"it has {len(found)} rows of the columns {[*found]!r:.200}"
+        raise FedexitError(f"{file.name} is damaged ({held}); {again(file)}")
     return found
 
 
@@ -62,9 +63,13 @@ class Spots:
         self._later = self._noted(number, model)
 
     def rows(self) -> pd.DataFrame:
-        """Return all notes, with the columns `COLUMNS`. Raises FedexitError if the file of `SPOT_ROUND` is damaged."""
+        """Return all notes, with the columns `COLUMNS`.
+
+        Raises:
+            FedexitError: the file of `SPOT_ROUND` is damaged, or missing although rounds were trained.
+        """
         texts, early = {"weights": str, "clip": str, "answer": str}, []
-        if self.file.is_file():
+        if self.file.is_file() or (self._later["round"] > 0).any():
             noted = read_checked(self.file, again(self.file))
             early.append(side_table(noted, COLUMNS, self.file, dtype=texts, keep_default_na=False))
         return pd.concat([*early, self._later], ignore_index=True)
