@@ -8,6 +8,7 @@ kept        finished cells on disk, with a record of what made them
 published   the cells in results/cells; `spot_checks` trains some again and compares them
 statistics  intervals over seeds and clips, and tests
 effects     sizes of effects, and means over tasks
+toy         federations of random weights
 corpus_study, pretraining_study, layer_probes, cost_study, exit_study, policy_study, export_study, privacy_study
             what single notebooks compute and say
 beam, verification, own_heads  other ways to decode, to compare and to predict
