@@ -5,7 +5,7 @@ those of the experiments from `experiments.SCHEDULES`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -82,7 +82,7 @@ def _default(function: Callable, argument: str) -> Any:
     return inspect.signature(function).parameters[argument].default
 
 
-def _by(values: dict[str, object]) -> str:
+def _by(values: Mapping[str, object]) -> str:
     """Return `a` if all have this value, else each value with its names: `a (x, y); b (z)`."""
     names: dict[str, list[str]] = {}
     for name, value in values.items():
@@ -90,7 +90,7 @@ def _by(values: dict[str, object]) -> str:
     return next(iter(names)) if len(names) == 1 else "; ".join(f"{v} ({', '.join(own)})" for v, own in names.items())
 
 
-def _by_task(settings: dict[str, Setting], value: Callable[[Setting], object]) -> str:
+def _by_task(settings: Mapping[str, Setting], value: Callable[[Setting], object]) -> str:
     return _by({task: value(setting) for task, setting in settings.items()})
 
 
