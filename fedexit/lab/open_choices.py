@@ -62,7 +62,7 @@ def _with_numbers() -> list[tuple[str, str, str, str, str]]:
 
 
 def _in_words() -> list[tuple[str, str, str, str, str]]:
-    """Return the choices that the experiments leave at the default."""
+    """Return the choices that the experiments leave at the default, except where a notebook compares others."""
     rows = [
         ("what FedAvg does with layers that a client did not train", OPEN, "both are run: `stale` and `masked`", "11"),
         ("heads", OPEN, "one per exit, averaged over the clients that trained it", "01, 02"),
@@ -75,7 +75,9 @@ def _in_words() -> list[tuple[str, str, str, str, str]]:
         ("a layer that no sampled client trained", OPEN, "stays bit-identical", "02"),
         ("exits evaluated", "one", "every exit", "11"),
     ]  # fmt: skip
-    return [(*row[:-1], SAME, row[-1]) for row in rows]
+    compared = {"local loss": "14", "depth exponent g in n_i L_i^g": "13"}
+    ours = [f"{SAME}; {compared[row[0]]} compares others" if row[0] in compared else SAME for row in rows]
+    return [(*row[:-1], own, row[-1]) for row, own in zip(rows, ours, strict=True)]
 
 
 def _default(function: Callable, argument: str) -> Any:
