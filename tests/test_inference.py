@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fedexit.lab.admission import admission
-from fedexit.lab.effects import effect_sizes, random_effects, squared_effect
+from fedexit.lab.admission import CONVERGED, LAST_PART, STEADY, admission
+from fedexit.lab.effects import effect_sentences, effect_sizes, random_effects, squared_effect
 from fedexit.lab.inference import compare, count_verdicts, difference, holm, judge, seeds_needed
 from fedexit.lab.layouts import Layout, layout
 from fedexit.support.errors import FedexitError
@@ -338,6 +338,18 @@ def test_effect_sizes_use_the_seeds_that_both_arms_have():
     assert found["size"].tolist() == pytest.approx([max(value, 0) ** 0.5 for value in found["squared"]])
 
 
+def test_effects_stand_beside_each_other_with_their_verdicts():
+    rows = [
+        ("t", 3, "m", "s", 1.04, "not admitted"),
+        ("t", 3, "e", "m", -2.71, "better"),
+        ("t", 12, "e", "x", 1, "worse"),
+    ]
+    judged = pd.DataFrame(rows, columns=["task", "exit", "one", "other", "difference", "verdict"])
+    [says] = effect_sentences(judged, {"mask": ("m", "s"), "weight": ("e", "m"), "none": ("a", "b")}, (3, 12))
+    changes = "+1.0 points from the mask (**not admitted**) and -2.7 points from the weight (**better**)"
+    assert says == f"*t*, at exit 3, the error changes by {changes}."
+
+
 def curves(**arms):
     """Return dev errors, given in percent for rounds 0, 10, ..., of two seeds that differ by 2 points."""
     rows = [
@@ -365,6 +377,13 @@ def test_admission_gives_reasons():
     assert (
         "moves by 40.0 points after round 0" in admission(curves(a=[60, 20]), 0.5, 0.7)["a"][0]
     )  # too few evaluations
+
+
+def test_the_limit_of_convergence_is_the_one_that_is_printed():
+    assert f"last {100 * LAST_PART:g} % of the rounds" in CONVERGED and f"less than {STEADY:g} point" in CONVERGED
+    for change, reasons in ((0.9 * STEADY, 0), (1.1 * STEADY, 1)):
+        errors = [60.0, 20.0, 20.0, 20.0, 20.0 - change]  # the last part starts at the fourth
+        assert len(admission(curves(a=errors), 0.5, 0.7)["a"]) == reasons
 
 
 GOOD = table(np.arange(6).reshape(3, 2), np.full((3, 2), 100)).assign(task="t", exit=3)

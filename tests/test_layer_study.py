@@ -81,12 +81,16 @@ def test_records_list_a_shared_stage_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("backbone", "teacher", "size"), [("nano", "tiny", 32), ("tiny-random", "whisper-base", 64)])
 def test_each_choice_changes_one_setting(backbone, teacher, size):
     runs = study.changed_choices(backbone, teacher, ["queen"], updates=3, seconds=2.0, seed=5)
-    first, random, codes, last, own = runs.values()
+    random = runs.pop("states of four layers, from random weights", None)
+    first, codes, last, own = runs.values()
     layer = 2 if teacher == "whisper-base" else 6
     assert first.distil[1] == f"state{layer}:{size}:1@6" and codes.codebooks[1] == f"layer{layer}:{4 * size}:1@6"
     assert last.distil == first.distil[-1:] and codes.distil == own.distil == () and own.teacher is None
-    assert (first.start, random.start) == ("tiny" if backbone == "tiny-random" else None, None)
-    assert first.distil == random.distil and {run.seed for run in runs.values()} == {5}
+    assert first.start == ("tiny" if backbone == "tiny-random" else None) and (random is None) == (first.start is None)
+    if random:
+        assert random.start is None and random.distil == first.distil and random.seed == 5
+    assert {run.seed for run in runs.values()} == {5}
+    assert len({repr(run) for run in runs.values()}) == len(runs)
 
 
 def test_samples_keep_the_order_of_the_rows_and_depend_on_the_seed_alone(corpus):

@@ -412,6 +412,12 @@ def test_readme_recommends_the_arm_that_is_best_on_dev(tmp_path):
         "| voice | all | `layerwise-all` | shallow | 3 | 8 | -5.0 | -8.0 to -2.0 | better |",
         "| keyword | last | `layerwise` | shallow | 3 | 8 | +0.3 | -1.2 to +1.8 | not resolved |",
     ]
+    assert recommended()[0].startswith("Of the arms **last** and **all**, notebook 14 takes")
+    mixed = tmp_path / "results" / "11_heterogeneous_depth" / "tables"
+    mixed.mkdir(parents=True)
+    deep = "*keyword*, at exit 12: **last** makes 2.0 points fewer errors than **everyone at 3, exit 3** (8 seeds)."
+    (mixed / "says.csv").write_text(f'says\n"{deep.replace("12", "3")}"\n"{deep}"\n')
+    assert recommended()[-1] == f"- {deep}"
 
 
 def test_readme_table_needs_its_markers(tmp_path):

@@ -13,7 +13,7 @@ corpus_study, pretraining_study, layer_probes, cost_study, exit_study, policy_st
             what single notebooks compute and say
 beam, verification, own_heads  other ways to decode, to compare and to predict
 heterofl    a baseline: narrow clients instead of shallow ones; `channels` chooses what they keep
-paper       the published tables
+paper       the published tables; `open_choices` lists what the paper leaves open
 plots, looks  figures and their common style
 readme      the tables of the README
 """

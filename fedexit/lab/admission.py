@@ -6,13 +6,20 @@ import pandas as pd
 from fedexit.lab.layouts import check_rows
 from fedexit.support.errors import FedexitError
 
+LAST_PART = 0.25  # of training, over which the dev error of an arm must be steady
+STEADY = 1.0  # points; an arm whose dev error moves by less in that part has converged
+CONVERGED = (
+    f"Converged: over the last {100 * LAST_PART:g} % of the rounds (or epochs) the dev error moves by less than "
+    f"{STEADY:g} point{'' if STEADY == 1 else 's'}."
+)
+
 
 def admission(curves: pd.DataFrame, log_mel: float, guessing: float) -> dict[str, list[str]]:
     """Return for each arm of a task the reasons why it must not enter a verdict; an empty list admits it.
 
-    An arm must have converged: over the last quarter of training, the largest and the smallest dev error differ by
-    less than 1 point. Its last error must be below its first one and below both baselines. All of this is about the
-    mean over seeds. A comparison gets a verdict only if both of its arms are admitted.
+    An arm must have converged: over the last part of training (`LAST_PART`), the largest and the smallest dev error
+    differ by less than `STEADY`. Its last error must be below its first one and below both baselines. All of this is
+    about the mean over seeds. A comparison gets a verdict only if both of its arms are admitted.
 
     Args:
         curves: columns `arm, seed, round, value`: dev error of each arm of the task as a share, at one exit, from round
@@ -31,9 +38,9 @@ def admission(curves: pd.DataFrame, log_mel: float, guessing: float) -> dict[str
     reasons: dict[str, list[str]] = {}
     for arm, own in curves.groupby("arm", sort=False, observed=True):
         curve, found = _mean_curve(str(arm), own), list[str]()
-        mark = curve.index[curve.index <= 0.75 * curve.index[-1]][-1]
+        mark = curve.index[curve.index <= (1 - LAST_PART) * curve.index[-1]][-1]
         change = np.ptp(curve.loc[mark:])
-        if change >= 1:
+        if change >= STEADY:
             found.append(f"{arm} has not converged: its dev error moves by {change:.1f} points after round {mark}")
         bars = {"its own start": curve.iloc[0]} | {name: 100 * value for name, value in baselines.items()}
         last = curve.iloc[-1]

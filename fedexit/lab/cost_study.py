@@ -129,13 +129,14 @@ def memory_sentences(held: pd.DataFrame, savings: pd.DataFrame, spread: float, d
     """
     first = held["geometry"].iloc[0]
     ratio = (held["training"] / held["forward"])[held["geometry"] == first]
-    span = savings.groupby("source")["saved"].agg(["min", "max"])
+    ours = savings["of"].str.startswith(f"{first}, ")
+    span = savings[ours | (savings["source"] == "published")].groupby("source")["saved"].agg(["min", "max"])
     spans = {kind: f"{100 * row['min']:.0f} to {percent(row['max'])}" for kind, row in span.iterrows()}
     return [
         f"By our model of memory, training `{first}` takes {ratio.min():.1f} to {ratio.max():.1f} times the memory of "
         "a forward pass.",
-        f"Depth {depths[0]} in place of {depths[-1]} saves {spans['training, model']} of the memory of training and "
-        f"{spans['forward, model']} of that of a forward pass, by our model; the paper's Table 3 says "
+        f"For `{first}`, depth {depths[0]} in place of {depths[-1]} saves {spans['training, model']} of the memory of "
+        f"training and {spans['forward, model']} of that of a forward pass, by our model; the paper's Table 3 says "
         f"{spans['published']}.",
         f"The paper's Table 3 is the weights of the cut model plus a constant of the task, to within {spread:.1f} MiB.",
     ]
@@ -146,7 +147,7 @@ def clock_sentences(totals: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> l
     mean = totals.groupby("arm")[["minutes", "idle_share"]].mean()
     return [
         f"At the assumed speeds, *keyword* with **{arm}** lasts {mean.loc[arm, 'minutes']:.1f} simulated minutes, "
-        f"against {mean.loc[other, 'minutes']:.1f} with **{other}** ({counted(totals['seed'].nunique(), 'seed')}); its "
-        f"devices are idle for {percent(mean.loc[arm, 'idle_share'])} of the time."
+        f"against {mean.loc[other, 'minutes']:.1f} with **{other}** ({counted(totals['seed'].nunique(), 'seed')}); "
+        f"with **{arm}**, devices are idle for {percent(mean.loc[arm, 'idle_share'])} of the time."
         for arm, other in pairs
     ]

@@ -1,6 +1,6 @@
 """Combine differences: the mean over tasks with its heterogeneity, and the unbiased square of an effect."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from scipy.stats import chi2, t
 from fedexit.lab.inference import ALPHA
 from fedexit.lab.layouts import check_rows, layout
 from fedexit.lab.reports import on_shared_seeds
+from fedexit.lab.wording import listed, points
 from fedexit.support.errors import FedexitError
 
 
@@ -109,3 +110,24 @@ def effect_sizes(rows: pd.DataFrame, effects: Mapping[str, tuple[str, str]], exi
                 squared = squared_effect(by_seed) if len(by_seed) > 1 else float("nan")
                 found.append((task, exit, name, float(by_seed.mean()), squared, max(squared, 0) ** 0.5))
     return pd.DataFrame(found, columns=["task", "exit", "effect", "mean", "squared", "size"])
+
+
+def effect_sentences(judged: pd.DataFrame, effects: Mapping[str, tuple[str, str]], exits: Sequence[int]) -> list[str]:
+    """Return one sentence per task and exit, in Markdown: what each effect does to the error, with its verdict.
+
+    Args:
+        judged: the table of verdicts (`fedexit.lab.inference.judge`).
+        effects: the two arms of each effect; the second one is subtracted. Effects without a verdict are left out.
+        exits: the exits.
+    """
+    lines = []
+    for task, exit in product(judged["task"].unique(), exits):
+        own = judged[(judged["task"] == task) & (judged["exit"] == exit)].set_index(["one", "other"])
+        said = [
+            f"{points(own.loc[pair, 'difference'])} from the {name} (**{own.loc[pair, 'verdict']}**)"
+            for name, pair in effects.items()
+            if pair in own.index
+        ]
+        if said:
+            lines.append(f"*{task}*, at exit {exit}, the error changes by {listed(said)}.")
+    return lines

@@ -129,11 +129,11 @@ def margins(swept: pd.DataFrame) -> Figure:
         label = name.replace("_", " ")
         axes["client rounds"].plot(100 * swept["margin"], 100 * swept[name], marker=marker, ls=dash, label=label)
     axes["depth"].plot(100 * swept["margin"], swept["mean_depth"], "ko-")
-    best = swept.loc[swept["trained"].idxmax()]
-    axes["client rounds"].set(
-        ylabel="client rounds (%)", title=f"most trained at a margin of {100 * best['margin']:.0f} %"
+    best = swept.loc[swept["mean_depth"].idxmax()]
+    axes["client rounds"].set(ylabel="client rounds (%)", title="what becomes of them")
+    axes["depth"].set(
+        ylabel="layers per client and round", title=f"most layers at a margin of {100 * best['margin']:.0f} %"
     )
-    axes["depth"].set(ylabel="layers per client and round", title="depth, over all clients")
     for axis in axes.values():
         axis.axvline(100 * best["margin"], color="0.5", lw=1, ls=":")
         axis.set(xlabel="margin (% of the free memory)", ylim=(0, None))

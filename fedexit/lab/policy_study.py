@@ -190,10 +190,8 @@ def fleet_sentences(
     best = swept.loc[swept["mean_depth"].idxmax(), "margin"]
     delivers = f"For these invented faults the margin that delivers most layers is {percent(best)}"
     if best < policy.margin:
-        delivers += (
-            f"; our default of {percent(policy.margin)} is larger, because a crash costs the owner of the device"
-        )
-        delivers += " more than the server"
+        delivers += f"; our default of {percent(policy.margin)} is larger: it also protects the device's owner from "
+        delivers += "crashes, which the simulation does not count"
     return [
         f"The corrected model of memory is at most {percent(unseen, 1)} too low at clip lengths that its fit has not "
         f"seen; the margin is {percent(policy.margin)}.",

@@ -109,6 +109,8 @@ def changed_choices(
 ) -> dict[str, Pretraining]:
     """Return short runs of pre-training by name; each changes one choice of the first and has the same batches.
 
+    The run from random weights is left out where the first one has them already.
+
     Args:
         backbone: geometry of the students. `tiny-random` starts from the weights of `tiny` where the name does not say
             otherwise.
@@ -132,9 +134,10 @@ def changed_choices(
             speeds=(1.0,), seen_weight=4.0, seed=seed, distil=distil, start=start, mask_probability=masked, **given,
         )  # fmt: skip
 
+    untrained = {"states of four layers, from random weights": run(states, start=None, teacher=teacher)}
     return {
         "states of four layers": run(states, teacher=teacher),
-        "states of four layers, from random weights": run(states, start=None, teacher=teacher),
+        **(untrained if start else {}),
         "codes of four layers": run(codebooks=codes, teacher=teacher),
         "states of the last layer": run(states[-1:], teacher=teacher),
         "self-supervised, codes at layers 3 and 12": run(

@@ -14,11 +14,13 @@ import pandas as pd
 
 from fedexit.lab.found import write_found
 from fedexit.lab.paper import published
+from fedexit.lab.wording import bullets, listed
 from fedexit.runner.manifest import Notebook, load_manifest
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import write_text
 from fedexit.support.paths import PUBLISHED, project_root
 
+DEEP, ALONE = 12, "everyone at 3, exit 3"  # is a deep exit worth more than what every device could have?
 NOT_YET = "The published results do not say yet."
 MIXED, DEPTH = "11_heterogeneous_depth", "10_depth_by_task"
 # Each finding: the question, and the declared comparison of notebook 11 that answers it (exit, one arm, the other)
@@ -61,7 +63,7 @@ def _between(readme: str, name: str, lines: Callable[[], list[str]]) -> str:
 
 
 def _findings(results: Path) -> list[str]:
-    """Return three questions, each with the sentence of notebook 11 that answers it."""
+    """Return the questions of `FINDINGS`, each with the sentence of notebook 11 that answers it."""
     said = [_said(results, exit, one, other) for _, exit, one, other in FINDINGS]
     return [f"{place}. *{row[0]}* {answer}" for place, (row, answer) in enumerate(zip(FINDINGS, said, strict=True), 1)]
 
@@ -84,7 +86,8 @@ def _claims(results: Path) -> list[str]:
     best = first.loc[first.groupby("task")["value"].idxmin(), "depth"]
     rows = [
         (
-            f"The best depth depends on the task: it is 12 in {(best == 12).sum()} of {len(best)} rows (Table 1).",
+            f"The best depth depends on the task: it is 12 in {(best == 12).sum()} of {len(best)} federated rows "
+            "(Table 1).",
             _first(results / DEPTH / "tables" / "says.csv"),
             DEPTH,
         ),
@@ -94,7 +97,8 @@ def _claims(results: Path) -> list[str]:
             MIXED,
         ),
         (
-            f"Mixed depths come close to one depth for all: {alone.min():+.2f} to {alone.max():+.2f} points (Table 2).",
+            f"Eq. (1) minus one depth for all: {alone.min():+.2f} to {alone.max():+.2f} points, which the paper calls "
+            "close (Table 2).",
             _said(results, 12, "Eq. (1)", "everyone at 12"),
             MIXED,
         ),
@@ -115,14 +119,16 @@ def _saved(memory: pd.DataFrame) -> str:
 
 
 def _savings(results: Path) -> str:
-    """Return what depth 3 saves by our memory model, of the forward pass and of training."""
+    """Return what depth 3 saves a model of the paper's size by our memory model, forward and in training."""
     table = results / "12_cost_of_depth" / "tables" / "savings.csv"
     if not table.is_file():
         return NOT_YET
-    saved = 100 * pd.read_csv(table).groupby("source")["saved"].agg(["min", "max"])
+    rows = pd.read_csv(table)
+    saved = 100 * rows[rows["of"].str.startswith("base, ")].groupby("source")["saved"].agg(["min", "max"])
     forward, training = (saved.loc[f"{kind}, model"] for kind in ("forward", "training"))
     return (
-        f"Depth 3 saves {training['min']:.0f} to {training['max']:.0f} % of the memory of training and "
+        "For a model of the size of wav2vec2-base, depth 3 saves "
+        f"{training['min']:.0f} to {training['max']:.0f} % of the memory of training and "
         f"{forward['min']:.0f} to {forward['max']:.0f} % of that of a forward pass, by our memory model."
     )
 
@@ -143,11 +149,13 @@ def _recommendation(tables: Path) -> list[str]:
     """Return the arm of notebook 14 that is best on dev, and its comparison on test, a row per task."""
     if not ((tables / "choice.csv").is_file() and (tables / "verdicts.csv").is_file()):
         return ["The published results hold no search for a recipe yet."]
-    best = pd.read_csv(tables / "choice.csv").query("best").drop_duplicates("task")
+    tried = pd.read_csv(tables / "choice.csv")
+    best = tried.query("best").drop_duplicates("task")
     judged = pd.read_csv(tables / "verdicts.csv").query("one == 'best on dev'")
     lines = [
-        "Notebook 14 takes for each task the arm with the lowest error on dev, as the mean over exits. It compares "
-        "this arm on test with a fleet whose clients all stop at the shallowest exit:",
+        f"Of the arms {listed(f'**{arm}**' for arm in tried['arm'].unique())}, notebook 14 takes for each task the one "
+        "with the lowest error on dev, as the mean over exits. It compares this arm on test with a fleet whose clients "
+        "all stop at the shallowest exit:",
         "",
         "| task | arm | `method` | against | exit | seeds | difference, points | 95 % interval | verdict |",
         "|" + " --- |" * 9,
@@ -156,6 +164,15 @@ def _recommendation(tables: Path) -> list[str]:
         difference, low, high = (f"{value:+.1f}" for value in (row.difference, row.low, row.high))
         cells = [row.task, row.arm, f"`{row.method}`", row.other, row.exit, row.seeds, difference, f"{low} to {high}"]
         lines.append(f"| {' | '.join(map(str, [*cells, row.verdict]))} |")
+    deep = [_said(tables.parents[1], DEEP, arm, ALONE) for arm in best["arm"].unique()]
+    deep = [sentence for sentence in deep if sentence != NOT_YET]
+    if deep:
+        lines += [
+            "",
+            f"Exit {DEEP} of this arm, beside exit 3 of a fleet that stops there (notebook 11):",
+            "",
+            bullets(deep),
+        ]
     return lines
 
 

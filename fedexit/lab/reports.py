@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from fedexit.lab.admission import CONVERGED as CONVERGED
 from fedexit.lab.admission import admission
 from fedexit.lab.cells import Measured
 from fedexit.lab.inference import EXPLORATORY, UNRESOLVED
