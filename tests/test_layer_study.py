@@ -82,7 +82,8 @@ def test_records_list_a_shared_stage_once(tmp_path, monkeypatch):
 def test_each_choice_changes_one_setting(backbone, teacher, size):
     runs = study.changed_choices(backbone, teacher, ["queen"], updates=3, seconds=2.0, seed=5)
     random = runs.pop("states of four layers, from random weights", None)
-    first, codes, last, own = runs.values()
+    first, masked, codes, last, own = runs.values()
+    assert masked.mask_probability > first.mask_probability and masked.distil == first.distil
     layer = 2 if teacher == "whisper-base" else 6
     assert first.distil[1] == f"state{layer}:{size}:1@6" and codes.codebooks[1] == f"layer{layer}:{4 * size}:1@6"
     assert last.distil == first.distil[-1:] and codes.distil == own.distil == () and own.teacher is None

@@ -138,6 +138,7 @@ def changed_choices(
     return {
         "states of four layers": run(states, teacher=teacher),
         **(untrained if start else {}),
+        "states of four layers, more of them masked": run(states, teacher=teacher, masked=0.65),
         "codes of four layers": run(codebooks=codes, teacher=teacher),
         "states of the last layer": run(states[-1:], teacher=teacher),
         "self-supervised, codes at layers 3 and 12": run(
