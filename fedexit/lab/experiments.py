@@ -148,7 +148,7 @@ class Schedule:
 
 SCHEDULES = {
     "keyword": Schedule(0.12, bfloat16=True, dev_clips=1000),
-    "digit": Schedule(0.2, 20, epochs=10),
+    "digit": Schedule(0.2, 20, bfloat16_central=False),
     "voice": Schedule(0.06, 60, epochs=6),
     "speaker": Schedule(0.2, 40),
 }
