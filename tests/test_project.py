@@ -436,6 +436,9 @@ def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
     said = "*voice*, at exit 3: **Eq. (1)** makes 2.5 points {} errors than **{}** (x)."
     rows = [said.format("more", other) for other in ("masked", "everyone at 3")]
     pd.DataFrame({"says": rows}).to_csv(tables / "says.csv", index=False)
+    (depth := tmp_path / "results" / "10_depth_by_task" / "tables").mkdir(parents=True)
+    chosen = [f"*{task}*: the exit chosen on dev is **{exit}** federated." for task, exit in (("a", 12), ("b", 3))]
+    pd.DataFrame({"says": [*chosen, "*a*: another sentence."]}).to_csv(depth / "says.csv", index=False)
     (savings := tmp_path / "results" / "12_cost_of_depth" / "tables").mkdir(parents=True)
     head = "source,of,saved\n"
     lines = ['"forward, model",a,0.1', '"forward, model",b,0.2', '"training, model",a,0.5', '"training, model",b,0.6']
@@ -443,5 +446,6 @@ def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
     written = readme.render(UNWRITTEN, tmp_path).splitlines()
     assert f"1. *What do weak devices lose in a mixed fleet?* {rows[1]}" in written
     claims = [line for line in written if "(Table " in line]
+    assert f"| {' '.join(chosen)} |" in claims[0]
     assert "by 0.42 to 2.20 points" in claims[1] and "-9.47 to +2.70 points" in claims[2]  # Table 2 of the paper
     assert "10 to 43 %" in claims[3] and "50 to 60 % of the memory of training and 10 to 20 %" in claims[3]
