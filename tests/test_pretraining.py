@@ -436,7 +436,7 @@ def test_other_settings_do_not_resume_the_run(begun):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, "\0"])
 def test_a_damaged_record_of_the_settings_is_refused_in_one_line(corpus, tmp_path, content):
-    record = tmp_path / "run/work/settings.json"
+    record = tmp_path / "run" / "work" / "settings.json"
     record.parent.mkdir(parents=True)
     record.write_text(content)
     with pytest.raises(

