@@ -39,6 +39,7 @@ NEEDS_NOTEBOOKS = {
         "lab.grid",
         "lab.looks",
         "lab.paper_costs",
+        "lab.open_choices",
         "lab.paper_profile",
         "lab.plots",
         "lab.published",
