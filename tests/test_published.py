@@ -116,21 +116,37 @@ def test_the_index_says_what_made_a_cell(tmp_path):
     assert row["processor"] == kept.processor() and row["weights"] == "é" and len(row["finished"]) == 10
 
 
-def test_equal_cells_give_equal_bytes_in_any_order(tmp_path):
+def test_equal_cells_give_equal_rows_in_any_order(tmp_path):
     both = keep(keep(tmp_path / "both", ONE, OTHER), ONE, key="a key", seed=1)
     publish(both, tmp_path / "once")
     for part in (keep(tmp_path / "first", OTHER), keep(tmp_path / "second", ONE, key="a key", seed=1)):
         publish(part, tmp_path / "by_parts")
     publish(keep(tmp_path / "third", ONE, seed=2), tmp_path / "by_parts")
     publish(keep(tmp_path / "last", ONE), tmp_path / "by_parts")  # in place of the one before
-    once, parts = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("once", "by_parts"))
-    assert once == parts and sorted(once) == [
-        "cells.parquet",
-        "errors.parquet",
-        "items.parquet",
-        "ledger.parquet",
-        "spot.parquet",
-    ]
+    once, parts = (tmp_path / name for name in ("once", "by_parts"))
+    assert (once / "cells.parquet").read_bytes() == (parts / "cells.parquet").read_bytes()
+    names = sorted(file.name for file in parts.iterdir())
+    assert names == ["cells.parquet", "errors.parquet", "items.parquet", "ledger.parquet", "spot.parquet"]
+    for name in names:
+        one, other = (pd.read_parquet(folder / name) for folder in (once, parts))
+        order = ["key", "name"]
+        as_text = {column: str for column in order}
+        one, other = (
+            table.astype(as_text).sort_values(order, kind="stable", ignore_index=True).astype(object)
+            for table in (one, other)
+        )
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_a_publication_leaves_the_bytes_of_the_earlier_ones(tmp_path):
+    cells = tmp_path / "cells"
+    publish(keep(tmp_path / "first", ONE, OTHER), cells)
+    before = {kind: (cells / f"{kind}.parquet").read_bytes() for kind in SCHEMAS}
+    publish(keep(tmp_path / "second", ONE, key="a key", seed=1), cells)
+    for kind, old in before.items():
+        new = (cells / f"{kind}.parquet").read_bytes()
+        footer = int.from_bytes(old[-8:-4], "little") + 8
+        assert len(old) > footer and new.startswith(old[:-footer])
 
 
 def test_tables_that_changed_or_have_other_columns_are_not_published(tmp_path):

@@ -1,13 +1,13 @@
 """Publish finished cells in five Parquet files and read them: one index of all cells, and their four tables.
 
-Equal cells give bit-identical files, whatever the order in which they were published. results/cells/README.md
-describes the columns. A published cell is *verified* when the present code made it or reproduced it
+Each publication adds row groups and leaves the bytes of earlier ones alone, so git stores only what is new. Equal cells
+have equal rows, whatever the order in which they were published. results/cells/README.md describes the columns. A published cell is *verified* when the present code made it or reproduced it
 (`fedexit.runner.cell_index.trusted_codes`) and its rows are as they were published.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -87,25 +87,41 @@ def publish(state: Path, target: Path) -> int:
     entries, added = _newest(state)
     if not entries:
         return 0
-    old = read_index(target)
-    stays = {place: row for place, row in old.items() if place not in entries}
-    tables, bounds = {}, {}
-    for kind in SCHEMAS:
-        parts = {place: own[kind] for place, own in added.items()}
-        if stays:
-            table = _read_table(target, kind, stays)
-            places = _bounds(table)
-            parts |= {place: table[slice(*places[place])] for place in stays if place in places}
-        tables[kind] = _joined((parts[place] for place in sorted(parts)), SCHEMAS[kind])
-        bounds[kind] = _bounds(tables[kind])
-    sums = _checksums(tables, bounds, entries)
+    stays = {place: row for place, row in read_index(target).items() if place not in entries}
+    tables = {kind: _joined((added[place][kind] for place in sorted(added)), SCHEMAS[kind]) for kind in SCHEMAS}
+    sums = _checksums(tables, {kind: _bounds(table) for kind, table in tables.items()}, entries)
     rows = stays | {place: _index_row(place, entry, sums[place]) for place, entry in entries.items()}
-    tables["cells"] = pa.Table.from_pylist([rows[place] for place in sorted(rows)], INDEX_SCHEMA)
+    index = pa.Table.from_pylist([rows[place] for place in sorted(rows)], INDEX_SCHEMA)
     with ExitStack() as stack:  # the index is entered first, so it is replaced last
-        for kind in reversed(tables):
-            part = stack.enter_context(replacing(_file(target, kind)))
-            pq.write_table(tables[kind], part, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        for kind, table in reversed([*tables.items(), ("cells", index)]):
+            groups = [table] if kind == "cells" else [*_kept_groups(target, kind, stays), table]
+            _write_groups(stack.enter_context(replacing(_file(target, kind))), table.schema, groups)
     return len(entries)
+
+
+def _kept_groups(folder: Path, kind: str, stays: Collection[Identity]) -> Iterator[pa.Table]:
+    """Yield the row groups of a published table as they are, but without the rows of cells that do not stay.
+
+    A later publication thus leaves the bytes of the earlier ones alone, and git stores only what is new.
+    """
+    file = _file(folder, kind)
+    if not stays or not file.is_file():
+        return
+    with refusing_damage(file), pq.ParquetFile(file) as stored:
+        for number in range(stored.num_row_groups):
+            group = stored.read_row_group(number).select(SCHEMAS[kind].names).cast(SCHEMAS[kind])
+            places = _bounds(group)
+            if not places.keys() <= {*stays}:
+                own = [group[slice(*rows)] for place, rows in places.items() if place in stays]
+                group = _joined(own, SCHEMAS[kind])
+            yield group
+
+
+def _write_groups(file: Path, schema: pa.Schema, groups: Iterable[pa.Table]) -> None:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for group in groups:
+            if len(group):
+                writer.write_table(group, ROWS_PER_GROUP)
 
 
 def _newest(state: Path) -> tuple[dict[Identity, dict], dict[Identity, dict[str, pa.Table]]]:
