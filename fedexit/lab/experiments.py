@@ -151,6 +151,7 @@ SCHEDULES = {
     "digit": Schedule(0.2, 20, bfloat16_central=False),
     "voice": Schedule(0.06, 60, epochs=6),
     "speaker": Schedule(0.2, 40),
+    "asr": Schedule(0.5, epochs=4),
 }
 
 
@@ -163,8 +164,9 @@ def setting_of_arm(task: str, arm: Arm, backbone: str, schedule: Schedule) -> Se
     rate = schedule.rate_all if every else schedule.rate
     training = LocalTraining(learning_rate=rate, head_learning_rate=1e-2, bfloat16=schedule.bfloat16)
     regime = Regime(schedule.heads_rounds, falling_rates=True, average=0.9)
-    central = Recipe(
-        schedule.epochs, learning_rate=schedule.rate_central, crop=plan.central.crop, bfloat16=schedule.bfloat16_central
+    recipe = plan.central if plan.texts else Recipe(crop=plan.central.crop)
+    central = replace(
+        recipe, epochs=schedule.epochs, learning_rate=schedule.rate_central, bfloat16=schedule.bfloat16_central
     )
     setting = Setting(
         DataPart(plan.corpus, plan.seconds),
