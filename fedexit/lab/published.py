@@ -1,8 +1,9 @@
 """Publish finished cells in five Parquet files and read them: one index of all cells, and their four tables.
 
 Each publication adds row groups and leaves the bytes of earlier ones alone, so git stores only what is new. Equal cells
-have equal rows, whatever the order in which they were published. results/cells/README.md describes the columns. A published cell is *verified* when the present code made it or reproduced it
-(`fedexit.runner.cell_index.trusted_codes`) and its rows are as they were published.
+have equal rows, whatever the order in which they were published. results/cells/README.md describes the columns. A
+published cell is *verified* when the present code made it or reproduced it (`fedexit.runner.cell_index.trusted_codes`)
+and its rows are as they were published.
 """
 
 import hashlib
