@@ -32,6 +32,15 @@ def test_reasons_are_those_of_each_arm_and_of_its_placed_names():
     ]  # fmt: skip
 
 
+def test_of_texts_an_arm_must_beat_the_empty_text():
+    errors = measured().errors.query("method not in ('guessing', 'log-mel')").assign(metric="CER")
+    found = measured()._replace(errors=errors)
+    assert reports.reasons_against(found, ["t"])["t"]["a"] == []
+    worse = found._replace(errors=errors.assign(value=errors["value"] + 1))
+    [_, reason] = reports.reasons_against(worse, ["t"])["t"]["a"]
+    assert reason == "a does not beat guessing: 120.0 against 100.0 %"
+
+
 def test_a_placed_arm_stands_at_another_exit():
     rows = pd.DataFrame({"arm": ["a", "a", "b"], "exit": [3, 12, 3], "errors": [1, 2, 3]})
     assert reports.placed(rows, "a", 3, 12).to_dict("records") == [{"arm": "a, exit 3", "exit": 12, "errors": 1}]
