@@ -35,8 +35,8 @@ def corpus(tmp_path_factory) -> Path:
     return write_small_corpus(tmp_path_factory.mktemp("small") / "corpus")
 
 
-def start_of(corpus: Path) -> MultiExitModel:
-    return MultiExitModel(load_backbone("nano"), make_task("keyword", open_corpus(corpus)).labels)
+def start_of(corpus: Path, backbone: str = "nano") -> MultiExitModel:
+    return MultiExitModel(load_backbone(backbone), make_task("keyword", open_corpus(corpus)).labels)
 
 
 def here(corpus: Path, rounds: int, **options) -> str:
@@ -46,9 +46,9 @@ def here(corpus: Path, rounds: int, **options) -> str:
     return federate(start, clients, rounds=rounds, training=TRAINING, **options).model.checksum()
 
 
-def started(folder: Path, corpus: Path, **options) -> Path:
-    config = {"corpus": str(corpus), "rounds": 3, "batch-size": 4, "learning-rate": 3e-3, **WAITS}
-    local.up(folder, NODES, start_of(corpus), config, **options)
+def started(folder: Path, corpus: Path, backbone: str = "nano", rounds: int = 3, **options) -> Path:
+    config = {"corpus": str(corpus), "rounds": rounds, "batch-size": 4, "learning-rate": 3e-3, **WAITS}
+    local.up(folder, NODES, start_of(corpus, backbone), config, **options)
     return folder
 
 
@@ -168,6 +168,22 @@ def test_a_deployed_fleet_gives_the_weights_of_this_process_also_after_kills_of_
     assert jobs * own <= counter.up and jobs * own <= counter.down
     print(f"wire: up {counter.up}, down {counter.down} bytes; weights {jobs * own} each way")
     assert checksum(folder / "run") == here(corpus, 3)
+
+
+def test_bytes_on_the_wire_are_those_of_the_ledger(tmp_path, corpus):
+    folder = tmp_path / "fleet"
+    counters = [Counter(lambda: local.facts_of(folder)["port"]) for _ in NODES]
+    ways = {number: counter.place for number, counter in enumerate(counters)}
+    try:
+        started(folder, corpus, "tiny-distilled", rounds=2, ways=ways)
+        assert local.wait_for(folder, local.submit(folder), PATIENCE) == "finished:completed"
+    finally:
+        local.down(folder)
+    weights = pd.read_csv(folder / "run" / "ledger.csv").groupby("client")["bytes"].sum()
+    for node, counter in zip(NODES, counters, strict=True):
+        assert weights[node.client] < counter.up <= 1.05 * weights[node.client], node
+    start = rows(folder / "run" / "times.csv")["bytes_start"].sum()  # what a node gets once: the frozen weights
+    assert weights.sum() < sum(counter.down for counter in counters) - start <= 1.05 * weights.sum()
 
 
 def test_a_node_killed_in_mid_round_costs_its_client_that_round_alone(fleet, corpus):
