@@ -2,7 +2,7 @@
 
 Import the public names from here. Each is loaded on first use, so that the command line starts without torch.
 
-Each folder is a floor: its modules import only from their own floor and from the floors below it, in this order:
+Each folder is a level: its modules import only from their own level and from the levels below it, in this order:
 
     cli        the command `fedexit`
     teach      exercises for a class, and the grader

@@ -250,6 +250,7 @@ def test_few_seeds_and_arms_that_are_not_admitted_get_no_verdict():
     reasons = {"t": {}, "u": other, "v": {"a": [], "b": ["b has not converged"]}, "w": {}}
     found = judge(made, named(*"tuvw"), reasons)
     assert found["verdict"].tolist() == ["demonstration", "better", "not admitted", "demonstration"]
+    assert found["refused"].tolist() == ["", "", "b", ""]
     assert found["p_holm"].tolist() == pytest.approx([0.004] * 3 + [np.nan], nan_ok=True)  # all four count
 
 

@@ -55,6 +55,15 @@ def test_sentences_name_direction_and_verdict(low, high, p, says):
     assert pd.Series([line]).str.contains(says).all() and "2.0 points" in line
 
 
+def test_a_sentence_names_the_arms_that_are_not_admitted():
+    columns = ["task", "exit", "one", "other", "difference", "low", "high", "p", "se", "seed_se", "seeds", "clusters"]
+    table = pd.DataFrame([("t", 3, "a", "b", 1.0, 0.5, 1.5, 0.01, 0.5, 0.5, 8, 9)], columns=columns)
+    reasons = {"t": {"b": ["b has not converged"]}}
+    judged = judge(table.assign(effective=9.0, layout="crossed"), [("t", 3, "a", "b")], reasons)
+    [line] = reports.sentences(judged)
+    assert line.endswith("**not admitted**, because of **b**.")
+
+
 def test_costs_are_sums_over_rounds_and_means_over_seeds():
     ledger = pd.DataFrame({"task": "t", "arm": "a", "seed": [0, 0, 1, 1], "bytes": [1, 2, 3, 4]})
     ledger = ledger.assign(macs_forward=1, macs_backward=2)

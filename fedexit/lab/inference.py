@@ -176,7 +176,8 @@ def judge(compared: pd.DataFrame, primary: Iterable[tuple], admission: Mapping[s
 
     Returns:
         `compared` with new columns: `verdict`; `p_holm`, NaN for exploratory comparisons; `small`; `seeds_needed`, NaN
-        unless the verdict is `not resolved` (`seeds_needed`).
+        unless the verdict is `not resolved` (`seeds_needed`); `refused`, the arms that are not admitted where this is
+        the verdict.
 
     Raises:
         FedexitError: a primary comparison is missing or is there twice; a task lacks its admission.
@@ -193,7 +194,8 @@ def judge(compared: pd.DataFrame, primary: Iterable[tuple], admission: Mapping[s
     both = list(zip(rows, verdicts, strict=True))
     small = [word in (BETTER, WORSE) and _inside(row) for row, word in both]
     needed = [seeds_needed(row, len(family)) if word == UNRESOLVED else np.nan for row, word in both]
-    return compared.assign(verdict=verdicts, p_holm=p_holm, small=small, seeds_needed=needed)
+    refused = [" and ".join(_refused(row, admission)) if word == REFUSED else "" for row, word in both]
+    return compared.assign(verdict=verdicts, p_holm=p_holm, small=small, seeds_needed=needed, refused=refused)
 
 
 def _declared(compared: pd.DataFrame, family: list[tuple]) -> np.ndarray:
@@ -208,12 +210,16 @@ def _declared(compared: pd.DataFrame, family: list[tuple]) -> np.ndarray:
     return np.array([name in family for name in names], bool)
 
 
+def _refused(row: Any, admission: Mapping[str, Reasons]) -> list[str]:
+    return [arm for arm in (row.one, row.other) if admission[row.task].get(arm)]
+
+
 def _verdict(row: Any, admission: Mapping[str, Reasons]) -> str:
     if not row.primary:
         return EXPLORATORY
     if row.seeds < FEWEST_SEEDS:
         return DEMONSTRATION
-    if any(admission[row.task].get(arm) for arm in (row.one, row.other)):
+    if _refused(row, admission):
         return REFUSED
     if row.p_holm < ALPHA:
         return BETTER if row.difference < 0 else WORSE

@@ -70,7 +70,7 @@ def mixed(devices: Mapping[int, int], tiers: Iterable[int], g: float, layers: in
 
     Returns:
         One row per layer and tier that trains it: `layer, tier, clients, share, effective`. `effective` is the number
-        of equally weighted clients whose average is as steady as that of the layer.
+        of equally weighted clients whose average varies as much as that of the layer.
     """
     tiers = sorted(tiers)
     held = dict.fromkeys(tiers, 0)

@@ -7,7 +7,7 @@ import pandas as pd
 from fedexit.lab.admission import CONVERGED as CONVERGED
 from fedexit.lab.admission import admission
 from fedexit.lab.cells import Measured
-from fedexit.lab.inference import EXPLORATORY, UNRESOLVED
+from fedexit.lab.inference import EXPLORATORY, REFUSED, UNRESOLVED
 from fedexit.lab.layouts import ROWS
 from fedexit.lab.setting import GUESSING, LOG_MEL
 from fedexit.lab.wording import counted, interval
@@ -81,7 +81,7 @@ def sentences(judged: pd.DataFrame, place: str = "at exit {exit}", family: Seque
 
     A sentence names the task, the exit, both arms, the number of seeds, the interval and the verdict. The interval is
     not corrected for multiple comparisons. Where it excludes 0 and the comparison is not resolved, the sentence gives
-    the corrected p-value.
+    the corrected p-value. Where an arm is not admitted, the sentence names it.
 
     Args:
         judged: the table with columns `task, exit, one, other`.
@@ -101,6 +101,8 @@ def _sentence(row: dict, place: str) -> str:
         measured += f", {interval(row['low'], row['high'])}"
     text = f"*{row['task']}*, {place.format(**row)}: **{row['one']}** makes {compared} errors than "
     text += f"**{row['other']}** ({measured}): **{row['verdict']}**"
+    if row["verdict"] == REFUSED:
+        return f"{text}, because of **{row['refused']}**."
     if row["verdict"] != UNRESOLVED:
         return f"{text}."
     if row["low"] > 0 or row["high"] < 0:
