@@ -7,7 +7,15 @@ from scipy import stats
 
 from fedexit.lab.admission import CONVERGED, LAST_PART, STEADY, admission
 from fedexit.lab.effects import effect_sentences, effect_sizes, random_effects, squared_effect
-from fedexit.lab.inference import compare, count_verdicts, difference, holm, judge, seeds_needed
+from fedexit.lab.inference import (
+    compare,
+    count_verdicts,
+    difference,
+    error_rates,
+    holm,
+    judge,
+    seeds_needed,
+)
 from fedexit.lab.layouts import Layout, layout
 from fedexit.support.errors import FedexitError
 
@@ -469,3 +477,11 @@ BASE = compared(("t", 1.0, 0.5, 0.01))
 def test_impossible_questions_are_refused(call, says):
     with pytest.raises(FedexitError, match=says):
         call()
+
+
+def test_intervals_of_error_rates_end_at_the_possible_rates():
+    rows = table(np.array([[-50, -50, 49], [-50, -49, 50]]), np.full((2, 3), 100)).query("arm == 'a'")
+    [found] = error_rates(rows.assign(exit=3), ["exit"]).itertuples()
+    assert found.low == 0 < found.error < found.high == 100
+    [texts] = error_rates(rows.assign(exit=3, errors=2 * rows["errors"]), ["exit"]).itertuples()  # insertions count
+    assert texts.high > 100

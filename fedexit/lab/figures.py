@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedexit.lab.looks import EXITS, METHODS, legend_below, looks_of, panels
+from fedexit.lab.looks import EXITS, METHODS, legend_below, looks_of, panels, stacked
 from fedexit.lab.plots import (
     arms_by_exit,
     error_by_bytes,
@@ -86,8 +86,8 @@ def learning(curves: pd.DataFrame) -> Figure:
 def differences(judged: pd.DataFrame) -> Figure:
     """Return the declared comparisons, a panel per task: `task, exit, one, other, difference, low, high, verdict`."""
     groups = dict(list(judged.groupby("task", sort=False)))
-    pairs = judged.groupby("task")[["one", "other"]].apply(lambda own: len(own.drop_duplicates())).max()
-    figure, axes = panels([*groups], width=7.0, height=1.6 + 0.55 * pairs)
+    heights = {task: 1.6 + 0.55 * len(own[["one", "other"]].drop_duplicates()) for task, own in groups.items()}
+    figure, axes = stacked(heights)
     for task, axis in axes.items():
         forest(axis, groups[task])
         axis.set_title(f"{task} ({_seeds(groups[task])})")
@@ -117,7 +117,8 @@ def error_by_cost(spent: pd.DataFrame) -> Figure:
             axis.plot([row.macs_share] * 2, [row.low, row.high], color=colour, lw=1.5)
             axis.plot(row.macs_share, row.error, marker, color=colour, ms=9, label=f"everyone at {row.exit}")
         axis.set(xlabel="multiply-accumulates (% of everyone at 12)", xlim=(0, 105))
-        axis.set(ylabel="error on test (%), lower is better", ylim=(0, 1.1 * groups[task]["error"].max()))
+        top = groups[task][["error", "high"]].max(axis=None)  # high is empty for one seed
+        axis.set(ylabel="error on test (%), lower is better", ylim=(0, 1.1 * top))
     legend_below(figure, *axes.values(), columns=2)
     return figure
 

@@ -105,7 +105,8 @@ def _jackknife(found: Layout) -> tuple[float, float, float]:
 def error_rates(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Return the error rate of each arm in each group with its 95 % interval, all in percent.
 
-    The interval is that of `difference` with an arm that makes no error.
+    The interval is that of `difference` with an arm that makes no error. It is cut at 0, and where no clip has more
+    errors than it is counted in, at 100.
 
     Args:
         rows: columns `by` and `ROWS`.
@@ -122,7 +123,8 @@ def error_rates(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     for key, own in rows.groupby([*by, "arm"], sort=False, observed=True):
         right = own.assign(arm=none, errors=0)
         one = difference(layout(pd.concat([own, right]), str(key[-1]), none))
-        found.append((*key, one.difference, one.low, one.high, one.seeds, one.clusters))
+        most = 100 if (own["errors"] <= own["n"]).all() else np.inf
+        found.append((*key, one.difference, *np.clip([one.low, one.high], 0, most), one.seeds, one.clusters))
     return pd.DataFrame(found, columns=[*by, "arm", "error", "low", "high", "seeds", "clusters"])
 
 

@@ -4,7 +4,7 @@ There are separate palettes for methods, exits, verdicts, ways to choose an exit
 can distinguish all colours. A mark, dash or hatch repeats what a colour says, so that grey prints stay readable.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedexit.support.extras import extra
@@ -53,7 +53,7 @@ VERDICTS = {
     "not resolved": ("0.45", True),
     "not admitted": ("0.45", False),
     "demonstration": ("0.3", False),
-    "exploratory": ("0.75", False),
+    "exploratory": ("0.65", False),
 }
 # Ways to choose an exit at run time.
 WAYS: dict[str, Look] = {
@@ -94,6 +94,14 @@ def legend_below(figure: Figure, *axes: Axes, columns: int | None = None) -> Non
             found.setdefault(label, handle)
     place: dict[str, Any] = dict(loc="outside lower center", ncols=columns or len(found), fontsize="small")
     figure.legend(list(found.values()), list(found), **place)
+
+
+def stacked(heights: Mapping[str, float], width: float = 7.0) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with one axis for each name of `heights` (in inches), below each other."""
+    figure, axes = plt.subplots(
+        len(heights), figsize=(width, sum(heights.values())), height_ratios=[*heights.values()], squeeze=False
+    )
+    return figure, dict(zip(heights, axes.flat, strict=True))
 
 
 def panels(names: Sequence[str], width: float = 4.6, height: float = 4.0) -> tuple[Figure, dict[str, Axes]]:
