@@ -96,11 +96,13 @@ def unsealed(found: dict) -> dict:
 
 @contextmanager
 def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends without an error, that file becomes `path`.
+    """Give a temporary path near `path`; when the block ends without an error, that file becomes `path`.
 
-    The temporary name is unique, so two processes never write into each other's file. A failed block leaves `path`
-    as it was and no temporary file. The new file is on disk before it takes its name, so a power failure leaves one of
-    the two whole. `flush=False` leaves that to a later `new_folder`, which is faster for many small files.
+    The temporary file is alone in a new folder beside `path`, so two processes never write into each other's file.
+    What a library leaves there when the process is killed lies in that folder too, and `fedexit.support.locks.sweep`
+    removes it: safetensors first writes to a name of its own, such as `.tmpQ7xY2a`. A failed block leaves `path` as it
+    was and no temporary file. The new file is on disk before it takes its name, so a power failure leaves one of the
+    two whole. `flush=False` leaves that to a later `new_folder`, which is faster for many small files.
 
     Example:
         >>> with replacing(target) as part:
@@ -108,19 +110,19 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent))
+    part = folder / path.name
     try:
+        part.touch()
         yield part
-        part.chmod(0o666 & ~_umask())  # mkstemp makes a private file
+        part.chmod(0o666 & ~_umask())  # some libraries make a private file
         if flush:
             flush_to_disk(part)
         os.replace(part, path)
         if flush:
             flush_to_disk(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
