@@ -326,6 +326,15 @@ def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "text")]
 
 
+def test_an_error_of_the_system_names_the_file_and_not_a_temporary_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", 245 * "x"):  # the second is short enough, but not with the ending of a temporary name
+        with pytest.raises(OSError) as caught:
+            write_text(tmp_path / name, "text")
+        assert caught.value.filename == str(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
 def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, target: str = "") -> tarfile.TarInfo:
     made = tarfile.TarInfo(name)
     made.type, made.size, made.linkname = kind, size, target
