@@ -191,11 +191,12 @@ def _command(
 
 
 def _run(args: argparse.Namespace) -> int:
-    from fedexit.runner.run import run
+    from fedexit.runner.run import check_kinds, run
 
     overrides = dict(map(_parameter, args.parameters))
     if args.dry_run or args.profile == "paper":
-        from fedexit.lab import paper_costs, paper_profile
+        check_kinds(args.profile, args.notebooks, overrides)
+        from fedexit.lab import paper_costs, paper_profile  # they take seconds
 
         grids, tables = paper_profile.grids_in(args.profile, args.notebooks, overrides)
         if args.dry_run and not grids:

@@ -133,7 +133,7 @@ def check_target(path: str | Path) -> Path:
             fault = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK) else errno.EACCES
         if fault:
             raise OSError(fault, os.strerror(fault))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FedexitError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
     return path
 
