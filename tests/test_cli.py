@@ -127,6 +127,17 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(command, ou
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("value", ["-1", "0", "99999999999999999999"])
+@pytest.mark.parametrize("limit", ["cpu", "memory"])
+def test_limits_with_which_no_answer_gets_a_mark_are_refused(limit, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ann.ipynb").write_text('{"cells": []}')
+    assert cli.main(["grade", "ann.ipynb", "--out", "grades.csv", f"--{limit}", value]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"fedexit: --{limit} must be from ") and captured.err.endswith(f", not {value}\n")
+    assert not captured.out and [file.name for file in tmp_path.iterdir()] == ["ann.ipynb"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
