@@ -3,8 +3,9 @@
 import argparse
 import errno
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fedexit import __version__
 from fedexit.data_commands import add_data_commands
@@ -14,6 +15,7 @@ from fedexit.model_commands import add_model_commands
 from fedexit.support.errors import FedexitError
 from fedexit.teach_commands import add_teach_commands
 
+_WRONG_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)  # the user's, not a fault of the machine
 # exit codes: 0 done, 1 a notebook or the machine failed, 2 wrong input, 130 interrupted (Ctrl-C)
 
 
@@ -22,8 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # print a character that the console cannot show as its code
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    args = _parser().parse_args(given)
     try:
+        _refuse_empty(given)
         return args.handler(args) or 0
     except FedexitError as error:
         return _complain(str(error), 2)
@@ -33,7 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno == errno.ENOSPC:
             return _complain("disk full; free space, then run the command again to resume", 1)
         what = str(error.strerror or error).splitlines()[0]  # some libraries raise OSError without a number and a text
-        return _complain(f"{error.filename or 'system'}: {what}; fix this, then run the command again", 1)
+        named, code = f"{error.filename or 'system'}", 2 if error.errno in _WRONG_PATHS else 1
+        named = named if len(named) < 200 else f"{named:.100}..."
+        return _complain(f"{named}: {what}; fix this, then run the command again", code)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise FedexitError for an empty argument, which a variable of the shell without a value gives."""
+    for place, own in enumerate(arguments):
+        if own == "" or re.fullmatch(r"--[a-z-]+=", own):
+            named = own[:-1] or f"number {place + 1}, after {arguments[place - 1] if place else 'fedexit'},"
+            raise FedexitError(f"argument {named} is empty; give a value, or leave it out")
 
 
 def _complain(message: str, code: int) -> int:
@@ -177,11 +191,12 @@ def _command(
 
 
 def _run(args: argparse.Namespace) -> int:
-    from fedexit.runner.run import run
+    from fedexit.runner.run import check_kinds, run
 
     overrides = dict(map(_parameter, args.parameters))
     if args.dry_run or args.profile == "paper":
-        from fedexit.lab import paper_costs, paper_profile
+        check_kinds(args.profile, args.notebooks, overrides)
+        from fedexit.lab import paper_costs, paper_profile  # they take seconds
 
         grids, tables = paper_profile.grids_in(args.profile, args.notebooks, overrides)
         if args.dry_run and not grids:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import check_target
 
 
 def add_figure_commands(commands: argparse._SubParsersAction, command: Callable) -> None:
@@ -40,6 +41,9 @@ def _make(args: argparse.Namespace) -> int:
         return 0
     item = drawing.find(args.kind, args.name, args.profile)
     format = _format(args, drawing.FORMATS[args.kind])
+    out = Path(args.out or f"{item.source.replace('/', '-')}.{format}")
+    if args.kind == "figure" or args.out:
+        check_target(out)
     if args.rerun:
         _rerun(item.notebook, args.profile)
     data = drawing.read(item, args.profile)
@@ -47,7 +51,6 @@ def _make(args: argparse.Namespace) -> int:
         shown = drawing.as_text(data, format) if format else data.to_string(index=False, na_rep="", float_format="%.2f")
         print(shown.rstrip("\n"))
         return 0
-    out = Path(args.out or f"{item.source.replace('/', '-')}.{format}")
     drawing.save(item, data, format, out)
     minutes = f", or with --rerun in about {item.minutes:g} minutes" if item.minutes else ""
     print(f"{out}: {item.about}; from the results of {item.notebook}{minutes}")

@@ -3,6 +3,10 @@
 import argparse
 from collections.abc import Callable
 
+from fedexit.support.errors import FedexitError
+
+_LONGEST_CLIP = 3600  # seconds
+
 
 def add_fleet_commands(commands: argparse._SubParsersAction, command: Callable, parse: Callable) -> None:
     """Add these commands.
@@ -49,12 +53,16 @@ def _add_model(part: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
+    from fedexit.data.tasks import task_options
     from fedexit.data.text import CHARACTERS
     from fedexit.flower.fleet import read_fleet
     from fedexit.flower.plan import layers_trained, plan, summary
     from fedexit.model.backbone import load_backbone
     from fedexit.model.exits import MultiExitModel
 
+    if not 0 < args.seconds <= _LONGEST_CLIP:  # NaN as well
+        raise FedexitError(f"--seconds must be > 0 and at most {_LONGEST_CLIP}, not {args.seconds:g}")
+    task_options(args.task)  # refuses a task that does not exist
     nodes, asr = read_fleet(args.file), args.task == "asr"
     labels = list(CHARACTERS) if asr else [str(number) for number in range(10)]
     model = MultiExitModel(load_backbone(args.backbone), labels, head="ctc" if asr else "pooled")
@@ -87,6 +95,8 @@ def _up(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> int:
     from fedexit.flower import local
 
+    if not args.minutes > 0:  # NaN as well
+        raise FedexitError(f"--minutes must be > 0, not {args.minutes:g}")
     ended = local.finished(args.folder, 60 * args.minutes, **dict(map(args.parse, args.settings)))
     print(f"the run is {ended}; checkpoint, model and tables: {args.folder}/run, log: {args.folder}/logs")
     return 0 if ended == "finished:completed" else 1
@@ -95,7 +105,9 @@ def _run(args: argparse.Namespace) -> int:
 def _down(args: argparse.Namespace) -> None:
     from fedexit.flower import local
 
-    print(f"{local.down(args.folder)} processes ended")
+    if not (ended := local.down(args.folder)):
+        local.facts_of(args.folder)  # refuses a folder without a fleet: its name may be misspelt
+    print(f"{ended} processes ended")
 
 
 def _certificates(args: argparse.Namespace) -> None:

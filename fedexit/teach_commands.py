@@ -3,6 +3,10 @@
 import argparse
 from collections.abc import Callable
 
+from fedexit.support.errors import FedexitError
+
+_LIMITS = {"cpu": (1, 3600), "memory": (256, 1_000_000)}  # seconds, MB; 0 would mark every answer as wrong
+
 
 def add_teach_commands(commands: argparse._SubParsersAction, command: Callable) -> None:
     """Add these commands; `command` is the function of `fedexit.cli` that adds one with its handler and example."""
@@ -45,6 +49,9 @@ def _key(args: argparse.Namespace) -> None:
 def _grade(args: argparse.Namespace) -> None:
     from fedexit.teach.grading import Limits, grade, protection
 
+    for name, (least, most) in _LIMITS.items():
+        if not least <= (value := getattr(args, name)) <= most:
+            raise FedexitError(f"--{name} must be from {least} to {most}, not {value}")
     print(protection())
     limits = Limits(cpu=args.cpu, wall=4.0 * args.cpu, memory=args.memory)
     grades = grade(args.files, args.out, args.key, args.exercises, limits)

@@ -75,7 +75,8 @@ def half_bytes(path, content):
 
 
 def half_tensors(content, path, **_):
-    half_bytes(path, bytes(range(200)))
+    """Write as safetensors does: to a file of its own beside `path`, which takes that name in the end."""
+    half_bytes(Path(path).with_name(".tmpQ7xY2a"), bytes(range(200)))
 
 
 def with_faults(faults: Faults, action, folder: Path) -> None:

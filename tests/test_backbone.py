@@ -17,6 +17,7 @@ from fedexit.model.backbone import PRESETS, default_exits, load_backbone
 from fedexit.model.exits import MultiExitModel
 from fedexit.model.metrics import predict
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import check_downloaded
 from fedexit.support.paths import backbone_folders, project_root
 from fedexit.support.streams import stream_seed
 
@@ -288,6 +289,32 @@ def test_broken_files_are_refused_in_one_line(words, tmp_path):
     with pytest.raises(FedexitError, match=words) as caught:
         load_backbone(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [9, 200, -4, -1])
+def test_weights_that_are_cut_off_are_refused_with_their_size(left, tmp_path):
+    saved_model(tmp_path, "hubert", num_hidden_layers=1)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    check_downloaded(file)
+    file.write_bytes(whole[:left])
+    size = len(whole[:left])
+    with pytest.raises(
+        FedexitError, match=rf"safetensors is cut off: it holds {size} of \d+ bytes; download it again$"
+    ):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"x" * 7, bytes(200), b"[]", b'{"a": 1}', b'{"a": {"data_offsets": "x"}}', b"[" * 9999]
+)
+def test_weights_with_a_header_of_another_form_are_refused_in_one_line(content, tmp_path):
+    saved_model(tmp_path, "hubert", num_hidden_layers=1)
+    (tmp_path / "model.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    with pytest.raises(
+        FedexitError, match=r"^[^\n]* cannot be read \(SafetensorError: [^\n]*; check config.json and weights$"
+    ):
+        load_backbone(tmp_path)
 
 
 class Touch:

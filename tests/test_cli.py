@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from fedexit import __version__, cli
 from fedexit.runner import run as runner
 from fedexit.support.errors import FedexitError
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = (
     ["run"],
     ["status"],
@@ -76,6 +78,77 @@ def test_other_errors_of_the_system_are_one_line_that_names_the_file(error, says
     monkeypatch.setattr(runner, "status", fail)
     assert cli.main(["status"]) == 1
     assert capsys.readouterr().err == f"fedexit: {says}; fix this, then run the command again\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), "file/x: Not a directory"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "folder"), "folder: Is a directory"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", 300 * "x"), f"{100 * 'x'}...: File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_is_wrong_input(error, says, monkeypatch, capsys):
+    def fail(profile: str) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "status", fail)
+    assert cli.main(["status"]) == 2
+    assert capsys.readouterr().err == f"fedexit: {says}; fix this, then run the command again\n"
+
+
+WRITING = {
+    "figure": ["figure", "1", "--rerun"],
+    "table": ["table", "1", "--rerun"],
+    "bench": ["bench", "engine"],
+    "key": ["key", "--answers", "answers"],
+    "grade": ["grade", "ann.ipynb"],
+}
+
+
+@pytest.mark.parametrize("out", ["folder.csv", "file/a.csv", "file/more/a.csv", 300 * "x" + ".csv", "."])
+@pytest.mark.parametrize("command", WRITING)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(command, out, tmp_path, monkeypatch, capsys):
+    def work(*given, **named):
+        raise AssertionError("the work began")
+
+    for place in ("figure_commands._rerun", "bench.suite._engines", "teach.keys._record", "teach.grading._verdicts"):
+        monkeypatch.setattr(f"fedexit.{place}", work)
+    monkeypatch.setenv("FEDEXIT_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for folder in ("folder.csv", "folder.csv/provenance.json", "provenance.json"):  # the last two are those of bench
+        (tmp_path / folder).mkdir()
+    (tmp_path / "ann.ipynb").write_text('{"cells": []}')
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main([*WRITING[command], "--out", out]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "cannot be written (" in err and err.endswith("; choose another place\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "99999999999999999999"])
+@pytest.mark.parametrize("limit", ["cpu", "memory"])
+def test_limits_with_which_no_answer_gets_a_mark_are_refused(limit, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ann.ipynb").write_text('{"cells": []}')
+    assert cli.main(["grade", "ann.ipynb", "--out", "grades.csv", f"--{limit}", value]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"fedexit: --{limit} must be from ") and captured.err.endswith(f", not {value}\n")
+    assert not captured.out and [file.name for file in tmp_path.iterdir()] == ["ann.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["figure", "1", "--out", ""], "number 4, after --out,"),
+        (["figure", "1", "--out="], "--out"),
+        (["predict", "", "a.wav"], "number 2, after predict,"),
+    ],
+)
+def test_an_empty_argument_is_refused_by_its_place(arguments, named, capsys):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == f"fedexit: argument {named} is empty; give a value, or leave it out\n"
 
 
 def test_parameters_are_yaml(monkeypatch):

@@ -274,6 +274,32 @@ def test_leftovers_of_killed_processes_are_swept_and_others_stay(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"out.part", ".out.part"}
 
 
+KILLED_WHILE_WRITING = """
+import os, sys
+from pathlib import Path
+import torch
+from fedexit.support import tensors
+
+def half(content, path, **_):
+    Path(path).with_name(".tmpQ7xY2a").write_bytes(b"half")  # the library's own temporary name
+    os._exit(9)
+
+tensors.save_file = half
+tensors.write_tensors(sys.argv[1], {"w": torch.zeros(3)})
+"""
+
+
+def test_what_safetensors_leaves_of_a_killed_process_is_swept_but_not_a_file_of_the_user(tmp_path):
+    saved(tmp_path / "state", 1)
+    (tmp_path / ".tmpAbCdEf").write_text("mine")
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path / "state"])
+    assert done.returncode == 9
+    assert [file.read_bytes() for file in tmp_path.glob(".state.*/.tmpQ7xY2a")] == [b"half"]
+    with owned_checkpoint(tmp_path / "state"):
+        assert load_checkpoint(tmp_path / "state", "run")[0] == {"round": 1}
+    assert {file.name for file in tmp_path.iterdir()} == {"state", ".tmpAbCdEf"}
+
+
 @pytest.mark.parametrize("atomic", [True, False])
 def test_a_new_folder_replaces_the_old_one_without_a_gap(tmp_path, monkeypatch, atomic):
     if not atomic:
@@ -298,6 +324,15 @@ def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
         part.write_text("other")
         raise ValueError
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "text")]
+
+
+def test_an_error_of_the_system_names_the_file_and_not_a_temporary_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", 245 * "x"):  # the second is short enough, but not with the ending of a temporary name
+        with pytest.raises(OSError) as caught:
+            write_text(tmp_path / name, "text")
+        assert caught.value.filename == str(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, target: str = "") -> tarfile.TarInfo:

@@ -145,3 +145,29 @@ def test_a_folder_without_a_readable_fleet_is_refused_in_one_line(tmp_path, cont
         (tmp_path / "fleet.json").write_bytes(content)
     with pytest.raises(FedexitError, match=r"^[^\n]* holds no fleet \([^\n]+\); start one: fedexit fleet up$"):
         facts_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["plan", "fleet.csv", "--task", "keywrod"], "unknown task 'keywrod'; known: "),
+        (["plan", "fleet.csv", "--seconds", "1e308"], "--seconds must be > 0 and at most 3600, not 1e+308"),
+        (["plan", "fleet.csv", "--seconds", "nan"], "--seconds must be > 0 and at most 3600, not nan"),
+        (["run", "--folder", ".", "--minutes", "nan"], "--minutes must be > 0, not nan"),
+        (["run", "--folder", ".", "--minutes", "-1"], "--minutes must be > 0, not -1"),
+        (["down", "--folder", "misspelt"], "misspelt holds no fleet ("),
+    ],
+)
+def test_the_commands_refuse_wrong_input_in_one_line(command, says, tmp_path, monkeypatch, capsys):
+    def submitted(*given, **named):
+        raise AssertionError("the run was submitted")
+
+    monkeypatch.setattr("fedexit.flower.local.submit", submitted)
+    monkeypatch.chdir(tmp_path)
+    write_fleet(NODES, tmp_path / "fleet.csv")
+    (tmp_path / "fleet.json").write_text('{"simulated": false}')
+    assert cli.main(["fleet", *command]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"fedexit: {says}") and err.count("\n") == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"fleet.csv", "fleet.json"}
+    assert cli.main(["fleet", "down", "--folder", "."]) == 0 and capsys.readouterr().out == "0 processes ended\n"

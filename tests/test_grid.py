@@ -469,6 +469,25 @@ class Interrupted(Exception):
     pass
 
 
+def test_damaged_notes_of_a_spot_check_are_refused_before_the_training_resumes(folder, small, monkeypatch):
+    state, cell = small / "state", Cell("voice", "layerwise", 0)
+    plan = setting(folder, rounds=3)
+    own = state / key(plan, central=False)
+    run_cell(cell, plan, own, stop_after=2)
+    notes = own / f"{cell.name}.spot.csv"
+    whole = notes.read_bytes()
+    notes.write_bytes(whole[:-3])
+    trained = []
+    monkeypatch.setattr(grid, "run_cell", lambda *given, **named: trained.append(given) or run_cell(*given, **named))
+    with pytest.raises(
+        FedexitError, match=r"^voice-layerwise-seed0\.spot\.csv is damaged [^\n]*; delete voice-[^\n]*$"
+    ):
+        run_grid([cell], plan, state, workers=1)
+    assert not trained
+    notes.write_bytes(whole)
+    assert set(run_grid([cell], plan, state, workers=1).spot["round"]) == {2, 3} and trained
+
+
 @pytest.mark.parametrize("method", ["central", "stale"])
 def test_an_interrupted_cell_resumes_with_bit_identical_results(method, folder, small, monkeypatch):
     cell, state = Cell("voice", method, 1, 3 if method == "central" else 0), small / "state"

@@ -22,6 +22,7 @@ from fedexit.runner import execution, fingerprint, provenance
 from fedexit.runner import run as runner
 from fedexit.runner.execution import MAX_LINE, MAX_PRINTED, _remove_volatile, add_printed
 from fedexit.runner.manifest import load_manifest
+from fedexit.runner.yaml_text import parse_yaml
 from fedexit.support.errors import FedexitError
 from fedexit.support.files import file_hash
 from fedexit.support.reads import note_read
@@ -261,12 +262,43 @@ def test_mistakes_are_reported_before_anything_starts(project, capsys):
             "round=2",
         ): "01_first: unknown parameter round; its cell tagged parameters sets: mode, note,",
         ("-p", "rounds=2"): "-p needs a notebook",
+        ("01_first", "-p", "rounds=x"): "01_first: -p rounds is 'x' (text); give a value like 0 (whole number)",
+        ("01_first", "-p", "rounds=nan"): "01_first: -p rounds is 'nan' (text); give a value like 0 (whole number)",
+        ("01_first", "-p", "rounds=true"): "-p rounds is True (true or false); give a value like 0 (whole number)",
+        ("01_first", "-p", "rounds=[1]"): "-p rounds is [1] (list); give a value like 0 (whole number)",
+        ("01_first", "-p", "rounds="): "-p rounds is None (null, no value); give a value like 0 (whole number)",
+        ("01_first", "-p", "note=3"): "-p note is 3 (number); give a value like '' (text)",
         ("--profile", "huge"): "unknown profile huge; nbs_ci.yml has: default, smoke",
     }
     for arguments, complaint in cases.items():
         code, out, err = fedexit(capsys, "run", "--profile", "smoke", *arguments)
         assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1, arguments
     assert not os.path.exists(project.result("01_first"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "profile", "text", "says"),
+    [
+        ("rounds = [3, 6]", [3], "rounds=[3, x]", "-p rounds is [3, 'x'] (list); give a value like [3, 6] (list)"),
+        ("rounds = [3, 6]", [3], "rounds=3", "-p rounds is 3 (number); give a value like [3, 6] (list)"),
+        ("rounds = {'a': 1}", None, "rounds=[]", "-p rounds is [] (list); give a value like {'a': 1} (mapping)"),
+        ("rounds = 3", None, "rounds=x", "-p rounds is 'x' (text); give a value like 3 (whole number)"),
+        ("rounds = 3", None, "rounds=1e9", "-p rounds is 1000000000.0 (number); give a value like 3 (whole number)"),
+        ("rounds = 3", 1.5, "rounds=0.5", ""),
+        ("rounds = 3", None, "rounds=", ""),  # a profile gives no value, so it is allowed
+        ("rounds = []", [], "rounds=[3, x]", ""),  # no part is known
+        ("rounds = 2 * 3", None, "rounds=x", ""),  # no value is known
+        ("rounds = 1.5", 2, "rounds=1", ""),
+    ],
+)
+def test_a_parameter_of_another_kind_is_refused(cell, profile, text, says, project):
+    write_notebook(project.root / "notebooks/01_first.ipynb", f'profile = ""\nmode = ""\nnote = ""\n{cell}', "1")
+    project.save(rounds=profile)
+    given = {"rounds": parse_yaml(text.partition("=")[2], text)}
+    if says:
+        with pytest.raises(FedexitError, match=f"^{re.escape(f'01_first: {says}')}$"):
+            runner.check_kinds("smoke", ["01_first"], given)
+    runner.check_kinds("smoke", ["02_second"] if says else ["01_first"], given)
 
 
 def test_a_missing_corpus_is_reported_before_anything_starts(project, capsys, monkeypatch):

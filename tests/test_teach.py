@@ -84,6 +84,17 @@ def test_what_students_get_is_the_same_each_time_and_holds_no_answer(tmp_path, c
     assert "perhaps answers" in capsys.readouterr().err
 
 
+def test_student_notebooks_replace_no_file_of_another_kind(tmp_path):
+    (tmp_path / "1_model.ipynb").write_bytes(b"\xff\xfe")
+    with pytest.raises(FedexitError, match=r"1_model\.ipynb has other content, perhaps answers; [^\n]*$"):
+        write_notebooks(tmp_path)
+    (tmp_path / "folder" / "2_federation.ipynb").mkdir(parents=True)
+    for folder, why in (("folder", "Is a directory"), ("1_model.ipynb", "Not a directory")):
+        with pytest.raises(FedexitError, match=rf"cannot be written \({why}\); choose another place$"):
+            write_notebooks(tmp_path / folder)
+    assert len([*tmp_path.rglob("*")]) == 3
+
+
 def test_a_student_checks_without_torch_and_without_the_answers():
     code = (
         "import sys; from fedexit.teach import check; check('wer', lambda c: c[:, :3].sum() / c[:, [0, 2, 3]].sum());"

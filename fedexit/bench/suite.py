@@ -11,6 +11,7 @@ from fedexit.bench.aggregate import WAYS
 from fedexit.bench.child import launch
 from fedexit.bench.workload import Sizes, Workload
 from fedexit.support.errors import FedexitError
+from fedexit.support.files import check_target
 from fedexit.support.paths import results_dir
 from fedexit.support.progress import progress
 
@@ -68,7 +69,7 @@ def bench(
         sizes: how much is measured.
 
     Raises:
-        FedexitError: a part is unknown, `repetitions` is below 1, or a measurement fails.
+        FedexitError: a part is unknown, `repetitions` is below 1, `out` cannot be written, or a measurement fails.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -77,6 +78,7 @@ def bench(
         raise FedexitError(f"repetitions must be >= 1, not {repetitions}")
     parts, sizes = parts or PARTS[:-1], sizes or Sizes()
     out = Path(out) if out else results_dir() / "bench"
+    check_target(out / "provenance.json")
     versions = {}
     if {"engine", "peers"} & set(parts):
         pythons = _peers() if "peers" in parts else {}

@@ -16,6 +16,7 @@ from fedexit.lab.kept import Origin, is_finished, key_of, origin_of, read_cell, 
 from fedexit.lab.material import has_folds
 from fedexit.lab.published import origin_in, read_published
 from fedexit.lab.setting import Cell, Setting
+from fedexit.lab.spots import Spots
 from fedexit.support.checkpoints import remove_checkpoint
 from fedexit.support.errors import FedexitError
 from fedexit.support.locks import owned
@@ -130,12 +131,15 @@ def with_owners(items: pd.DataFrame) -> pd.DataFrame:
 
 def _make_cell(cell: Cell, setting: Setting, folder: Path, origin: Origin, device: str) -> None:
     """Run a cell, write its results and delete its checkpoint, unless another process makes it meanwhile."""
+    checkpoint = folder / f"{cell.name}.safetensors"
     with owned(folder / cell.name, wait=True):
         if not is_finished(folder, cell):
+            if checkpoint.is_file():  # it resumes: damaged notes are refused now, not after the last round
+                Spots([], [], [], checkpoint.with_suffix(".spot.csv")).rows()
             since = time.perf_counter()
             measured = run_cell(cell, setting, folder, device=device)
             write_cell(folder, cell, measured, setting, origin, time.perf_counter() - since, device)
-        remove_checkpoint(folder / f"{cell.name}.safetensors")
+        remove_checkpoint(checkpoint)
 
 
 def _warn_of_unverified(cells: Mapping[Place, tuple[Measured, bool]], kind: str, remedy: str) -> None:

@@ -1,5 +1,6 @@
 """Execute one notebook in one kernel, under one time limit, with papermill."""
 
+import ast
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,19 @@ def known_parameters(notebook: Notebook) -> list[str]:
         return sorted(papermill.inspect_notebook(_literally(notebook.path)))
     except ValueError:
         raise FedexitError(f"{notebook.id}: no kernel in its metadata; open it in JupyterLab with Python 3") from None
+
+
+def default_values(notebook: Notebook) -> dict[str, object]:
+    """Return the values in the notebook's cell tagged `parameters` that are literals; none of a broken notebook."""
+    found: dict[str, object] = {}
+    with suppress(ValueError, KeyError, TypeError, SyntaxError, RecursionError):
+        for cell in json.loads(notebook.path.read_text(encoding="utf-8"))["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                for line in ast.parse("".join(cell["source"])).body:
+                    if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                        with suppress(ValueError):
+                            found[line.targets[0].id] = ast.literal_eval(line.value)
+    return found
 
 
 def execute(

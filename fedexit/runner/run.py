@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedexit.runner import fingerprint, provenance
 from fedexit.runner.checks import check_artifacts, check_tables, read_table
-from fedexit.runner.execution import execute, known_parameters
+from fedexit.runner.execution import default_values, execute, known_parameters
 from fedexit.runner.jobs import at_once, submitter
 from fedexit.runner.manifest import Notebook, load_manifest, select
 from fedexit.runner.provenance import NOT_HERE, state_folder, state_of
@@ -50,6 +50,7 @@ def run(profile: str, ids: list[str], overrides: dict, force: bool = False, jobs
         raise FedexitError("-p needs a notebook: fedexit run NOTEBOOK -p NAME=VALUE")
     if jobs < 1:
         raise FedexitError(f"--jobs {jobs}: give the number of notebooks side by side, 1 or more")
+    check_kinds(profile, ids, overrides)
     parameters = {n.id: _parameters(n, profile, overrides if n.id in ids else {}) for n in notebooks}
     for notebook in notebooks:  # a missing corpus or a broken notebook is reported before anything runs
         state_of(notebook, profile, parameters[notebook.id])
@@ -149,6 +150,30 @@ def _kind(value: object) -> str:
     """Return the type of a YAML value in words."""
     kinds = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", dict: "mapping"}
     return kinds.get(type(value), "null, no value")
+
+
+def check_kinds(profile: str, ids: list[str], overrides: dict) -> None:
+    """Raise FedexitError if a parameter of the notebooks `ids` (or all) is of another kind than its known values.
+
+    Known values are that of the notebook and those of its profiles. A name without one is not checked here.
+    """
+    for notebook in select(load_manifest(project_root()), profile, ids) if overrides else []:
+        every = [default_values(notebook), *(own.parameters for own in notebook.profiles.values())]
+        for name, value in overrides.items() if not ids or notebook.id in ids else ():
+            known = [values[name] for values in every if name in values]
+            like = next((one for one in known if one is not None), None)
+            if like is not None and not any(_alike(value, one) for one in known):
+                kind = "whole number" if type(like) is int else _kind(like)
+                raise FedexitError(
+                    f"{notebook.id}: -p {name} is {value!r} ({_kind(value)}); give a value like {like!r} ({kind})"
+                )
+
+
+def _alike(value: object, known: object) -> bool:
+    """Return whether a value of YAML can take the place of a known one: of a whole number, only another."""
+    if isinstance(known, list):
+        return isinstance(value, list) and all(not known or any(_alike(part, one) for one in known) for part in value)
+    return type(value) is int if type(known) is int else _kind(value) == _kind(known)
 
 
 def _check_parameters(notebook: Notebook, parameters: dict) -> None:

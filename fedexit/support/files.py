@@ -9,12 +9,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedexit.support.errors import FedexitError, first_line, reason
 
 _BLOCK = 1 << 20
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 _SEAL = "checksum"
 _LINE = "# sha256 "  # begins the first line of a text that `write_checked` wrote
 OLD = "old_copy"  # eight letters, as in the temporary names
@@ -46,7 +47,10 @@ def json_hash(value: object) -> str:
 
 
 def check_downloaded(file: Path) -> None:
-    """Raise FedexitError for a file that is missing, empty, a web page or a Git LFS pointer instead of the real one."""
+    """Raise FedexitError for a file that is missing, empty, cut off, a web page or a Git LFS pointer.
+
+    Only safetensors files say how long they are, so that a cut is noticed here.
+    """
     if not file.is_file():
         raise FedexitError(f"{file} is not there; download it again")
     with file.open("rb") as opened:
@@ -57,6 +61,21 @@ def check_downloaded(file: Path) -> None:
         raise FedexitError(f"{file} is a Git LFS pointer, not the file itself; get it with: git lfs pull")
     if start.startswith((b"<!doctype", b"<html")):
         raise FedexitError(f"{file} is a web page; download the file itself")
+    if file.suffix == ".safetensors" and (size := file.stat().st_size) < (whole := _announced(file)):
+        raise FedexitError(f"{file} is cut off: it holds {size} of {whole} bytes; download it again")
+
+
+def _announced(file: Path) -> int:
+    """Return the size in bytes that the header of a safetensors file announces; 0 if there is no such header."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(length) if length <= _LARGEST_HEADER else b""
+    if 0 < len(header) < length and header.startswith(b"{"):  # cut off in the header itself
+        return 8 + length
+    with suppress(ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        tensors = [own for name, own in json.loads(header).items() if name != "__metadata__"]
+        return 8 + length + max(int(own["data_offsets"][1]) for own in tensors)
+    return 0
 
 
 def read_json_object(file: Path) -> dict:
@@ -94,13 +113,49 @@ def unsealed(found: dict) -> dict:
     return facts
 
 
+def check_target(path: str | Path) -> Path:
+    """Return the path of a file that a command is going to write; call it before the work that may take minutes.
+
+    Nothing is made: folders that are missing are those of `replacing`.
+
+    Raises:
+        FedexitError: it is a folder, below a file, or in a folder where this user cannot write; or its name is too
+            long.
+    """
+    path = Path(path)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+        above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+        if path.is_dir():
+            fault = errno.EISDIR
+        else:
+            fault = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK) else errno.EACCES
+        if fault:
+            raise OSError(fault, os.strerror(fault))
+    except (OSError, ValueError) as error:
+        raise FedexitError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
+    return path
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name `path` instead of a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 @contextmanager
 def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends without an error, that file becomes `path`.
+    """Give a temporary path near `path`; when the block ends without an error, that file becomes `path`.
 
-    The temporary name is unique, so two processes never write into each other's file. A failed block leaves `path`
-    as it was and no temporary file. The new file is on disk before it takes its name, so a power failure leaves one of
-    the two whole. `flush=False` leaves that to a later `new_folder`, which is faster for many small files.
+    The temporary file is alone in a new folder beside `path`, so two processes never write into each other's file.
+    What a library leaves there when the process is killed lies in that folder too, and `fedexit.support.locks.sweep`
+    removes it: safetensors first writes to a name of its own, such as `.tmpQ7xY2a`. A failed block leaves `path` as it
+    was and no temporary file. The new file is on disk before it takes its name, so a power failure leaves one of the
+    two whole. `flush=False` leaves that to a later `new_folder`, which is faster for many small files.
 
     Example:
         >>> with replacing(target) as part:
@@ -108,19 +163,21 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    with _naming(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent))
+    part = folder / path.name
     try:
+        part.touch()
         yield part
-        part.chmod(0o666 & ~_umask())  # mkstemp makes a private file
+        part.chmod(0o666 & ~_umask())  # some libraries make a private file
         if flush:
             flush_to_disk(part)
-        os.replace(part, path)
+        with _naming(path):
+            os.replace(part, path)
         if flush:
             flush_to_disk(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import read_bytes, replacing
+from fedexit.support.files import check_target, read_bytes, replacing
 from fedexit.teach.checking import RECORDED, Verdict, exercise_named, judge, read_key
 from fedexit.teach.exercises import BY_NAME, Exercise
 from fedexit.teach.runner import NOBODY
@@ -77,8 +77,8 @@ def grade(
         limits: limits of each exercise of each submission.
 
     Raises:
-        FedexitError: there is nothing to grade, two submissions have one name, the key does not fit, or the system is
-            not Linux.
+        FedexitError: there is nothing to grade, two submissions have one name, the key does not fit, `out` cannot be
+            written, or the system is not Linux.
 
     Example:
         >>> grade(["ana.ipynb", "ben.ipynb"], "grades.csv", key="key.json", exercises=["pooling", "head"])
@@ -94,6 +94,7 @@ def grade(
     if twice := {name for name in names if names.count(name) > 1}:
         raise FedexitError(f"several submissions have the name {min(twice)}; give each file the name of its student")
     cells = [_code_cells(path) for path in submissions]
+    check_target(out)
     here, grades = protection(), []
     for name, own in zip(names, cells, strict=True):
         verdicts = _verdicts(own, chosen, recorded, limits, here)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedexit.support.errors import FedexitError
-from fedexit.support.files import replacing
+from fedexit.support.files import check_target, replacing
 from fedexit.support.streams import numpy_stream
 from fedexit.teach.checking import digest
 from fedexit.teach.exercises import EXERCISES, Exercise
@@ -32,8 +32,10 @@ def write_key(answers: str | Path, out: str | Path, seed: int | None = None) -> 
         seed: seed of the inputs and salts; None for a secret one.
 
     Raises:
-        FedexitError: an answer is missing, right answers disagree, or no inputs separate the wrong ones.
+        FedexitError: `out` cannot be written, an answer is missing, right answers disagree, or no inputs separate the
+            wrong ones.
     """
+    check_target(out)
     seed = secrets.randbits(60) if seed is None else seed
     key = {exercise.name: _record(exercise, Path(answers), seed) for exercise in EXERCISES}
     with replacing(out) as part:

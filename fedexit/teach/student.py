@@ -6,7 +6,7 @@ from typing import Any
 
 from fedexit.support.errors import FedexitError
 from fedexit.support.extras import extra
-from fedexit.support.files import write_text
+from fedexit.support.files import check_target, write_text
 from fedexit.teach.exercises import EXERCISES, Exercise
 
 _INTRODUCTION = """# Exercises: {title}
@@ -23,14 +23,15 @@ def write_notebooks(folder: str | Path) -> list[Path]:
     A notebook that is already there and the same stays untouched.
 
     Raises:
-        FedexitError: a notebook with other content is there, which may hold a student's work.
+        FedexitError: a notebook with other content is there, which may hold a student's work; or the folder cannot be
+            written.
     """
     contents = {
         Path(folder) / f"{name}.ipynb": _notebook(name, list(own))
         for name, own in groupby(EXERCISES, lambda exercise: exercise.notebook)
     }
     for path, text in contents.items():
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if check_target(path).exists() and path.read_bytes() != text.encode():
             raise FedexitError(f"{path} has other content, perhaps answers; choose another folder or delete the file")
     new = [path for path in contents if not path.exists()]
     for path in new:
