@@ -113,8 +113,7 @@ def _kept_groups(folder: Path, kind: str, stays: Collection[Identity]) -> Iterat
             group = stored.read_row_group(number).select(SCHEMAS[kind].names).cast(SCHEMAS[kind])
             places = _bounds(group)
             if not places.keys() <= {*stays}:
-                own = [group[slice(*rows)] for place, rows in places.items() if place in stays]
-                group = _joined(own, SCHEMAS[kind])
+                group = _joined((group[slice(*rows)] for own, rows in places.items() if own in stays), SCHEMAS[kind])
             yield group
 
 
@@ -186,16 +185,8 @@ def _index_row(place: Identity, entry: Mapping[str, Any], checksum: str) -> dict
     sums = {f"{source}_checksum": entry[source]["checksum"] for source in sources}
     words = {name: json.dumps(entry[name], sort_keys=True, ensure_ascii=False) for name in ("setting", "versions")}
     machine = {"processor": entry["processor"]["model"], "bfloat16": entry["processor"]["bfloat16"]}
-    return {
-        **dict(zip(PLACE, place, strict=True)),
-        **entry["cell"],
-        **flat,
-        **sources,
-        **sums,
-        **words,
-        **machine,
-        "checksum": checksum,
-    }
+    own = {**dict(zip(PLACE, place, strict=True)), **entry["cell"], **flat, **sources}
+    return {**own, **sums, **words, **machine, "checksum": checksum}
 
 
 def read_published(folder: Path, wanted: Collection[Identity]) -> dict[Identity, tuple[Measured, bool]]:
