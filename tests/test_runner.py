@@ -1,6 +1,8 @@
 """Test the runner on a tiny project of two notebooks; the second reads a table of the first."""
 
+import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -11,10 +13,12 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import yaml
+from PIL import Image
 from small_project import FIRST, SECOND, Project, fedexit, write_notebook
 
 from fedexit.data.places import corpus_checksum
@@ -528,3 +532,22 @@ def test_the_first_failure_stops_the_other_jobs(project, capsys):
     code, out, err = fedexit(capsys, "run", "--profile", "smoke", "--jobs", "2")
     assert code == 1 and "01_first: failed\n02_second: not run\n" in out and "01_first failed in cell" in err
     assert not [child for child in psutil.Process().children(recursive=True) if "ipykernel" in str(child.cmdline())]
+
+
+def test_images_of_a_large_notebook_keep_their_size_and_lose_colours(tmp_path):
+    plain = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(plain).save(made := io.BytesIO(), "PNG")
+    image = base64.b64encode(made.getvalue()).decode()
+    cells = [
+        {"outputs": [{"data": {"image/png": image, "text/plain": "a figure"}}, {"text": "said"}]},
+        {"source": "x"},
+    ]
+    file = tmp_path / "a.ipynb"
+    file.write_text(json.dumps({"cells": cells}))
+    execution._take_few_colours(file)
+    [cell, other] = json.loads(file.read_text())["cells"]
+    few = cell["outputs"][0]["data"].pop("image/png")
+    with Image.open(io.BytesIO(base64.b64decode(few))) as small:
+        assert small.size == (60, 40) and len(small.convert("RGB").getcolors()) <= execution.COLOURS
+    assert len(few) < len(image) and other == {"source": "x"}
+    assert cell == {"outputs": [{"data": {"text/plain": "a figure"}}, {"text": "said"}]}

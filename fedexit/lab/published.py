@@ -148,6 +148,8 @@ def _as_arrow(table: pd.DataFrame, kind: str, place: Identity) -> pa.Table:
     if table.empty:
         return schema.empty_table()
     table = table.assign(**dict(zip(PLACE, place, strict=True)))
+    if kind == "ledger":
+        table["seconds"] = table["seconds"].round(3)  # the rest is noise, and does not compress
     if wrong := ({*schema.names} - {OPTIONAL}) ^ ({*table.columns} - {OPTIONAL}):
         state = "lacks" if min(wrong) in schema.names else "has an unknown"
         raise FedexitError(f"{place[1]}: the table {kind} {state} column {min(wrong)!r}; see SCHEMAS in {__name__}")

@@ -1,7 +1,9 @@
 """Execute one notebook in one kernel, under one time limit, with papermill."""
 
 import ast
+import base64
 import errno
+import io
 import json
 import os
 import re
@@ -26,6 +28,7 @@ from fedexit.support.extras import extra
 from fedexit.support.files import replacing
 
 MAX_BYTES = 1_000_000  # bytes of an executed notebook; a larger one is slow to open and to compare
+COLOURS = 64  # of the images of a notebook that would be larger
 MAX_PRINTED = 100_000  # characters that are kept of what a cell prints to stdout or stderr
 MAX_LINE = 10_000  # characters that are kept of one printed line
 MAX_OUTPUTS = 1_000  # outputs of a cell: tables, pictures and streams
@@ -105,9 +108,25 @@ def execute(
         raise FedexitError(f"{notebook.id} failed in cell In [{error.exec_count}]: {reason}") from None
     _remove_volatile(executed)
     if executed.stat().st_size > MAX_BYTES:
+        _take_few_colours(executed)
+    if executed.stat().st_size > MAX_BYTES:
         raise FedexitError(
             f"{notebook.id} is larger than {MAX_BYTES:,} bytes when executed; show smaller or fewer outputs"
         )
+
+
+def _take_few_colours(executed: Path) -> None:
+    """Store the images of an executed notebook with `COLOURS` colours; they then need about a third of the bytes."""
+    from PIL import Image  # comes with matplotlib
+
+    content = json.loads(executed.read_text(encoding="utf-8"))
+    for output in [output for cell in content["cells"] for output in cell.get("outputs", [])]:
+        if image := output.get("data", {}).get("image/png"):
+            with Image.open(io.BytesIO(base64.b64decode("".join(image)))) as full:
+                few = full.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+            few.save(made := io.BytesIO(), "PNG", optimize=True)
+            output["data"]["image/png"] = base64.b64encode(made.getvalue()).decode() + "\n"
+    executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _literally(path: Path) -> str:
