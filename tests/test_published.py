@@ -332,7 +332,9 @@ def test_published_cells_are_read_without_their_corpus(trained, copy, tmp_path, 
     absent = setting.changed(corpus="small")
     found = run_grids({"": (CELLS, absent)}, tmp_path / "state", 1, results / "cells")[""]
     for ours, theirs in zip(found, trained[2], strict=True):
-        pd.testing.assert_frame_equal(ours[theirs.columns], to_milliseconds(theirs), check_exact=True, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            ours[theirs.columns], to_milliseconds(theirs), check_exact=True, check_dtype=False
+        )
     for cells, folder in ((CELLS, None), ([Cell("voice", "masked", 1)], results / "cells")):
         with pytest.raises(FedexitError, match="'small' is not there; run: fedexit data fetch small"):
             run_grids({"": (cells, absent)}, tmp_path / "state", 1, folder)
@@ -349,7 +351,9 @@ def test_grids_read_published_cells_and_train_only_the_others(trained, copy, tmp
         found = run_grids({"all": (CELLS, setting)}, tmp_path / "state", 1, results / "cells")["all"]
     assert not asked and not (tmp_path / "state").exists()
     for ours, theirs in zip(found, trained[2], strict=True):
-        pd.testing.assert_frame_equal(ours[theirs.columns], to_milliseconds(theirs), check_exact=True, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            ours[theirs.columns], to_milliseconds(theirs), check_exact=True, check_dtype=False
+        )
     trains = []
     monkeypatch.setattr(grid, "on_workers", lambda function, jobs, *_: trains.extend(job[0] for job in jobs))
     new = Cell("voice", "masked", 1)
