@@ -94,8 +94,10 @@ def _claims(results: Path) -> list[str]:
         (
             f"Eq. (1) beats FedAvg on mixed depths, by {-fedavg.max():.2f} to {-fedavg.min():.2f} points (Table 2).",
             " ".join(
-                _said(results, exit, f"Eq. (1){tiers}", f"stale{tiers}")
-                for exit, tiers in ((12, ""), (6, ", tiers 3 and 6"))
+                dict.fromkeys(  # NOT_YET once
+                    _said(results, exit, f"Eq. (1){tiers}", f"stale{tiers}")
+                    for exit, tiers in ((12, ""), (6, ", tiers 3 and 6"))
+                )
             ),
             MIXED,
         ),
